@@ -1,0 +1,33 @@
+// How many CPUs this process may use, from the scheduler's affinity mask and the cgroup
+// quota (v2 cpu.max or v1 cpu.cfs_quota_us), whichever is smaller.
+#ifndef TERN_SERVER_BASE_CPU_BUDGET_H_
+#define TERN_SERVER_BASE_CPU_BUDGET_H_
+
+#include <string>
+
+#include "absl/status/statusor.h"
+
+namespace tern {
+
+struct CpuBudget {
+  int threads = 1;          // min(floor(quota), affinity), at least 1
+  int affinity = 1;         // CPUs in the affinity mask
+  double quota_cpus = 0.0;  // 0 = no quota
+  // "2 threads (affinity 2, no cgroup quota)"
+  std::string ToString() const;
+};
+
+// Reads the machine. `root` is prepended to /proc and /sys paths (tests use a folder).
+// Never fails: what cannot be read does not limit.
+CpuBudget ReadCpuBudget(const std::string& root = "");
+
+// nr_throttled and throttled seconds of the cgroup's cpu.stat; zeros where absent.
+struct CpuThrottling {
+  double periods = 0;
+  double seconds = 0;
+};
+CpuThrottling ReadCpuThrottling(const std::string& root = "");
+
+}  // namespace tern
+
+#endif  // TERN_SERVER_BASE_CPU_BUDGET_H_

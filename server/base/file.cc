@@ -1,0 +1,122 @@
+#include "server/base/file.h"
+
+#include <fcntl.h>
+#include <isa-l/crc.h>
+#include <openssl/sha.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+
+#include "absl/strings/escaping.h"
+#include "absl/strings/str_cat.h"
+#include "server/base/status_macros.h"
+
+namespace tern {
+namespace {
+
+absl::Status ErrnoStatus(const std::string& what, const std::string& path) {
+  const std::string message = absl::StrCat(what, " ", path, ": ", std::strerror(errno));
+  if (errno == ENOENT) return absl::NotFoundError(message);
+  if (errno == EACCES || errno == EPERM) return absl::PermissionDeniedError(message);
+  if (errno == ENOSPC || errno == EDQUOT) return absl::ResourceExhaustedError(message);
+  return absl::InternalError(message);
+}
+
+absl::Status WriteAll(int fd, absl::string_view data, const std::string& path) {
+  while (!data.empty()) {
+    const ssize_t n = ::write(fd, data.data(), data.size());
+    if (n < 0) {
+      if (errno == EINTR) continue;
+      return ErrnoStatus("write", path);
+    }
+    data.remove_prefix(n);
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<std::string> ReadFile(const std::string& path, uint64_t max_bytes) {
+  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return ErrnoStatus("open", path);
+  std::string content;
+  absl::Status status;
+  struct stat info;
+  if (::fstat(fd, &info) != 0) {
+    status = ErrnoStatus("stat", path);
+  } else if (!S_ISREG(info.st_mode)) {
+    status = absl::InvalidArgumentError(absl::StrCat(path, ": not a regular file"));
+  } else if (static_cast<uint64_t>(info.st_size) > max_bytes) {
+    status = absl::ResourceExhaustedError(
+        absl::StrCat(path, ": ", info.st_size, " bytes, the limit is ", max_bytes));
+  } else {
+    content.resize(info.st_size);
+    size_t done = 0;
+    while (done < content.size()) {
+      const ssize_t n = ::read(fd, content.data() + done, content.size() - done);
+      if (n < 0 && errno == EINTR) continue;
+      if (n < 0) status = ErrnoStatus("read", path);
+      if (n <= 0) break;
+      done += n;
+    }
+    content.resize(done);  // shorter if the file was cut while it was read
+  }
+  ::close(fd);
+  if (!status.ok()) return status;
+  return content;
+}
+
+absl::Status WriteFileAtomically(const std::string& path, absl::Span<const absl::string_view> parts) {
+  static std::atomic<uint64_t> counter{0};
+  const std::string temporary = absl::StrCat(path, ".tmp.", ::getpid(), ".", counter++);
+  const int fd = ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+  if (fd < 0) return ErrnoStatus("create", temporary);
+  absl::Status status;
+  for (absl::string_view part : parts) {
+    status = WriteAll(fd, part, temporary);
+    if (!status.ok()) break;
+  }
+  if (status.ok() && ::fsync(fd) != 0) status = ErrnoStatus("fsync", temporary);
+  if (::close(fd) != 0 && status.ok()) status = ErrnoStatus("close", temporary);
+  if (status.ok() && ::rename(temporary.c_str(), path.c_str()) != 0) status = ErrnoStatus("rename to", path);
+  if (!status.ok()) {
+    ::unlink(temporary.c_str());
+    return status;
+  }
+  const std::string parent = std::filesystem::path(path).parent_path().string();
+  return SyncDirectory(parent.empty() ? "." : parent);
+}
+
+absl::Status SyncDirectory(const std::string& path) {
+  const int fd = ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (fd < 0) return ErrnoStatus("open directory", path);
+  absl::Status status;
+  if (::fsync(fd) != 0) status = ErrnoStatus("fsync directory", path);
+  ::close(fd);
+  return status;
+}
+
+uint32_t Crc32c(absl::string_view data) {
+  // crc32_iscsi takes an int length and applies no final inversion.
+  uint32_t crc = 0xffffffffu;
+  while (!data.empty()) {
+    const size_t chunk = std::min<size_t>(data.size(), 1u << 30);
+    crc = crc32_iscsi(reinterpret_cast<unsigned char*>(const_cast<char*>(data.data())),
+                      static_cast<int>(chunk), crc);
+    data.remove_prefix(chunk);
+  }
+  return ~crc;
+}
+
+std::string Sha256Hex(absl::string_view data) {
+  unsigned char digest[SHA256_DIGEST_LENGTH];
+  SHA256(reinterpret_cast<const unsigned char*>(data.data()), data.size(), digest);
+  return absl::BytesToHexString(
+      absl::string_view(reinterpret_cast<const char*>(digest), sizeof(digest)));
+}
+
+}  // namespace tern

@@ -1,0 +1,35 @@
+// Files: whole reads with a size limit, crash-safe writes, checksums.
+#ifndef TERN_SERVER_BASE_FILE_H_
+#define TERN_SERVER_BASE_FILE_H_
+
+#include <cstdint>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/types/span.h"
+
+namespace tern {
+
+// The whole file. NOT_FOUND if it does not exist, RESOURCE_EXHAUSTED if it is larger than
+// `max_bytes`, PERMISSION_DENIED or INTERNAL (with errno's text) otherwise.
+absl::StatusOr<std::string> ReadFile(const std::string& path, uint64_t max_bytes = 4ull << 30);
+
+// Writes `path`.tmp.<pid>.<n>, fsyncs it, renames it over `path` and fsyncs the folder: after
+// a crash at any moment `path` holds the old content or the new one, never a part.
+// Errors: INTERNAL with errno's text; the temporary file is removed.
+absl::Status WriteFileAtomically(const std::string& path, absl::Span<const absl::string_view> parts);
+
+// fsync of a directory, so that renames in it survive a power cut.
+absl::Status SyncDirectory(const std::string& path);
+
+// CRC-32C (Castagnoli) as in RFC 3720, starting from 0.
+uint32_t Crc32c(absl::string_view data);
+
+// Lower-case hexadecimal SHA-256.
+std::string Sha256Hex(absl::string_view data);
+
+}  // namespace tern
+
+#endif  // TERN_SERVER_BASE_FILE_H_

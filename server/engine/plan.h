@@ -1,0 +1,106 @@
+// Compiled networks: a Plan is a graph made ready for this CPU, a Session runs it.
+//
+// Plan: immutable, shared by any number of sessions and threads; holds prepacked weights and
+//   the choice of implementation per layer. Session: the activation memory and oneDNN objects of one
+//   caller; not thread safe, one thread uses it at a time.
+// Float graphs run over oneDNN f32; quantised graphs run u8 activations between float
+// islands (docs/quantisation.md, "Inference arithmetic").
+#ifndef TERN_SERVER_ENGINE_PLAN_H_
+#define TERN_SERVER_ENGINE_PLAN_H_
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "absl/types/span.h"
+#include "server/graph/graph.h"
+#include "server/kernels/dispatch.h"
+
+namespace tern::engine {
+
+struct PlanOptions {
+  // Highest instruction set that our kernels and oneDNN may use. oneDNN's own cap is process-wide and
+  // set by CapOneDnnIsa() at start; this one chooses our kernels and the int8 expansion.
+  kernels::Isa isa = kernels::DetectIsa();
+  int max_batch = 32;
+  // Ternary layers may run as int8 over oneDNN where VNNI exists (exact, and faster there).
+  bool expand_ternary_on_vnni = true;
+};
+
+// What runs one node.
+struct LayerInfo {
+  std::string name;
+  std::string op;
+  std::string scheme;          // fp32, int8, int4-cluster, ternary-cluster, u8 (no weights)
+  std::string implementation;  // "onednn:jit_int8:avx2", "tern:avx2", "tern:table", "float-island", ...
+  int64_t macs = 0;            // per image
+};
+
+class Plan;
+
+// Runs a plan. Create one per thread of execution. Not thread safe.
+class Session {
+ public:
+  ~Session();
+  Session(Session&&) noexcept;
+  Session& operator=(Session&&) noexcept;
+
+  // The float input buffer, NHWC f32 [max_batch, h, w, c], to be filled before Run.
+  absl::Span<float> input();
+
+  // Runs the first `batch` images of input(). Returns logits f32 [batch, classes], valid until the
+  // next call. INVALID_ARGUMENT if batch is not in 1..max_batch; INTERNAL if oneDNN fails.
+  absl::StatusOr<absl::Span<const float>> Run(int batch);
+
+  // As Run, and adds the wall time of each node to `layer_times` (size = plan layers).
+  absl::StatusOr<absl::Span<const float>> RunProfiled(int batch, std::vector<absl::Duration>& layer_times);
+
+  // Runs with every graph value kept: returns value `id` as f32 NCHW [batch, ...] after dequantisation.
+  // For tests and reports; slow.
+  absl::StatusOr<Tensor> RunAndFetch(int batch, graph::ValueId id);
+
+  const Plan& plan() const;
+
+ private:
+  friend class Plan;
+  struct Impl;
+  explicit Session(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+// Immutable and thread safe. Held by shared_ptr because sessions keep it alive.
+class Plan : public std::enable_shared_from_this<Plan> {
+ public:
+  // `graph` is optimised (graph::Optimize), float or quantised; copied as needed.
+  // INVALID_ARGUMENT if it is not valid; UNIMPLEMENTED naming the node if no implementation takes it; INTERNAL
+  // with oneDNN's status otherwise.
+  static absl::StatusOr<std::shared_ptr<const Plan>> Create(const graph::Graph& graph, const PlanOptions& options);
+  virtual ~Plan() = default;
+
+  // A session whose runs use `threads` OpenMP threads.
+  virtual absl::StatusOr<Session> NewSession(int threads) const = 0;
+
+  // Input sample shape, [c, h, w].
+  virtual const Shape& input_shape() const = 0;
+  virtual int64_t classes() const = 0;
+  virtual int max_batch() const = 0;
+  virtual const std::vector<LayerInfo>& layers() const = 0;
+  // Bytes of packed weights (shared), and of activations per session.
+  virtual size_t weight_bytes() const = 0;
+  virtual size_t activation_bytes() const = 0;
+};
+
+// Caps oneDNN's instruction set for the whole process; call once before any plan is made.
+// `isa` kAvx2 -> AVX2, kScalar -> SSE4.1 (oneDNN's lowest). Logs and returns
+// FAILED_PRECONDITION if oneDNN has already chosen.
+absl::Status CapOneDnnIsa(kernels::Isa isa);
+
+// Converts f32 NCHW [n,c,h,w] to the NHWC input buffer.
+void NchwToNhwc(const float* src, int64_t n, int64_t c, int64_t h, int64_t w, float* dst);
+
+}  // namespace tern::engine
+
+#endif  // TERN_SERVER_ENGINE_PLAN_H_

@@ -1,0 +1,168 @@
+// AVX2 + FMA variants of elementwise.h; tails go to the scalar ones.
+// No inline library code here: it would be compiled with these flags for everyone.
+#include <immintrin.h>
+
+#include "server/kernels/elementwise_variants.h"
+
+namespace tern::kernels::avx2 {
+namespace {
+
+inline __m256 LoadU8AsF32(const uint8_t* p) {
+  return _mm256_cvtepi32_ps(
+      _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
+
+// Clamps, then rounds: the same as the other order for whole lo and hi, and never out of the
+// range of the conversion. NaN gives lo.
+inline __m256i ClampAndRound(__m256 v, __m256 lo, __m256 hi) {
+  return _mm256_cvtps_epi32(_mm256_min_ps(hi, _mm256_max_ps(v, lo)));
+}
+
+// 8 values of 0..255.
+inline void StoreU8(__m256i v, uint8_t* p) {
+  const __m256i words = _mm256_packs_epi32(v, v);
+  const __m256i bytes = _mm256_packus_epi16(words, words);
+  const __m128i low = _mm256_castsi256_si128(bytes);
+  const __m128i high = _mm256_extracti128_si256(bytes, 1);
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_unpacklo_epi32(low, high));
+}
+
+}  // namespace
+
+void QuantizeF32(const float* src, size_t n, float scale, int zero_point, uint8_t* dst) {
+  const __m256 divisor = _mm256_set1_ps(scale);
+  const __m256 zero = _mm256_set1_ps(static_cast<float>(zero_point));
+  const __m256 lo = _mm256_setzero_ps();
+  const __m256 hi = _mm256_set1_ps(255.0f);
+  size_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    const __m256 real = _mm256_loadu_ps(src + i);
+    __m256 q = _mm256_round_ps(_mm256_div_ps(real, divisor),
+                               _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    q = _mm256_add_ps(q, zero);
+    q = _mm256_blendv_ps(q, zero, _mm256_cmp_ps(real, real, _CMP_UNORD_Q));
+    StoreU8(ClampAndRound(q, lo, hi), dst + i);
+  }
+  scalar::QuantizeF32(src + i, n - i, scale, zero_point, dst + i);
+}
+
+void DequantizeU8(const uint8_t* src, size_t n, float scale, int zero_point, float* dst) {
+  const __m256 factor = _mm256_set1_ps(scale);
+  const __m256i zero = _mm256_set1_epi32(zero_point);
+  size_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    const __m256i q =
+        _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(src + i)));
+    _mm256_storeu_ps(dst + i,
+                     _mm256_mul_ps(factor, _mm256_cvtepi32_ps(_mm256_sub_epi32(q, zero))));
+  }
+  scalar::DequantizeU8(src + i, n - i, scale, zero_point, dst + i);
+}
+
+void LookupU8(const uint8_t* src, size_t n, const uint8_t* table, uint8_t* dst) {
+  // Row r of the table answers the codes 16r..16r+15: after code - 16r, adding 0x70 with
+  // saturation leaves bit 7 clear for exactly those, and vpshufb gives 0 for all others.
+  size_t i = 0;
+  if (n >= 32) {
+    __m256i rows[16];
+    for (int r = 0; r < 16; ++r) {
+      rows[r] = _mm256_broadcastsi128_si256(
+          _mm_loadu_si128(reinterpret_cast<const __m128i*>(table + 16 * r)));
+    }
+    const __m256i bias = _mm256_set1_epi8(0x70);
+    const __m256i row_size = _mm256_set1_epi8(16);
+    for (; i + 32 <= n; i += 32) {
+      __m256i code = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(src + i));
+      __m256i result = _mm256_shuffle_epi8(rows[0], _mm256_adds_epu8(code, bias));
+      for (int r = 1; r < 16; ++r) {
+        code = _mm256_sub_epi8(code, row_size);
+        result = _mm256_or_si256(result,
+                                 _mm256_shuffle_epi8(rows[r], _mm256_adds_epu8(code, bias)));
+      }
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(dst + i), result);
+    }
+  }
+  scalar::LookupU8(src + i, n - i, table, dst + i);
+}
+
+void AddU8(const uint8_t* a, float ma, const uint8_t* b, float mb, float offset, uint8_t lo,
+           uint8_t hi, size_t n, uint8_t* dst) {
+  const __m256 multiplier_a = _mm256_set1_ps(ma);
+  const __m256 multiplier_b = _mm256_set1_ps(mb);
+  const __m256 shift = _mm256_set1_ps(offset);
+  const __m256 low = _mm256_set1_ps(lo);
+  const __m256 high = _mm256_set1_ps(hi);
+  size_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    const __m256 inner = _mm256_fmadd_ps(LoadU8AsF32(b + i), multiplier_b, shift);
+    const __m256 v = _mm256_fmadd_ps(LoadU8AsF32(a + i), multiplier_a, inner);
+    StoreU8(ClampAndRound(v, low, high), dst + i);
+  }
+  scalar::AddU8(a + i, ma, b + i, mb, offset, lo, hi, n - i, dst + i);
+}
+
+void RequantizeU8(const uint8_t* src, float m, float offset, size_t n, uint8_t* dst) {
+  const __m256 multiplier = _mm256_set1_ps(m);
+  const __m256 shift = _mm256_set1_ps(offset);
+  const __m256 lo = _mm256_setzero_ps();
+  const __m256 hi = _mm256_set1_ps(255.0f);
+  size_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    const __m256 v = _mm256_fmadd_ps(LoadU8AsF32(src + i), multiplier, shift);
+    StoreU8(ClampAndRound(v, lo, hi), dst + i);
+  }
+  scalar::RequantizeU8(src + i, m, offset, n - i, dst + i);
+}
+
+void MulChannelsU8(const uint8_t* a, int za, const uint8_t* b, int zb, float m, int zy,
+                   size_t pixels, size_t channels, uint8_t* dst) {
+  // (a - za) and (b - zb) are whole numbers below 2^8 and their product below 2^16, so the
+  // f32 product is exact.
+  const __m256 zero_a = _mm256_set1_ps(static_cast<float>(za));
+  const __m256 zero_b = _mm256_set1_ps(static_cast<float>(zb));
+  const __m256 multiplier = _mm256_set1_ps(m);
+  const __m256 shift = _mm256_set1_ps(static_cast<float>(zy));
+  const __m256 lo = _mm256_setzero_ps();
+  const __m256 hi = _mm256_set1_ps(255.0f);
+  for (size_t p = 0; p < pixels; ++p, a += channels, dst += channels) {
+    size_t c = 0;
+    for (; c + 8 <= channels; c += 8) {
+      const __m256 product = _mm256_mul_ps(_mm256_sub_ps(LoadU8AsF32(a + c), zero_a),
+                                           _mm256_sub_ps(LoadU8AsF32(b + c), zero_b));
+      StoreU8(ClampAndRound(_mm256_fmadd_ps(product, multiplier, shift), lo, hi), dst + c);
+    }
+    if (c < channels) {
+      scalar::MulChannelsU8(a + c, za, b + c, zb, m, zy, 1, channels - c, dst + c);
+    }
+  }
+}
+
+void SumPixelsU8(const uint8_t* src, size_t pixels, size_t channels, int32_t* sums) {
+  size_t c = 0;
+  for (; c + 16 <= channels; c += 16) {
+    __m256i low = _mm256_setzero_si256();
+    __m256i high = _mm256_setzero_si256();
+    const uint8_t* p = src + c;
+    for (size_t left = pixels; left > 0;) {
+      // 257 * 255 = 65535: that many pixels fit the u16 sums.
+      size_t run = left < 257 ? left : 257;
+      left -= run;
+      __m256i words = _mm256_setzero_si256();
+      for (; run > 0; --run, p += channels) {
+        words = _mm256_add_epi16(
+            words, _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+      }
+      low = _mm256_add_epi32(low, _mm256_cvtepu16_epi32(_mm256_castsi256_si128(words)));
+      high = _mm256_add_epi32(high, _mm256_cvtepu16_epi32(_mm256_extracti128_si256(words, 1)));
+    }
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums + c), low);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums + c + 8), high);
+  }
+  for (; c < channels; ++c) {
+    int32_t sum = 0;
+    for (size_t p = 0; p < pixels; ++p) sum += src[p * channels + c];
+    sums[c] = sum;
+  }
+}
+
+}  // namespace tern::kernels::avx2

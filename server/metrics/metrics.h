@@ -1,0 +1,96 @@
+// Every metric of Tern, in one place. docs/metrics.md describes them; a test compares the two.
+//
+// Times are seconds, counters end in _total. Labels model, version (decimal), scheme where they apply. All functions
+// are thread safe. Call sites pass plain values; nobody else includes prometheus-cpp (except app, for the exposer).
+#ifndef TERN_SERVER_METRICS_METRICS_H_
+#define TERN_SERVER_METRICS_METRICS_H_
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+
+namespace prometheus {
+class Registry;
+}
+
+namespace tern::metrics {
+
+// Identity of a model version in labels.
+struct ModelLabels {
+  std::string model;
+  uint64_t version = 0;
+  std::string scheme;  // fp32, int8, int4-cluster, ternary-cluster
+};
+
+enum class Stage { kDecode, kPreprocess, kQueue, kInference, kPostprocess };
+
+struct ReportGauges {  // tern_quantization_*
+  double top1_ratio = -1;  // quantised / float top-1; negative = not measured
+  double top1_agreement = -1;
+  std::vector<std::pair<std::string, double>> layer_sqnr_db;
+  std::vector<std::pair<std::string, double>> layer_clipped;
+};
+
+class Metrics {
+ public:
+  Metrics();
+  ~Metrics();
+
+  // tern_requests_total{method,code}, tern_request_duration_seconds{method} (all outcomes).
+  void Request(absl::string_view method, absl::string_view code, absl::Duration duration);
+  // tern_inflight_requests{method}: +1 / -1.
+  void InFlight(absl::string_view method, int delta);
+  // tern_stage_duration_seconds{stage,model,version}
+  void StageTime(Stage stage, const ModelLabels& model, absl::Duration duration);
+  // tern_batch_size{model,version} histogram; tern_images_total{model,version,scheme}
+  void Batch(const ModelLabels& model, int images);
+  // tern_queue_depth{model,version}
+  void QueueDepth(const ModelLabels& model, int depth);
+  // tern_rejected_total{reason}: queue_full, deadline, cancelled, too_large, bad_image, draining
+  void Rejected(absl::string_view reason);
+  // tern_labelled_predictions_total{model,version,scheme,result=top1|top5|miss}; top5 = in the top 5 but not first
+  void Labelled(const ModelLabels& model, bool top1, bool top5);
+  // tern_shadow_comparisons_total{model,version,scheme,result=agree|disagree}
+  void Shadow(const ModelLabels& model, bool agree);
+  // tern_prediction_confidence{model,version} histogram of the best class's probability
+  void Confidence(const ModelLabels& model, double probability);
+  // tern_fallbacks_total{reason}: a slower or float path was taken (also logged once)
+  void Fallback(absl::string_view reason);
+
+  // tern_model_info{model,version,scheme,isa,default}=1, tern_model_ready, tern_model_bytes; and the report's gauges.
+  void ModelLoaded(const ModelLabels& model, absl::string_view isa, uint64_t bytes, bool is_default,
+                   const ReportGauges& report);
+  void ModelUnavailable(const ModelLabels& model);
+  // Removes every gauge of the version.
+  void ModelRemoved(const ModelLabels& model);
+  void ModelDefault(const ModelLabels& model, bool is_default);
+
+  // tern_quantize_jobs_total{outcome=published|rejected|failed|cancelled}, tern_quantize_seconds
+  void QuantizeJob(absl::string_view outcome, absl::Duration duration);
+
+  // tern_cpu_budget_threads, tern_build_info{version,isa,onednn}
+  void Machine(int budget_threads, absl::string_view version, absl::string_view isa, absl::string_view onednn);
+  // Called at each scrape to refresh process and cgroup gauges (CPU seconds, throttling, resident bytes).
+  void RefreshProcess();
+
+  // For the exposer.
+  std::shared_ptr<prometheus::Registry> registry() const;
+  // The text that /metrics serves (Prometheus text format 0.0.4).
+  std::string Render();
+
+  // Name and help of every metric, for the documentation test.
+  static std::vector<std::pair<std::string, std::string>> Catalogue();
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace tern::metrics
+
+#endif  // TERN_SERVER_METRICS_METRICS_H_

@@ -1,0 +1,24 @@
+// ONNX bytes -> graph. The only folder that sees the ONNX protobuf.
+#ifndef TERN_SERVER_ONNX_IMPORT_H_
+#define TERN_SERVER_ONNX_IMPORT_H_
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "server/graph/graph.h"
+
+namespace tern::onnx {
+
+// Imports a classification network: one float input [N,c,h,w] (N dynamic or 1), one float
+// output [N,classes] (or [N,classes,1,1]), opset 7..17, weights inside the file. Constants
+// are folded, including the shape arithmetic that torch's exporter writes (Shape, Gather,
+// Unsqueeze, Concat, Reshape) with the batch kept symbolic. The result is valid (Validate), float, not
+// optimised (run Optimize).
+//
+// INVALID_ARGUMENT: not an ONNX model, damaged, opset out of range, shapes that do not fit,
+//   external data, several inputs/outputs; names the node.
+// UNIMPLEMENTED: an operator or attribute that Tern lacks; names operator and node.
+absl::StatusOr<graph::Graph> Import(absl::string_view bytes);
+
+}  // namespace tern::onnx
+
+#endif  // TERN_SERVER_ONNX_IMPORT_H_

@@ -1,0 +1,142 @@
+// Models and versions, on disk and in memory.
+//
+//   <root>/<model>/config.textproto          v1::ModelConfig
+//   <root>/<model>/labels.txt                one class per line (name from the config)
+//   <root>/<model>/default                   the default version, decimal; absent = lowest usable version
+//   <root>/<model>/<version>/model.onnx      a float network, or
+//   <root>/<model>/<version>/model.tern      a quantised one
+// Names starting with '.' are the repository's own: .tmp-* is unfinished work of a process that died, removed at
+// Open; .trash-* is a deletion in progress, finished at Open. Everything is published by one rename of
+// a complete, fsynced folder or file, so a crash at any moment leaves each version whole or absent.
+#ifndef TERN_SERVER_REPOSITORY_REPOSITORY_H_
+#define TERN_SERVER_REPOSITORY_REPOSITORY_H_
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "server/artifact/artifact.h"
+#include "server/engine/plan.h"
+#include "server/graph/graph.h"
+#include "server/metrics/metrics.h"
+#include "tern/v1/model.pb.h"
+
+namespace tern::repository {
+
+enum class State { kLoading, kReady, kUnavailable, kUnloaded };
+
+// What is known of a version without its weights. A value type.
+struct VersionInfo {
+  std::string model;
+  uint64_t version = 0;
+  bool is_default = false;
+  State state = State::kLoading;
+  std::string reason;  // of kUnavailable
+  std::string scheme;  // fp32, int8, int4-cluster, ternary-cluster; "" until first read
+  uint32_t cluster_size = 0;
+  uint64_t file_bytes = 0;
+  int64_t classes = 0;
+  Shape input_shape;  // c, h, w
+  double bits_per_weight = 32;
+};
+
+// A version in memory, immutable once built.
+struct LoadedModel {
+  VersionInfo info;
+  v1::ModelConfig config;
+  v1::Preprocessing preprocessing;  // the artifact's own, or the config's
+  std::vector<std::string> labels;
+  v1::QuantizationReport report;    // empty for float versions
+  std::shared_ptr<const engine::Plan> plan;
+  metrics::ModelLabels metric_labels;
+};
+
+// What the layer above attaches to a loaded version (its batcher and sessions). Destroyed when the version is
+// unloaded and the last user is done.
+class Servable {
+ public:
+  virtual ~Servable() = default;
+  // No new work after this returns; called before the repository lets go of it.
+  virtual void Drain() = 0;
+};
+
+struct RepositoryOptions {
+  std::string root;
+  engine::PlanOptions plan;
+  metrics::Metrics* metrics = nullptr;  // not owned; may be null in tests
+  // Makes what serves a version. Called outside locks. May be null (tests): versions have no servable.
+  std::function<absl::StatusOr<std::shared_ptr<Servable>>(std::shared_ptr<const LoadedModel>)> make_servable;
+  uint64_t max_file_bytes = 2ull << 30;
+};
+
+// Thread safe. Loading happens on the calling thread, outside the lock that lookups take.
+class Repository {
+ public:
+  // Creates `root` if needed, cleans up after a crash, and loads every version found. A version that cannot
+  // be loaded is kept as kUnavailable with the reason; the others serve.
+  // PERMISSION_DENIED / INTERNAL if `root` cannot be used; FAILED_PRECONDITION if another process has it open (flock on <root>/.lock).
+  static absl::StatusOr<std::unique_ptr<Repository>> Open(RepositoryOptions options);
+  ~Repository();
+
+  // version 0 = default. NOT_FOUND naming model or version and what exists; UNAVAILABLE with the reason if it is not ready.
+  absl::StatusOr<std::shared_ptr<Servable>> Acquire(absl::string_view model, uint64_t version) const;
+  absl::StatusOr<std::shared_ptr<const LoadedModel>> Find(absl::string_view model, uint64_t version) const;
+  // Also versions that are not ready.
+  absl::StatusOr<VersionInfo> Info(absl::string_view model, uint64_t version) const;
+  std::vector<VersionInfo> List(absl::string_view model) const;  // "" = all; ordered by name, version
+
+  // Stores the ONNX bytes as a new version (the first creates the model with this contract and labels; later
+  // ones must have the same input shape and number of classes) and loads it. The first becomes default.
+  // INVALID_ARGUMENT: name, contract, labels, ONNX; UNIMPLEMENTED: operator. Nothing is stored on failure.
+  absl::StatusOr<VersionInfo> Import(absl::string_view model, absl::string_view onnx,
+                                     const v1::Preprocessing& preprocessing,
+                                     const std::vector<std::string>& labels, bool set_default);
+  // Stores a quantised version and loads it. NOT_FOUND if the model does not exist.
+  // The self-test must pass before it is published.
+  absl::StatusOr<VersionInfo> Publish(absl::string_view model, const artifact::Artifact& artifact, bool set_default);
+
+  absl::StatusOr<VersionInfo> Load(absl::string_view model, uint64_t version);
+  absl::StatusOr<VersionInfo> Unload(absl::string_view model, uint64_t version);
+  absl::StatusOr<VersionInfo> SetDefault(absl::string_view model, uint64_t version);
+  // version 0 = the whole model. Returns how many versions were removed.
+  absl::StatusOr<uint64_t> Delete(absl::string_view model, uint64_t version);
+
+  // The optimised float graph of a float version, read from disk, and the SHA-256 of its file.
+  // FAILED_PRECONDITION if the version is quantised.
+  struct FloatSource {
+    graph::Graph graph;
+    std::string sha256;
+    uint64_t version = 0;
+  };
+  absl::StatusOr<FloatSource> ReadFloatSource(absl::string_view model, uint64_t version) const;
+  // Path of the stored file, for export.
+  absl::StatusOr<std::string> FilePath(absl::string_view model, uint64_t version) const;
+
+  // Drains every servable; afterwards Acquire answers UNAVAILABLE. Idempotent.
+  void Shutdown();
+
+ private:
+  struct Entry;
+  struct Impl;
+  explicit Repository(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+// [a-z0-9][a-z0-9._-]{0,63}. INVALID_ARGUMENT otherwise.
+absl::Status ValidateModelName(absl::string_view name);
+
+// Runs the artifact's stored inputs through `plan`: every top-1 must match and no logit may differ by more than
+// 5 % of the largest stored magnitude (oneDNN's int8 layers may round one code differently between CPUs; Tern's own kernels do not).
+// DATA_LOSS with the figures otherwise. OK if nothing is stored.
+absl::Status SelfTest(const artifact::Artifact& artifact, const engine::Plan& plan);
+
+}  // namespace tern::repository
+
+#endif  // TERN_SERVER_REPOSITORY_REPOSITORY_H_

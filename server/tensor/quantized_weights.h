@@ -1,0 +1,51 @@
+// Quantised weights of one convolution or fully connected layer, as stored in an artifact.
+#ifndef TERN_SERVER_TENSOR_QUANTIZED_WEIGHTS_H_
+#define TERN_SERVER_TENSOR_QUANTIZED_WEIGHTS_H_
+
+#include <vector>
+
+#include "server/tensor/tensor.h"
+
+namespace tern {
+
+enum class WeightScheme : uint8_t {
+  kInt8 = 0,            // one scale per output channel
+  kInt4Cluster = 1,     // codes -7..7
+  kTernaryCluster = 2,  // codes -1..1
+};
+
+constexpr const char* Name(WeightScheme scheme) {
+  switch (scheme) {
+    case WeightScheme::kInt8:
+      return "int8";
+    case WeightScheme::kInt4Cluster:
+      return "int4-cluster";
+    case WeightScheme::kTernaryCluster:
+      return "ternary-cluster";
+  }
+  return "?";
+}
+
+// real weight = steps[o] * cluster_scales[o][g(c)] * codes[o][c][kh][kw]
+//
+// int8: cluster_scales is empty (all 1) and codes are -63..63: seven bits, because oneDNN's
+//   u8 x s8 products saturate in pairs on CPUs without VNNI (2*255*63 = 32130 fits s16), and
+//   results must not depend on the CPU.
+// cluster schemes: cluster_scales is s8 [o][G], 1..127, with g(c) from ClusterMap(c, n); the
+//   product scale * ternary code fits s8, so the same weights run exactly as int8 on VNNI.
+// In every case 255 * sum over j of |cluster_scale * code| < 2^31 for each o: s32 sums are
+// exact. Grouped convolutions are int8 only.
+struct QuantizedWeights {
+  WeightScheme scheme = WeightScheme::kInt8;
+  int cluster_size = 0;          // N; 0 for int8
+  Tensor codes;                  // s8, OIHW: [o, c / groups, kh, kw]; fully connected [o, c]
+  Tensor cluster_scales;         // s8 [o, G], or empty
+  std::vector<float> steps;      // [o], > 0
+};
+
+// The real weights, f32, in the shape of `codes`.
+Tensor Dequantize(const QuantizedWeights& weights);
+
+}  // namespace tern
+
+#endif  // TERN_SERVER_TENSOR_QUANTIZED_WEIGHTS_H_
