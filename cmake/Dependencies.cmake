@@ -15,7 +15,8 @@ find_package(Eigen3 CONFIG REQUIRED)
 find_package(OpenSSL REQUIRED)
 pkg_check_modules(turbojpeg REQUIRED IMPORTED_TARGET libturbojpeg)
 pkg_check_modules(png REQUIRED IMPORTED_TARGET libpng)
-pkg_check_modules(webp REQUIRED IMPORTED_TARGET libwebp)
+pkg_check_modules(webp REQUIRED IMPORTED_TARGET libwebp libwebpdemux)
+pkg_check_modules(exif REQUIRED IMPORTED_TARGET libexif)
 pkg_check_modules(isal REQUIRED IMPORTED_TARGET libisal)
 
 # trixie's ONNX package exports ONNX::onnx_proto, bookworm's onnx_proto.

@@ -226,7 +226,7 @@ def main():
             total += float(loss)
             right += int((logits.argmax(1) == wanted).sum())
             seen += len(indices)
-            pace += (time.time() - step_began - pace) * 0.05
+            pace += (time.time() - step_began - pace) * 0.002
             if progress >= 1:
                 break
         spent = time.time() - clock

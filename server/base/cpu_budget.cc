@@ -6,7 +6,9 @@
 #include <cmath>
 #include <fstream>
 #include <sstream>
+#include <thread>
 
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 
 namespace tern {
@@ -19,21 +21,34 @@ std::string FirstLine(const std::string& path) {
   return line;
 }
 
-// The cgroup v2 folder of this process, or "" under v1.
-std::string CgroupFolder(const std::string& root) {
+// This process's cgroup folder, "" if there is none: under v2 (`controller` empty) or under v1's hierarchy of
+// `controller`. Lines are "<id>:<controllers, comma-separated>:<folder>"; v2's is "0::<folder>".
+std::string CgroupFolder(const std::string& root, const std::string& controller) {
   std::ifstream in(root + "/proc/self/cgroup");
   std::string line;
   while (std::getline(in, line)) {
-    if (line.rfind("0::", 0) == 0) return line.substr(3);
+    const size_t first = line.find(':');
+    if (first == std::string::npos) continue;
+    const size_t second = line.find(':', first + 1);
+    if (second == std::string::npos) continue;
+    const std::string controllers = absl::StrCat(",", line.substr(first + 1, second - first - 1), ",");
+    if (controllers.find(absl::StrCat(",", controller, ",")) == std::string::npos) continue;
+    return line.substr(second + 1);
   }
   return "";
 }
 
-// Quota in CPUs over the path from the process's own cgroup up to the root: any ancestor may limit.
+// The folder above, "" for the root.
+std::string Parent(const std::string& folder) {
+  const size_t slash = folder.find_last_of('/');
+  return slash == std::string::npos ? "" : folder.substr(0, slash);
+}
+
+// Quota in CPUs over the path from the process's own cgroup up to the root: any ancestor may limit. Inside a container
+// the path is the host's and may not exist here; then only the root, which is the container's own group, counts.
 double QuotaV2(const std::string& root) {
   double quota = 0;
-  std::string folder = CgroupFolder(root);
-  for (;;) {
+  for (std::string folder = CgroupFolder(root, "");; folder = Parent(folder)) {
     std::istringstream line(FirstLine(root + "/sys/fs/cgroup" + folder + "/cpu.max"));
     std::string limit;
     double period = 0;
@@ -41,17 +56,21 @@ double QuotaV2(const std::string& root) {
       const double cpus = std::atof(limit.c_str()) / period;
       if (cpus > 0 && (quota == 0 || cpus < quota)) quota = cpus;
     }
-    if (folder.empty() || folder == "/") break;
-    folder = folder.substr(0, folder.find_last_of('/'));
+    if (folder.empty()) return quota;
   }
-  return quota;
 }
 
 double QuotaV1(const std::string& root) {
-  for (const char* folder : {"/sys/fs/cgroup/cpu", "/sys/fs/cgroup/cpu,cpuacct"}) {
-    const double quota = std::atof(FirstLine(root + folder + "/cpu.cfs_quota_us").c_str());
-    const double period = std::atof(FirstLine(root + folder + "/cpu.cfs_period_us").c_str());
-    if (quota > 0 && period > 0) return quota / period;
+  for (const char* mount : {"/sys/fs/cgroup/cpu", "/sys/fs/cgroup/cpu,cpuacct"}) {
+    double quota = 0;
+    for (std::string folder = CgroupFolder(root, "cpu");; folder = Parent(folder)) {
+      const std::string group = root + mount + folder;
+      const double limit = std::atof(FirstLine(group + "/cpu.cfs_quota_us").c_str());
+      const double period = std::atof(FirstLine(group + "/cpu.cfs_period_us").c_str());
+      if (limit > 0 && period > 0 && (quota == 0 || limit / period < quota)) quota = limit / period;
+      if (folder.empty()) break;
+    }
+    if (quota > 0) return quota;
   }
   return 0;
 }
@@ -67,7 +86,11 @@ std::string CpuBudget::ToString() const {
 CpuBudget ReadCpuBudget(const std::string& root) {
   CpuBudget budget;
   cpu_set_t set;
-  if (sched_getaffinity(0, sizeof(set), &set) == 0) budget.affinity = std::max(1, CPU_COUNT(&set));
+  if (sched_getaffinity(0, sizeof(set), &set) == 0) {
+    budget.affinity = std::max(1, CPU_COUNT(&set));
+  } else {  // more CPUs than the set has room for (1024)
+    budget.affinity = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  }
   budget.quota_cpus = QuotaV2(root);
   if (budget.quota_cpus == 0) budget.quota_cpus = QuotaV1(root);
   budget.threads = budget.affinity;
@@ -80,7 +103,10 @@ CpuBudget ReadCpuBudget(const std::string& root) {
 
 CpuThrottling ReadCpuThrottling(const std::string& root) {
   CpuThrottling result;
-  for (const std::string& folder : {"/sys/fs/cgroup" + CgroupFolder(root), std::string("/sys/fs/cgroup/cpu")}) {
+  // The process's own group; in a container, whose path is the host's, the root of the mount.
+  for (const std::string& folder :
+       {"/sys/fs/cgroup" + CgroupFolder(root, ""), std::string("/sys/fs/cgroup"),
+        "/sys/fs/cgroup/cpu" + CgroupFolder(root, "cpu"), std::string("/sys/fs/cgroup/cpu")}) {
     std::ifstream in(root + folder + "/cpu.stat");
     std::string key;
     double value = 0;

@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <cstring>
@@ -19,10 +20,11 @@ namespace tern {
 namespace {
 
 absl::Status ErrnoStatus(const std::string& what, const std::string& path) {
-  const std::string message = absl::StrCat(what, " ", path, ": ", std::strerror(errno));
-  if (errno == ENOENT) return absl::NotFoundError(message);
-  if (errno == EACCES || errno == EPERM) return absl::PermissionDeniedError(message);
-  if (errno == ENOSPC || errno == EDQUOT) return absl::ResourceExhaustedError(message);
+  const int error = errno;
+  const std::string message = absl::StrCat(what, " ", path, ": ", std::strerror(error));
+  if (error == ENOENT) return absl::NotFoundError(message);
+  if (error == EACCES || error == EPERM) return absl::PermissionDeniedError(message);
+  if (error == ENOSPC || error == EDQUOT) return absl::ResourceExhaustedError(message);
   return absl::InternalError(message);
 }
 
@@ -41,7 +43,8 @@ absl::Status WriteAll(int fd, absl::string_view data, const std::string& path) {
 }  // namespace
 
 absl::StatusOr<std::string> ReadFile(const std::string& path, uint64_t max_bytes) {
-  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  // O_NONBLOCK: opening a pipe must not wait for its writer; regular files ignore it.
+  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (fd < 0) return ErrnoStatus("open", path);
   std::string content;
   absl::Status status;
@@ -72,8 +75,13 @@ absl::StatusOr<std::string> ReadFile(const std::string& path, uint64_t max_bytes
 
 absl::Status WriteFileAtomically(const std::string& path, absl::Span<const absl::string_view> parts) {
   static std::atomic<uint64_t> counter{0};
-  const std::string temporary = absl::StrCat(path, ".tmp.", ::getpid(), ".", counter++);
-  const int fd = ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+  // A killed process may have left files with our names: in a container every server is process 1.
+  std::string temporary;
+  int fd = -1;
+  do {
+    temporary = absl::StrCat(path, ".tmp.", ::getpid(), ".", counter++);
+    fd = ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+  } while (fd < 0 && errno == EEXIST);
   if (fd < 0) return ErrnoStatus("create", temporary);
   absl::Status status;
   for (absl::string_view part : parts) {

@@ -11,6 +11,7 @@ absl::Status InitLog(absl::string_view level) {
     return absl::InvalidArgumentError(
         absl::StrCat("log level: got '", level, "', want debug, info, warn, error or off"));
   }
+  spdlog::drop("tern");  // spdlog throws on a second logger of the same name
   auto logger = spdlog::stderr_logger_mt("tern");
   logger->set_pattern("%Y-%m-%dT%H:%M:%S.%e %L %t %v");
   logger->set_level(spdlog::level::from_str(name));

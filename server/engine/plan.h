@@ -59,13 +59,13 @@ class Session {
   absl::StatusOr<absl::Span<const float>> RunProfiled(int batch, std::vector<absl::Duration>& layer_times);
 
   // Runs with every graph value kept: returns value `id` as f32 NCHW [batch, ...] after dequantisation.
-  // For tests and reports; slow.
+  // For tests and reports; slow. INVALID_ARGUMENT if `id` is a constant, or was fused away (channel shuffles).
   absl::StatusOr<Tensor> RunAndFetch(int batch, graph::ValueId id);
 
   const Plan& plan() const;
 
  private:
-  friend class Plan;
+  friend class CompiledPlan;
   struct Impl;
   explicit Session(std::unique_ptr<Impl> impl);
   std::unique_ptr<Impl> impl_;
@@ -97,6 +97,9 @@ class Plan : public std::enable_shared_from_this<Plan> {
 // `isa` kAvx2 -> AVX2, kScalar -> SSE4.1 (oneDNN's lowest). Logs and returns
 // FAILED_PRECONDITION if oneDNN has already chosen.
 absl::Status CapOneDnnIsa(kernels::Isa isa);
+
+// "2.6.3": the oneDNN that runs.
+std::string OneDnnVersion();
 
 // Converts f32 NCHW [n,c,h,w] to the NHWC input buffer.
 void NchwToNhwc(const float* src, int64_t n, int64_t c, int64_t h, int64_t w, float* dst);

@@ -30,28 +30,28 @@ using ValueId = int32_t;
 inline constexpr ValueId kNoValue = -1;
 
 enum class OpType : uint8_t {
-  kConv = 0,          // inputs x [, residual]; attributes `conv`; weight, bias
-  kFullyConnected,    // inputs x [c] [, residual]; weight [o,c], bias [o]
-  kBatchNorm,         // y = x * scale[c] + shift[c]; vectors in `weight` [c] and `bias` [c]
+  kConv = 0,        // inputs x [, residual]; attributes `conv`; weight, bias
+  kFullyConnected,  // inputs x [c] [, residual]; weight [o,c], bias [o]
+  kBatchNorm,       // y = x * scale[c] + shift[c]; vectors in `weight` [c] and `bias` [c]
   kRelu,
-  kClip,              // `clip` bounds
+  kClip,  // `clip` bounds
   kSigmoid,
-  kHardSigmoid,       // max(0, min(1, alpha*x + beta)); alpha, beta
-  kHardSwish,         // x * max(0, min(1, x/6 + 1/2))
-  kAdd,               // inputs a, b (numpy broadcasting over sample dimensions)
+  kHardSigmoid,  // max(0, min(1, alpha*x + beta)); alpha, beta
+  kHardSwish,    // x * max(0, min(1, x/6 + 1/2))
+  kAdd,          // inputs a, b (numpy broadcasting over sample dimensions)
   kSub,
-  kMul,               // as kAdd
+  kMul,  // as kAdd
   kDiv,
-  kConcat,            // `axis`
-  kMaxPool,           // `pool`
-  kAveragePool,       // `pool`
-  kGlobalAveragePool, // [c,h,w] -> [c,1,1]
-  kReshape,           // output's shape; batch stays in front (flatten, squeeze, ... are this)
-  kTranspose,         // `perm` of the sample dimensions
-  kSlice,             // `axis`, `start`, `end`, `step` (1 slice axis per node; end exclusive)
-  kPad,               // zero or constant `pad_value`; `pads_before`/`pads_after` per sample dim
-  kSoftmax,           // `axis`
-  kReduceMean,        // over `axes`; output's shape says whether dimensions are kept
+  kConcat,             // `axis`
+  kMaxPool,            // `pool`
+  kAveragePool,        // `pool`
+  kGlobalAveragePool,  // [c,h,w] -> [c,1,1]
+  kReshape,            // output's shape; batch stays in front (flatten, squeeze, ... are this)
+  kTranspose,          // `perm` of the sample dimensions
+  kSlice,              // `axis`, `start`, `end`, `step` (1 slice axis per node; end exclusive)
+  kPad,                // zero or constant `pad_value`; `pads_before`/`pads_after` per sample dim
+  kSoftmax,            // `axis`
+  kReduceMean,         // over `axes`; output's shape says whether dimensions are kept
 };
 
 // "Conv", "FullyConnected", ...
@@ -117,10 +117,10 @@ struct Node {
 
 struct Value {
   std::string name;
-  Shape shape;                             // sample shape (without the batch)
-  std::optional<Tensor> constant;          // f32; broadcast over the batch; its shape == shape;
-                                           // only an operand of kAdd, kSub, kMul, kDiv
-  std::optional<QuantParams> quant;        // set: the tensor is held as u8 codes
+  Shape shape;                       // sample shape (without the batch)
+  std::optional<Tensor> constant;    // f32; broadcast over the batch; its shape == shape;
+                                     // only an operand of kAdd, kSub, kMul, kDiv
+  std::optional<QuantParams> quant;  // set: the tensor is held as u8 codes
 };
 
 // A value type; thread compatible.

@@ -85,11 +85,13 @@ absl::StatusOr<Shape> InferConv(const Graph& graph, const Node& node) {
                " channels per group, the input ", x.ToString(), " has ", x[0] / conv.groups);
   }
   TERN_ASSIGN_OR_RETURN(const int64_t h,
-                        OutputExtent(node, "rows", {x[1], weight[2], conv.stride_h, conv.dilation_h,
-                                                    conv.pad_top, conv.pad_bottom}));
-  TERN_ASSIGN_OR_RETURN(const int64_t w, OutputExtent(node, "columns",
-                                                      {x[2], weight[3], conv.stride_w, conv.dilation_w,
-                                                       conv.pad_left, conv.pad_right}));
+                        OutputExtent(node, "rows",
+                                     {x[1], weight[2], conv.stride_h, conv.dilation_h, conv.pad_top,
+                                      conv.pad_bottom}));
+  TERN_ASSIGN_OR_RETURN(
+      const int64_t w, OutputExtent(node, "columns",
+                                    {x[2], weight[3], conv.stride_w, conv.dilation_w, conv.pad_left,
+                                     conv.pad_right}));
   return Shape{weight[0], h, w};
 }
 
@@ -115,8 +117,9 @@ absl::StatusOr<Shape> InferPool(const Graph& graph, const Node& node) {
                pool.kernel_w);
   }
   TERN_ASSIGN_OR_RETURN(const int64_t h,
-                        OutputExtent(node, "rows", {x[1], pool.kernel_h, pool.stride_h, 1,
-                                                    pool.pad_top, pool.pad_bottom, pool.ceil_mode}));
+                        OutputExtent(node, "rows",
+                                     {x[1], pool.kernel_h, pool.stride_h, 1, pool.pad_top,
+                                      pool.pad_bottom, pool.ceil_mode}));
   TERN_ASSIGN_OR_RETURN(const int64_t w,
                         OutputExtent(node, "columns",
                                      {x[2], pool.kernel_w, pool.stride_w, 1, pool.pad_left,
@@ -193,8 +196,8 @@ absl::StatusOr<Shape> InferReduceMean(const Graph& graph, const Node& node) {
     if (!reduced[d]) dropped.push_back(x[d]);
   }
   if (out.dims() != kept && out.dims() != dropped) {
-    return Bad(node, "result has shape ", out.ToString(), ", wanted ", Shape(kept).ToString(), " or ",
-               Shape(dropped).ToString());
+    return Bad(node, "result has shape ", out.ToString(), ", wanted ", Shape(kept).ToString(),
+               " or ", Shape(dropped).ToString());
   }
   return out;
 }
@@ -265,7 +268,8 @@ absl::StatusOr<Shape> Infer(const Graph& graph, const Node& node) {
       const Shape& x = graph.shape(node.inputs[0]);
       if (x.rank() < 1) return Bad(node, "input has no channels");
       if (node.weight.shape() != Shape{x[0]}) {
-        return Bad(node, "scale has shape ", node.weight.shape().ToString(), ", wanted [", x[0], "]");
+        return Bad(node, "scale has shape ", node.weight.shape().ToString(), ", wanted [", x[0],
+                   "]");
       }
       return x;
     }
@@ -319,8 +323,8 @@ absl::StatusOr<Shape> Infer(const Graph& graph, const Node& node) {
       TERN_RETURN_IF_ERROR(CheckInputs(graph, node, 1, 1));
       return InferReduceMean(graph, node);
   }
-  return absl::InvalidArgumentError(absl::StrCat("node '", node.name, "': unknown operator ",
-                                                 static_cast<int>(node.op)));
+  return absl::InvalidArgumentError(
+      absl::StrCat("node '", node.name, "': unknown operator ", static_cast<int>(node.op)));
 }
 
 }  // namespace

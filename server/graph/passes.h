@@ -11,16 +11,21 @@ namespace tern::graph {
 // layer whose result nobody else reads goes into its weights and bias.
 int FoldBatchNorm(Graph& graph);
 
-// Recognises x*hardsigmoid(x), x*clip(x+3,0,6)/6 -> kHardSwish.
+// Recognises clip(x+3,0,6)/6 -> kHardSigmoid, then x*hardsigmoid(x) and x*clip(x+3,0,6)/6 ->
+// kHardSwish.
 int RecogniseHardSwish(Graph& graph);
 
 // Relu / Clip after Conv, FullyConnected, Add, BatchNorm becomes the producer's `clip`.
 int FuseActivations(Graph& graph);
 
+// Zero padding of rows and columns before a convolution or average pool that alone reads it
+// becomes the reader's own pads (torch writes padded average pools this way).
+int FusePads(Graph& graph);
+
 // Add(conv(x), skip) becomes the convolution's second input where shapes are equal, the
-// convolution's result has no other reader, it has no activation of its own and `skip` is
-// computed before it (the later of two convolutions takes the other as its residual).
-// The Add's own activation moves with it.
+// convolution's result has no other reader and it has no activation of its own (the later of
+// two convolutions takes the other as its residual). The convolution moves to the Add's place
+// in the order, so that `skip` is computed before it; the Add's own activation moves with it.
 int FuseResidualAdds(Graph& graph);
 
 // Removes nodes whose results nobody reads, identity reshapes/transposes, and unused values.

@@ -16,7 +16,8 @@ absl::Status Bad(const Node& node, const Args&... what) {
 }
 
 absl::Status CheckValue(const Value& value) {
-  TERN_RETURN_IF_ERROR(Annotate(CheckExtents(value.shape), absl::StrCat("value '", value.name, "'")));
+  TERN_RETURN_IF_ERROR(
+      Annotate(CheckExtents(value.shape), absl::StrCat("value '", value.name, "'")));
   if (value.constant &&
       (value.constant->dtype() != DType::kF32 || value.constant->shape() != value.shape)) {
     return absl::InvalidArgumentError(absl::StrCat(
@@ -25,9 +26,9 @@ absl::Status CheckValue(const Value& value) {
   }
   if (value.quant && (!std::isfinite(value.quant->scale) || value.quant->scale <= 0 ||
                       value.quant->zero_point < 0 || value.quant->zero_point > 255)) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "value '", value.name, "': scale ", value.quant->scale, " and zero point ",
-        value.quant->zero_point, " are no quantisation of u8 codes"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("value '", value.name, "': scale ", value.quant->scale, " and zero point ",
+                     value.quant->zero_point, " are no quantisation of u8 codes"));
   }
   return absl::OkStatus();
 }
@@ -91,7 +92,8 @@ absl::Status CheckQuantized(const Node& node) {
       for (int64_t t = 0; t < taps; ++t) {
         const int code = std::abs(static_cast<int>(codes[(i * c + j) * taps + t]));
         if (code > limit) {
-          return Bad(node, "a weight code is ", code, ", ", tern::Name(q.scheme), " allows ", limit);
+          return Bad(node, "a weight code is ", code, ", ", tern::Name(q.scheme), " allows ",
+                     limit);
         }
         sum += code * scale;
       }
@@ -162,8 +164,9 @@ absl::Status Validate(const Graph& graph) {
     return id >= 0 && static_cast<size_t>(id) < graph.values.size();
   };
   if (!exists(graph.input) || !exists(graph.output)) {
-    return absl::InvalidArgumentError(absl::StrCat("input ", graph.input, " or output ", graph.output,
-                                                   " is not one of ", graph.values.size(), " values"));
+    return absl::InvalidArgumentError(absl::StrCat("input ", graph.input, " or output ",
+                                                   graph.output, " is not one of ",
+                                                   graph.values.size(), " values"));
   }
   for (const Value& value : graph.values) TERN_RETURN_IF_ERROR(CheckValue(value));
   if (graph.values[graph.input].constant) {
@@ -197,8 +200,8 @@ absl::Status Validate(const Graph& graph) {
     }
     TERN_ASSIGN_OR_RETURN(const Shape shape, InferShape(graph, node));
     if (shape != output.shape) {
-      return Bad(node, "computes ", shape.ToString(), ", its output '", output.name, "' is declared ",
-                 output.shape.ToString());
+      return Bad(node, "computes ", shape.ToString(), ", its output '", output.name,
+                 "' is declared ", output.shape.ToString());
     }
     TERN_RETURN_IF_ERROR(CheckWeights(node, shape));
     computed[node.output] = true;

@@ -6,9 +6,9 @@
 #define TERN_SERVER_METRICS_METRICS_H_
 
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/string_view.h"
@@ -29,7 +29,8 @@ struct ModelLabels {
 
 enum class Stage { kDecode, kPreprocess, kQueue, kInference, kPostprocess };
 
-struct ReportGauges {  // tern_quantization_*
+// From the report of a quantised version: tern_quantization_*, tern_activation_clipped_ratio.
+struct ReportGauges {
   double top1_ratio = -1;  // quantised / float top-1; negative = not measured
   double top1_agreement = -1;
   std::vector<std::pair<std::string, double>> layer_sqnr_db;
@@ -66,8 +67,10 @@ class Metrics {
   void ModelLoaded(const ModelLabels& model, absl::string_view isa, uint64_t bytes, bool is_default,
                    const ReportGauges& report);
   void ModelUnavailable(const ModelLabels& model);
-  // Removes every gauge of the version.
+  // Removes every series of the version (unloaded or deleted), counters and histograms too: versions come and go
+  // while the server runs. If it is loaded again they start at 0, which rate() takes for a restart.
   void ModelRemoved(const ModelLabels& model);
+  // Rewrites tern_model_info; does nothing for a version that is not loaded.
   void ModelDefault(const ModelLabels& model, bool is_default);
 
   // tern_quantize_jobs_total{outcome=published|rejected|failed|cancelled}, tern_quantize_seconds
@@ -75,7 +78,8 @@ class Metrics {
 
   // tern_cpu_budget_threads, tern_build_info{version,isa,onednn}
   void Machine(int budget_threads, absl::string_view version, absl::string_view isa, absl::string_view onednn);
-  // Called at each scrape to refresh process and cgroup gauges (CPU seconds, throttling, resident bytes).
+  // Refreshes the process's and cgroup's own figures (CPU seconds, throttling, resident bytes, descriptors). The
+  // registry does so itself before every collection.
   void RefreshProcess();
 
   // For the exposer.

@@ -2,6 +2,7 @@
 #ifndef TERN_SERVER_MONITORING_LABEL_JOIN_H_
 #define TERN_SERVER_MONITORING_LABEL_JOIN_H_
 
+#include <cstddef>
 #include <cstdint>
 #include <list>
 #include <mutex>
@@ -25,24 +26,38 @@ struct Prediction {
 struct Outcome {
   metrics::ModelLabels model;
   bool top1 = false;
-  bool top5 = false;
+  bool top5 = false;  // among the five best, the first included
 };
 
 // A bounded map from request id to prediction; the oldest is forgotten first. Thread safe.
 class LabelJoin {
  public:
-  // `capacity` predictions are kept (about 200 bytes each). `metrics` is not owned; may be null.
+  // `capacity` predictions are kept (about 400 bytes each, however long the ids); 0 = none. `metrics` is not
+  // owned; may be null.
   LabelJoin(size_t capacity, metrics::Metrics* metrics);
 
-  // Remembers a prediction. A repeated id replaces the older one.
+  // Remembers a prediction. A repeated id replaces the older one. An empty id is not remembered.
   void Remember(absl::string_view request_id, Prediction prediction);
 
   // Counts the label. NOT_FOUND: unknown or forgotten id; ALREADY_EXISTS: reported before;
-  // INVALID_ARGUMENT: label >= classes.
+  // INVALID_ARGUMENT: label >= classes (nothing is counted, a correct label may follow).
   absl::StatusOr<Outcome> Report(absl::string_view request_id, uint32_t label);
 
-  // Counts a label that came with its request.
+  // Counts a label that came with its request. A label that is not a class counts as a miss.
   Outcome Count(const Prediction& prediction, uint32_t label);
+
+ private:
+  struct Entry {
+    std::string key;
+    Prediction prediction;
+    bool reported = false;
+  };
+
+  const size_t capacity_;
+  metrics::Metrics* const metrics_;
+  std::mutex mutex_;
+  std::list<Entry> entries_;  // oldest first
+  std::unordered_map<std::string, std::list<Entry>::iterator> by_key_;
 };
 
 }  // namespace tern::monitoring

@@ -11,8 +11,8 @@ namespace tern::onnx {
 // Imports a classification network: one float input [N,c,h,w] (N dynamic or 1), one float
 // output [N,classes] (or [N,classes,1,1]), opset 7..17, weights inside the file. Constants
 // are folded, including the shape arithmetic that torch's exporter writes (Shape, Gather,
-// Unsqueeze, Concat, Reshape) with the batch kept symbolic. The result is valid (Validate), float, not
-// optimised (run Optimize).
+// Unsqueeze, Concat, Reshape) with the batch kept symbolic. The result is valid (Validate), float,
+// not optimised (run Optimize).
 //
 // INVALID_ARGUMENT: not an ONNX model, damaged, opset out of range, shapes that do not fit,
 //   external data, several inputs/outputs; names the node.

@@ -55,6 +55,7 @@ struct LoadedModel {
   std::vector<std::string> labels;
   v1::QuantizationReport report;    // empty for float versions
   std::shared_ptr<const engine::Plan> plan;
+  std::string isa;                  // of the plan: scalar, avx2, avx512vnni
   metrics::ModelLabels metric_labels;
 };
 

@@ -1,5 +1,5 @@
 // Dynamic batching: a bounded queue of tasks and a few workers that take them in batches. A template on the
-// task; knows no tensors.
+// task; knows no tensors. The decisions are BatchQueue's; this class adds threads and the lock.
 //
 // Latency contract. A task that Submit() accepted is handed to `run`, or finished through `reject`, no
 // later than max_delay + (time of one batch) * ceil(max_queue / (max_batch * instances)).
@@ -9,66 +9,161 @@
 #define TERN_SERVER_SCHEDULER_BATCHER_H_
 
 #include <algorithm>
+#include <chrono>
 #include <condition_variable>
-#include <deque>
 #include <functional>
-#include <memory>
 #include <mutex>
-#include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
-#include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
 #include "server/base/clock.h"
+#include "server/scheduler/batch_queue.h"
 
 namespace tern::scheduler {
-
-struct BatcherOptions {
-  int max_batch = 8;                                   // >= 1
-  absl::Duration max_delay = absl::Microseconds(500);  // wait for company, from the oldest task's arrival; 0 = none
-  int max_queue = 1024;                                // waiting tasks; >= 1
-  int instances = 1;                                   // worker threads; >= 1
-  const Clock* clock = Clock::Real();
-};
-
-// A waiting task. T is movable.
-template <typename T>
-struct Queued {
-  T task;
-  absl::Time deadline = absl::InfiniteFuture();
-  absl::Time enqueued;
-};
 
 // Thread safe.
 template <typename T>
 class Batcher {
  public:
-  // `run(instance, batch)`: called on worker thread `instance` (0..instances-1) with 1..max_batch tasks.
+  // `run(instance, batch)`: called on worker thread `instance` (0..instances-1) with 1..max_batch tasks. Required.
   // `reject(task, status)`: DEADLINE_EXCEEDED (its deadline passed, or would pass before the estimated end of its
-  //   batch), CANCELLED (`cancelled(task)` said so) or UNAVAILABLE (draining). Called without the lock.
-  // `depth(n)`: the queue's length changed (may be empty).
+  //   batch) or CANCELLED (`cancelled(task)` said so). Called without the lock, on a worker or on a
+  //   thread in Submit(). Required.
+  // `cancelled(task)`: may be empty. Called with the lock held: quick, and no call of the Batcher.
+  // `depth(n)`: the queue's length changed; may be empty. As `cancelled`; calls come in the order of the changes.
   struct Callbacks {
     std::function<void(int instance, std::vector<Queued<T>> batch)> run;
     std::function<void(Queued<T> task, absl::Status status)> reject;
     std::function<bool(const T& task)> cancelled;
     std::function<void(int n)> depth;
   };
-  Batcher(BatcherOptions options, Callbacks callbacks);
+
+  Batcher(BatcherOptions options, Callbacks callbacks)
+      : clock_(options.clock), callbacks_(std::move(callbacks)), queue_(options, callbacks_.cancelled) {
+    workers_.reserve(queue_.options().instances);
+    for (int i = 0; i < queue_.options().instances; ++i) workers_.emplace_back([this, i] { Work(i); });
+  }
+
   // Drain() and join.
-  ~Batcher();
+  ~Batcher() {
+    Drain();
+    for (std::thread& worker : workers_) worker.join();
+  }
+  Batcher(const Batcher&) = delete;
+  Batcher& operator=(const Batcher&) = delete;
 
   // Accepts the task or leaves it untouched: RESOURCE_EXHAUSTED (queue full, with the limit),
-  // DEADLINE_EXCEEDED (passed already, or the estimated wait exceeds it), UNAVAILABLE (draining).
-  absl::Status Submit(T& task, absl::Time deadline);
+  // DEADLINE_EXCEEDED (passed already, or the estimated end of its batch is later), UNAVAILABLE (draining).
+  absl::Status Submit(T& task, absl::Time deadline) {
+    std::vector<typename BatchQueue<T>::Rejection> rejections;
+    std::unique_lock<std::mutex> lock(mutex_);
+    const absl::Status status = queue_.Submit(task, deadline, clock_->Now(), rejections);
+    if (status.ok() || !rejections.empty()) TellDepth();
+    if (status.ok()) {
+      if (!collecting_) {
+        idle_.notify_one();
+      } else if (queue_.size() >= queue_.options().max_batch || queue_.LeaveAt() < collect_until_) {
+        collect_.notify_one();
+      }
+    }
+    if (!rejections.empty()) {
+      ++outside_;
+      lock.unlock();
+      for (auto& rejection : rejections) callbacks_.reject(std::move(rejection.task), std::move(rejection.status));
+      lock.lock();
+      Return();
+    }
+    return status;
+  }
 
-  // Accepts nothing more, runs what is queued, returns when the last batch is done. Idempotent.
-  void Drain();
+  // Accepts nothing more, runs what is queued, returns when the last batch is done. Idempotent; not to be
+  // called from a callback.
+  void Drain() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    queue_.Drain();
+    idle_.notify_all();
+    collect_.notify_all();
+    drained_.wait(lock, [this] { return queue_.size() == 0 && outside_ == 0; });
+  }
 
-  int depth() const;
+  int depth() const {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return queue_.size();
+  }
+
   // Exponentially smoothed wall time of one batch; 0 until the first.
-  absl::Duration batch_time() const;
+  absl::Duration batch_time() const {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return queue_.batch_time();
+  }
+
+ private:
+  // At most one worker at a time waits for a batch to fill (collecting_); the others sleep until there is something
+  // to do, so a task that arrives wakes one thread, not all.
+  void Work(int instance) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    for (;;) {
+      if (collecting_ && !queue_.draining() && queue_.size() < queue_.options().max_batch) {
+        idle_.wait(lock);
+        continue;
+      }
+      const absl::Time now = clock_->Now();
+      typename BatchQueue<T>::Step step = queue_.Next(now);
+      if (step.batch.empty() && step.rejections.empty()) {
+        if (step.leave) return;
+        Wait(lock, now, step.wake_at);
+        continue;
+      }
+      const bool ran = !step.batch.empty();
+      TellDepth();
+      if (queue_.size() > 0) idle_.notify_one();
+      ++outside_;
+      lock.unlock();
+      for (auto& rejection : step.rejections) {
+        callbacks_.reject(std::move(rejection.task), std::move(rejection.status));
+      }
+      if (ran) callbacks_.run(instance, std::move(step.batch));
+      lock.lock();
+      if (ran) queue_.Finished(now, clock_->Now());
+      Return();
+    }
+  }
+
+  void Wait(std::unique_lock<std::mutex>& lock, absl::Time now, absl::Time until) {
+    if (until == absl::InfiniteFuture()) {
+      idle_.wait(lock);
+      return;
+    }
+    collecting_ = true;
+    collect_until_ = until;
+    // At most a second at a time: the clock may have been set.
+    collect_.wait_for(lock, absl::ToChronoNanoseconds(std::min(until - now, absl::Seconds(1))));
+    collecting_ = false;
+  }
+
+  void TellDepth() {
+    if (callbacks_.depth) callbacks_.depth(queue_.size());
+  }
+
+  void Return() {
+    --outside_;
+    if (queue_.size() == 0 && outside_ == 0) drained_.notify_all();
+  }
+
+  const Clock* const clock_;
+  const Callbacks callbacks_;
+  mutable std::mutex mutex_;
+  BatchQueue<T> queue_;
+  bool collecting_ = false;
+  absl::Time collect_until_;
+  int outside_ = 0;  // threads that run a batch or deliver rejections without the lock
+  std::condition_variable idle_;
+  std::condition_variable collect_;
+  std::condition_variable drained_;
+  std::vector<std::thread> workers_;
 };
 
 }  // namespace tern::scheduler

@@ -2,6 +2,7 @@
 #ifndef TERN_SERVER_TENSOR_TENSOR_H_
 #define TERN_SERVER_TENSOR_TENSOR_H_
 
+#include <algorithm>
 #include <cstring>
 #include <string>
 #include <vector>
@@ -22,7 +23,9 @@ class Tensor {
   template <typename T>
   static Tensor Of(Shape shape, const std::vector<T>& values) {
     Tensor tensor(DTypeOf<T>::value, std::move(shape));
-    std::memcpy(tensor.bytes_.data(), values.data(), std::min(tensor.bytes_.size(), values.size() * sizeof(T)));
+    if (!tensor.bytes_.empty() && !values.empty()) {
+      std::memcpy(tensor.bytes_.data(), values.data(), std::min(tensor.bytes_.size(), values.size() * sizeof(T)));
+    }
     return tensor;
   }
 

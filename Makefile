@@ -1,0 +1,52 @@
+# make demo | make test | make build: each installs what it needs (Debian packages), configures a
+# CMake preset and builds; all are safe to repeat.
+PRESET ?= release
+BUILD := build/$(PRESET)
+JOBS ?= $(shell nproc)
+
+.PHONY: help demo build test test-full bench lint format clean
+
+help:
+	@echo "make demo       build, start a server with the demo model, quantise and classify (KEEP=1: leave it running)"
+	@echo "make test       build and run unit, kernel, integration and end-to-end tests"
+	@echo "make test-full  the tests that need torch: ONNX parity with torchvision, preprocessing parity with Pillow"
+	@echo "make build      only build: $(BUILD)/bin/ternd, $(BUILD)/bin/ternctl"
+	@echo "make bench      kernel and engine benchmarks"
+	@echo "PRESET=release|dev|ci|asan-ubsan|tsan  JOBS=$(JOBS)"
+
+build:
+	@scripts/install-deps.sh build
+	@cmake --preset $(PRESET) -DTERN_BUILD_TESTS=OFF
+	@cmake --build $(BUILD) -j $(JOBS)
+	@echo "built $(BUILD)/bin/ternd and $(BUILD)/bin/ternctl"
+
+demo: build
+	@scripts/install-deps.sh demo
+	@scripts/demo.sh $(BUILD) $(if $(KEEP),--keep)
+
+test:
+	@scripts/install-deps.sh test
+	@cmake --preset $(PRESET) -DTERN_BUILD_TESTS=ON
+	@cmake --build $(BUILD) -j $(JOBS)
+	@ctest --test-dir $(BUILD) --output-on-failure -j $(JOBS) -LE 'full|bench'
+
+test-full:
+	@scripts/install-deps.sh full
+	@cmake --preset $(PRESET) -DTERN_BUILD_TESTS=ON
+	@cmake --build $(BUILD) -j $(JOBS)
+	@scripts/test-full.sh $(BUILD)
+
+bench:
+	@scripts/install-deps.sh test
+	@cmake --preset $(PRESET) -DTERN_BUILD_TESTS=ON
+	@cmake --build $(BUILD) -j $(JOBS)
+	@$(BUILD)/bin/kernels_bench
+
+lint:
+	@ctest --test-dir $(BUILD) --output-on-failure -L lint
+
+format:
+	@git ls-files '*.h' '*.cc' | xargs clang-format -i
+
+clean:
+	@rm -rf build

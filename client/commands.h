@@ -1,0 +1,55 @@
+// The sub-commands of ternctl. Each Add function declares its commands on the parser; the chosen
+// one leaves itself in Cli::run.
+#ifndef TERN_CLIENT_COMMANDS_H_
+#define TERN_CLIENT_COMMANDS_H_
+
+#include <CLI/CLI.hpp>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "client/dataset.h"
+#include "client/json.h"
+#include "client/tern_client.h"
+
+namespace tern::client {
+
+enum ExitCode { kOk = 0, kFailed = 1, kUsage = 2, kGateNotMet = 3 };
+
+// What all commands share.
+struct Cli {
+  std::string server = "127.0.0.1:8500";
+  std::string admin = "127.0.0.1:8501";
+  bool json = false;
+  bool quiet = false;
+  double timeout_seconds = 0;  // 0 = the client's defaults
+  std::function<int()> run;
+
+  absl::StatusOr<std::unique_ptr<Client>> Connect(int channels = 1) const;
+  // Prints `ternctl: CODE: message` on stderr; returns kFailed.
+  int Fail(const absl::Status& status) const;
+  // Prints JSON on stdout.
+  void Print(const Json& json) const;
+};
+
+// A model and one of its versions, as most commands take them.
+struct ModelArgs {
+  std::string model;
+  uint64_t version = 0;
+};
+void AddModelArgs(CLI::App* command, ModelArgs* args, const std::string& version_help);
+
+void AddRegistryCommands(CLI::App& app, Cli& cli);  // import, models, report, export, ...
+void AddQuantizeCommands(CLI::App& app, Cli& cli);  // quantize, evaluate
+void AddClassifyCommands(CLI::App& app, Cli& cli);  // classify, label, health
+void AddBenchCommands(CLI::App& app, Cli& cli);     // bench, profile
+
+// The quantisation report as text.
+void PrintReport(const v1::QuantizationReport& report, std::ostream& out);
+
+}  // namespace tern::client
+
+#endif  // TERN_CLIENT_COMMANDS_H_

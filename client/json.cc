@@ -1,0 +1,243 @@
+#include "client/json.h"
+
+#include <cmath>
+
+#include "absl/strings/ascii.h"
+
+namespace tern::client {
+namespace {
+
+Json Value(const v1::Proportion& p) { return p.total() == 0 ? Json() : Json(p.value()); }
+
+Json Ci95(const v1::Proportion& p) {
+  return p.total() == 0 ? Json() : Json::array({p.low(), p.high()});
+}
+
+// JSON has no infinities (a layer without any error has an SQNR of infinity).
+Json Number(double value) { return std::isfinite(value) ? Json(value) : Json(); }
+
+std::string Lower(const std::string& name) { return absl::AsciiStrToLower(name); }
+
+Json ToJson(const v1::Recipe& recipe) {
+  Json json;
+  json["weights"] = Lower(v1::WeightType_Name(recipe.weights()));
+  json["cluster_size"] = recipe.cluster_size();
+  json["activations"] = Lower(v1::ActivationType_Name(recipe.activations()));
+  json["method"] = Lower(v1::Method_Name(recipe.method()));
+  json["quantize_first_and_last_to_weights"] = recipe.quantize_first_and_last_to_weights();
+  json["seed"] = recipe.seed();
+  json["max_top1_drop"] = recipe.has_max_top1_drop() ? Json(recipe.max_top1_drop()) : Json();
+  return json;
+}
+
+}  // namespace
+
+Json ToJson(const v1::Preprocessing& contract) {
+  Json json;
+  json["color_order"] = v1::Preprocessing::ColorOrder_Name(contract.color_order());
+  json["ignore_exif_orientation"] = contract.ignore_exif_orientation();
+  json["resize"] = v1::Preprocessing::Resize_Name(contract.resize());
+  json["resize_size"] = contract.resize_size();
+  json["filter"] = v1::Preprocessing::Filter_Name(contract.filter());
+  json["center_crop"] = contract.center_crop();
+  json["scale"] = contract.scale();
+  json["mean"] = std::vector<float>(contract.mean().begin(), contract.mean().end());
+  json["std"] = std::vector<float>(contract.std().begin(), contract.std().end());
+  return json;
+}
+
+Json ToJson(const v1::LayerReport& layer) {
+  Json json;
+  json["name"] = layer.name();
+  json["op"] = layer.op();
+  json["scheme"] = layer.scheme();
+  json["cluster_size"] = layer.cluster_size();
+  json["bits_per_weight"] = layer.bits_per_weight();
+  json["weight_bits"] = layer.weight_bits();
+  json["weights"] = layer.weights();
+  json["macs"] = layer.macs();
+  json["multiplications_removed"] = layer.multiplications_removed();
+  json["output_sqnr_db"] = Number(layer.output_sqnr_db());
+  json["output_clipped"] = Number(layer.output_clipped());
+  json["output_scale"] = Number(layer.output_scale());
+  json["output_zero_point"] = layer.output_zero_point();
+  return json;
+}
+
+Json ToJson(const v1::QuantizationReport& report) {
+  Json json;
+  json["recipe"] = ToJson(report.recipe());
+  json["source_model"] = report.source_model();
+  json["source_version"] = report.source_version();
+  json["calibration_images"] = report.calibration_images();
+  json["evaluation_images"] = report.evaluation_images();
+  json["bits_per_weight"] = report.bits_per_weight();
+  json["float_bytes"] = report.float_bytes();
+  json["bytes"] = report.bytes();
+  json["compression_ratio"] = report.compression_ratio();
+  json["multiplications_removed"] = report.multiplications_removed();
+  json["float_top1"] = Value(report.float_top1());
+  json["float_top1_ci95"] = Ci95(report.float_top1());
+  json["float_top5"] = Value(report.float_top5());
+  json["float_top5_ci95"] = Ci95(report.float_top5());
+  json["top1"] = Value(report.top1());
+  json["top1_ci95"] = Ci95(report.top1());
+  json["top5"] = Value(report.top5());
+  json["top5_ci95"] = Ci95(report.top5());
+  json["agreement"] = Value(report.agreement());
+  json["agreement_ci95"] = Ci95(report.agreement());
+  json["calibration_agreement"] = Value(report.calibration_agreement());
+  json["calibration_agreement_ci95"] = Ci95(report.calibration_agreement());
+  json["sqnr_db"] = Number(report.sqnr_db());
+  json["float_ms_per_image"] = report.float_ms_per_image();
+  json["ms_per_image"] = report.ms_per_image();
+  json["isa"] = report.isa();
+  json["seconds"] = report.seconds();
+  json["float_nodes"] =
+      std::vector<std::string>(report.float_nodes().begin(), report.float_nodes().end());
+  json["float_macs_share"] = report.float_macs_share();
+  json["warnings"] = std::vector<std::string>(report.warnings().begin(), report.warnings().end());
+  json["layers"] = Json::array();
+  for (const v1::LayerReport& layer : report.layers()) json["layers"].push_back(ToJson(layer));
+  return json;
+}
+
+Json ToJson(const v1::QuantizeResult& result) {
+  const v1::QuantizationReport& report = result.report();
+  Json json;
+  json["model"] = result.model();
+  json["version"] = result.version();
+  json["published"] = result.published();
+  Json full = ToJson(report);
+  for (const char* key : {"bits_per_weight", "bytes", "multiplications_removed", "float_top1",
+                          "top1", "agreement", "sqnr_db", "layers"}) {
+    json[key] = full[key];
+  }
+  full.erase("layers");
+  json["report"] = std::move(full);
+  return json;
+}
+
+Json ToJson(const v1::EvaluateResult& result) {
+  Json json;
+  json["model"] = result.model();
+  json["version"] = result.version();
+  json["images"] = result.images();
+  json["labelled"] = result.labelled();
+  json["top1"] = Value(result.top1());
+  json["top5"] = Value(result.top5());
+  json["top1_ci95"] = Ci95(result.top1());
+  json["top5_ci95"] = Ci95(result.top5());
+  json["agreement"] = Value(result.agreement());
+  json["agreement_ci95"] = Ci95(result.agreement());
+  return json;
+}
+
+Json ToJson(const v1::ModelVersion& version) {
+  Json json;
+  json["model"] = version.model();
+  json["version"] = version.version();
+  json["default"] = version.is_default();
+  json["state"] = Lower(v1::VersionState_Name(version.state()));
+  json["reason"] = version.reason();
+  json["scheme"] = version.scheme();
+  json["cluster_size"] = version.cluster_size();
+  json["bits_per_weight"] = version.bits_per_weight();
+  json["bytes"] = version.bytes();
+  json["classes"] = version.classes();
+  json["input_shape"] =
+      std::vector<int64_t>(version.input_shape().begin(), version.input_shape().end());
+  json["preprocessing"] = ToJson(version.preprocessing());
+  return json;
+}
+
+Json ToJson(const v1::ClassifyResponse& response) {
+  Json json;
+  json["request_id"] = response.request_id();
+  json["classes"] = Json::array();
+  for (const v1::ClassScore& score : response.classes()) {
+    Json entry;
+    entry["index"] = score.index();
+    entry["label"] = score.label();
+    entry["probability"] = score.probability();
+    json["classes"].push_back(entry);
+  }
+  const v1::Receipt& receipt = response.receipt();
+  json["model"] = receipt.model();
+  json["version"] = receipt.version();
+  json["scheme"] = receipt.scheme();
+  json["isa"] = receipt.isa();
+  json["batch_size"] = receipt.batch_size();
+  Json timing;
+  timing["decode_us"] = receipt.timing().decode_us();
+  timing["preprocess_us"] = receipt.timing().preprocess_us();
+  timing["queue_us"] = receipt.timing().queue_us();
+  timing["inference_us"] = receipt.timing().inference_us();
+  timing["total_us"] = receipt.timing().total_us();
+  json["timing"] = timing;
+  return json;
+}
+
+Json ToJson(const v1::BenchmarkResponse& response) {
+  Json json;
+  json["images_per_second"] = Number(response.images_per_second());
+  json["ms_per_image"] = Number(response.ms_per_image());
+  json["p50_ms"] = Number(response.p50_ms());
+  json["p90_ms"] = Number(response.p90_ms());
+  json["p99_ms"] = Number(response.p99_ms());
+  json["errors"] = 0;  // a failed run has no response
+  json["batches"] = response.batches();
+  json["isa"] = response.isa();
+  return json;
+}
+
+Json ToJson(const v1::ProfileResponse& response) {
+  Json json;
+  json["total_ms"] = response.total_ms();
+  json["layers"] = Json::array();
+  for (const v1::LayerTime& layer : response.layers()) {
+    Json entry;
+    entry["name"] = layer.name();
+    entry["op"] = layer.op();
+    entry["scheme"] = layer.scheme();
+    entry["implementation"] = layer.implementation();
+    entry["ms"] = layer.ms();
+    entry["share"] = layer.share();
+    entry["gmacs_per_second"] = Number(layer.gmacs_per_second());
+    json["layers"].push_back(entry);
+  }
+  return json;
+}
+
+Json ToJson(const LoadResult& result) {
+  Json json;
+  json["images"] = result.images;
+  json["seconds"] = result.seconds;
+  json["images_per_second"] = result.images_per_second;
+  json["ms_per_image"] = result.images > 0 ? Json(result.ms_per_image) : Json();
+  json["mean_ms"] = Number(result.mean_ms);
+  json["p50_ms"] = Number(result.p50_ms);
+  json["p90_ms"] = Number(result.p90_ms);
+  json["p95_ms"] = Number(result.p95_ms);
+  json["p99_ms"] = Number(result.p99_ms);
+  json["p999_ms"] = Number(result.p999_ms);
+  json["max_ms"] = Number(result.max_ms);
+  json["errors"] = result.errors;
+  json["errors_by_code"] = Json::object();
+  for (const auto& [code, count] : result.errors_by_code) json["errors_by_code"][code] = count;
+  json["mean_batch_size"] = result.batch_size;
+  Json stages;
+  stages["decode_us"] = result.decode_us;
+  stages["preprocess_us"] = result.preprocess_us;
+  stages["queue_us"] = result.queue_us;
+  stages["inference_us"] = result.inference_us;
+  stages["total_us"] = result.total_us;
+  json["mean_stages"] = stages;
+  return json;
+}
+
+std::string Dump(const Json& json, int indent) {
+  return json.dump(indent, ' ', false, Json::error_handler_t::replace);
+}
+
+}  // namespace tern::client

@@ -1,0 +1,92 @@
+// ternctl: the command line of a Tern server.
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <iostream>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "client/commands.h"
+#include "client/table.h"
+
+namespace tern::client {
+
+absl::StatusOr<std::unique_ptr<Client>> Cli::Connect(int channels) const {
+  ClientOptions options;
+  options.server = server;
+  options.admin = admin;
+  options.channels = channels;
+  if (timeout_seconds > 0) {
+    options.deadline = absl::Seconds(timeout_seconds);
+    options.transfer_deadline = options.deadline;
+    options.job_deadline = options.deadline;
+  }
+  return Client::Connect(std::move(options));
+}
+
+int Cli::Fail(const absl::Status& status) const {
+  std::cout.flush();
+  std::cerr << "ternctl: " << absl::StatusCodeToString(status.code()) << ": "
+            << Printable(std::string(status.message())) << "\n";
+  return kFailed;
+}
+
+void Cli::Print(const Json& json) const { std::cout << Dump(json) << "\n"; }
+
+void AddModelArgs(CLI::App* command, ModelArgs* args, const std::string& version_help) {
+  command->add_option("--model,-m", args->model, "The model's name")->required();
+  command->add_option("--version,-v", args->version, version_help);
+}
+
+namespace {
+
+constexpr char kFooter[] = R"(Examples:
+  ternctl import   --name r20 --onnx resnet20.onnx --preprocess cifar10 --labels labels.txt
+  ternctl quantize --model r20 --weights ternary --cluster 4 --calibration train/ --evaluation test/
+  ternctl classify --model r20 cat.jpg
+  ternctl evaluate --model r20 --version 2 --reference-version 1 --data test/
+  ternctl bench    --model r20 --data test/ --concurrency 8 --seconds 10
+  ternctl models
+
+Folders of images are one sub-folder per class (alphabetical order = class index), or a flat
+folder with a labels.txt of `file index` lines.
+With --json only JSON goes to standard output; progress and errors go to standard error.
+Exit status: 0 success, 1 failure, 2 wrong usage, 3 quantised but not published (accuracy gate).)";
+
+int Main(int argc, char** argv) {
+  Cli cli;
+  CLI::App app("Talks to a Tern server: imports, quantises, evaluates and classifies.", "ternctl");
+  app.footer(kFooter);
+  app.option_defaults()->always_capture_default();
+  app.add_option("--server", cli.server, "Data port, HOST:PORT")->envname("TERN_SERVER");
+  app.add_option("--admin", cli.admin, "Admin port, HOST:PORT")->envname("TERN_ADMIN");
+  app.add_flag("--json", cli.json, "Print JSON on standard output");
+  app.add_flag("--quiet,-q", cli.quiet, "No progress on standard error");
+  app.add_option("--timeout", cli.timeout_seconds,
+                 "Deadline in seconds of each call; 0: 30 s, 600 s for transfers, none for jobs")
+      ->check(CLI::NonNegativeNumber);
+  app.require_subcommand(1);
+  app.fallthrough();  // --server, --admin, --json, ... may also follow the sub-command
+  AddRegistryCommands(app, cli);
+  AddQuantizeCommands(app, cli);
+  AddClassifyCommands(app, cli);
+  AddBenchCommands(app, cli);
+
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? kOk : kUsage;  // help is no error
+  }
+  const int code = cli.run();
+  std::cout.flush();
+  if (!std::cout) {
+    std::fprintf(stderr, "ternctl: DATA_LOSS: writing to standard output failed\n");
+    return kFailed;
+  }
+  return code;
+}
+
+}  // namespace
+}  // namespace tern::client
+
+int main(int argc, char** argv) { return tern::client::Main(argc, argv); }

@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Installs the Debian packages that a task needs: build, demo, test (build and test tools), full
+# (also torch for the parity fixtures). Repeating it is cheap: packages that are there
+# are not asked for again.
+set -euo pipefail
+
+build=(g++ cmake ninja-build make pkgconf
+  libgrpc++-dev libprotobuf-dev protobuf-compiler protobuf-compiler-grpc libabsl-dev libonnx-dev
+  libdnnl-dev ocl-icd-opencl-dev libopencv-core-dev libopencv-imgproc-dev
+  libturbojpeg0-dev libpng-dev libwebp-dev libexif-dev
+  prometheus-cpp-dev libspdlog-dev nlohmann-json3-dev libcli11-dev libeigen3-dev libisal-dev libssl-dev
+  libgtest-dev libgmock-dev)
+demo=(curl)
+test=(python3 python3-yaml curl)
+full=(python3-torch python3-torchvision python3-pil python3-numpy libopenblas0-pthread)
+
+case "${1:-build}" in
+  build) packages=("${build[@]}") ;;
+  demo) packages=("${build[@]}" "${demo[@]}") ;;
+  test) packages=("${build[@]}" "${test[@]}") ;;
+  full) packages=("${build[@]}" "${test[@]}" "${full[@]}") ;;
+  *) echo "usage: $0 build|demo|test|full" >&2; exit 2 ;;
+esac
+
+missing=()
+for package in "${packages[@]}"; do
+  dpkg-query -W -f '${Status}\n' "$package" 2>/dev/null | grep -q '^install ok installed$' || missing+=("$package")
+done
+if [ ${#missing[@]} -eq 0 ]; then
+  exit 0
+fi
+echo "installing ${#missing[@]} Debian packages: ${missing[*]}"
+sudo=()
+if [ "$(id -u)" -ne 0 ]; then
+  command -v sudo >/dev/null || { echo "need root or sudo to install: ${missing[*]}" >&2; exit 1; }
+  sudo=(sudo)
+fi
+export DEBIAN_FRONTEND=noninteractive
+"${sudo[@]}" apt-get update -qq
+"${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null

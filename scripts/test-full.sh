@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# test-full.sh BUILD: makes the fixtures that need Debian's torch and Pillow (once per build folder), then
+# runs the tests labelled `full`.
+set -euo pipefail
+build=$(realpath "$1")
+source=$(realpath "$(dirname "$0")/..")
+fixtures=$build/fixtures
+python=/usr/bin/python3  # Debian's: the one that sees Debian's torch
+mkdir -p "$fixtures"
+
+if [ ! -e "$fixtures/torch/.done" ]; then
+  echo "exporting torchvision's architectures with random weights (a few minutes)"
+  "$python" "$source/tests/interop/torch/export_torchvision.py" --out "$fixtures/torch"
+  touch "$fixtures/torch/.done"
+fi
+if [ ! -e "$fixtures/parity/.done" ]; then
+  echo "preprocessing the demo photographs with Pillow and torchvision"
+  "$python" "$source/tests/interop/preprocess/make_parity.py" --images "$source/models/demo/photos" --out "$fixtures/parity"
+  touch "$fixtures/parity/.done"
+fi
+# Real networks and images, where a checkout has them beside it.
+if [ -z "${TERN_SHARED_DATA:-}" ] && [ -d "$source/../shared/data" ]; then
+  TERN_SHARED_DATA=$(realpath "$source/../shared/data")
+  export TERN_SHARED_DATA
+fi
+if [ -n "${TERN_SHARED_DATA:-}" ] && [ -z "${TERN_CIFAR_DIR:-}" ] && [ -e "$TERN_SHARED_DATA/cifar10-test.tar.xz" ]; then
+  if [ ! -e "$fixtures/cifar/.done" ]; then
+    mkdir -p "$fixtures/cifar"
+    for part in train test; do tar -xf "$TERN_SHARED_DATA/cifar10-$part.tar.xz" -C "$fixtures/cifar"; done
+    touch "$fixtures/cifar/.done"
+  fi
+  export TERN_CIFAR_DIR=$fixtures/cifar
+fi
+export TERN_TORCH_FIXTURES=$fixtures/torch TERN_PARITY_FIXTURES=$fixtures/parity
+ctest --test-dir "$build" --output-on-failure -L full

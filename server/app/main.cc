@@ -1,0 +1,211 @@
+// ternd: the server. Flags, wiring, signals; everything else lies in the folders below.
+#include <prometheus/collectable.h>
+#include <prometheus/exposer.h>
+#include <prometheus/registry.h>
+#include <signal.h>
+
+#include <cstdio>
+#include <filesystem>
+#include <iostream>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "absl/flags/flag.h"
+#include "absl/flags/parse.h"
+#include "absl/flags/usage.h"
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "models/embedded.h"
+#include "server/base/cpu_budget.h"
+#include "server/base/file.h"
+#include "server/base/log.h"
+#include "server/base/status_macros.h"
+#include "server/classify/top_k.h"
+#include "server/engine/plan.h"
+#include "server/image/image.h"
+#include "server/kernels/dispatch.h"
+#include "server/metrics/metrics.h"
+#include "server/monitoring/label_join.h"
+#include "server/repository/repository.h"
+#include "server/rpc/server.h"
+#include "server/serving/classify.h"
+
+ABSL_FLAG(std::string, repository, "", "Folder of the model repository (made if absent). Required.");
+ABSL_FLAG(std::string, host, "0.0.0.0", "Address of the data port.");
+ABSL_FLAG(int, port, 8500, "Data port (ImageClassifier, health); 0 = any free port.");
+ABSL_FLAG(std::string, admin_host, "0.0.0.0", "Address of the admin port.");
+ABSL_FLAG(int, admin_port, 8501, "Admin port (Quantizer, ModelRegistry, Profiler); 0 = any free port.");
+ABSL_FLAG(std::string, metrics_host, "0.0.0.0", "Address of the metrics port.");
+ABSL_FLAG(int, metrics_port, 8502, "Prometheus metrics over HTTP on /metrics; 0 = any free port.");
+ABSL_FLAG(std::string, ports_file, "", "Gets the three ports as JSON once the server is ready.");
+ABSL_FLAG(bool, demo, false, "Put the embedded demo model into the repository as \"demo\", if it is not there.");
+ABSL_FLAG(std::string, max_isa, "native",
+          "Highest instruction set to use: scalar, avx2, avx512vnni or native. Can only lower the choice.");
+ABSL_FLAG(int, threads, 0, "CPU threads to use; 0 = cgroup quota and affinity decide.");
+ABSL_FLAG(int, max_batch, 8, "Largest batch of models whose config names none.");
+ABSL_FLAG(absl::Duration, max_delay, absl::Microseconds(500),
+          "How long a request may wait for company, for models whose config says nothing.");
+ABSL_FLAG(int, max_queue, 256, "Waiting requests per model version, for models whose config says nothing.");
+ABSL_FLAG(uint64_t, max_image_bytes, 16ull << 20, "Largest encoded image.");
+ABSL_FLAG(uint64_t, max_pixels, 40'000'000, "Most pixels of an image; checked before decoding.");
+ABSL_FLAG(uint64_t, label_memory, 100'000, "Predictions remembered for ReportLabel.");
+ABSL_FLAG(absl::Duration, drain, absl::ZeroDuration(),
+          "After SIGTERM: how long to answer as usual with health NOT_SERVING before closing.");
+ABSL_FLAG(absl::Duration, grace, absl::Seconds(20), "Then: how long running calls may take.");
+ABSL_FLAG(std::string, log_level, "info", "debug, info, warn, error or off.");
+
+namespace tern {
+namespace {
+
+constexpr int kMaxPlanBatch = 32;
+
+// Refreshes the process gauges at each scrape.
+class Scrape final : public prometheus::Collectable {
+ public:
+  explicit Scrape(metrics::Metrics* metrics) : metrics_(metrics) {}
+  std::vector<prometheus::MetricFamily> Collect() const override {
+    metrics_->RefreshProcess();
+    return metrics_->registry()->Collect();
+  }
+
+ private:
+  metrics::Metrics* const metrics_;
+};
+
+absl::Status AddDemoModel(repository::Repository* repository) {
+  if (repository->Info("demo", 0).ok()) return absl::OkStatus();
+  TERN_ASSIGN_OR_RETURN(const v1::Preprocessing preprocessing, image::NamedPreprocessing("cifar10"));
+  TERN_ASSIGN_OR_RETURN(const std::vector<std::string> labels,
+                        classify::ParseLabels(models::DemoLabels(), 0));
+  return repository->Import("demo", models::DemoOnnx(), preprocessing, labels, true).status();
+}
+
+absl::Status Run() {
+  TERN_RETURN_IF_ERROR(InitLog(absl::GetFlag(FLAGS_log_level)));
+  const std::string root = absl::GetFlag(FLAGS_repository);
+  if (root.empty()) return absl::InvalidArgumentError("--repository is required (a folder)");
+  TERN_ASSIGN_OR_RETURN(const kernels::Isa isa, kernels::SelectIsa(absl::GetFlag(FLAGS_max_isa)));
+  if (isa < kernels::DetectIsa() || absl::GetFlag(FLAGS_max_isa) != "native") {
+    TERN_RETURN_IF_ERROR(engine::CapOneDnnIsa(isa));
+  }
+  CpuBudget budget = ReadCpuBudget();
+  if (absl::GetFlag(FLAGS_threads) > 0) budget.threads = absl::GetFlag(FLAGS_threads);
+  TERN_LOG_INFO("ternd {}: CPU budget {}, instruction set {}", TERN_VERSION, budget.ToString(),
+                kernels::IsaName(isa));
+
+  metrics::Metrics metrics;
+  metrics.Machine(budget.threads, TERN_VERSION, kernels::IsaName(isa), engine::OneDnnVersion());
+  monitoring::LabelJoin labels(absl::GetFlag(FLAGS_label_memory), &metrics);
+
+  serving::RunnerOptions runner;
+  runner.cpu_threads = budget.threads;
+  runner.default_max_batch = absl::GetFlag(FLAGS_max_batch);
+  runner.default_max_delay = absl::GetFlag(FLAGS_max_delay);
+  runner.default_max_queue = absl::GetFlag(FLAGS_max_queue);
+  runner.metrics = &metrics;
+  if (runner.default_max_batch < 1 || runner.default_max_batch > kMaxPlanBatch) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--max_batch: got ", runner.default_max_batch, ", want 1..", kMaxPlanBatch));
+  }
+  if (runner.default_max_queue < 1) {
+    return absl::InvalidArgumentError(absl::StrCat("--max_queue: got ", runner.default_max_queue, ", want >= 1"));
+  }
+
+  repository::RepositoryOptions repository_options;
+  repository_options.root = root;
+  repository_options.plan.isa = isa;
+  repository_options.plan.max_batch = kMaxPlanBatch;
+  repository_options.metrics = &metrics;
+  repository_options.make_servable = [runner](std::shared_ptr<const repository::LoadedModel> model) {
+    return serving::ModelRunner::Create(std::move(model), runner);
+  };
+  const engine::PlanOptions plan_options = repository_options.plan;
+  TERN_ASSIGN_OR_RETURN(std::unique_ptr<repository::Repository> repository,
+                        repository::Repository::Open(std::move(repository_options)));
+  if (absl::GetFlag(FLAGS_demo)) {
+    TERN_RETURN_IF_ERROR(Annotate(AddDemoModel(repository.get()), "--demo"));
+  }
+
+  serving::ClassifierOptions classifier_options;
+  classifier_options.limits.max_bytes = absl::GetFlag(FLAGS_max_image_bytes);
+  classifier_options.limits.max_pixels = absl::GetFlag(FLAGS_max_pixels);
+  classifier_options.decode_threads = budget.threads;
+  auto classifier = std::make_unique<serving::Classifier>(repository.get(), &labels, &metrics, classifier_options);
+
+  rpc::ServerOptions server_options;
+  server_options.host = absl::GetFlag(FLAGS_host);
+  server_options.port = absl::GetFlag(FLAGS_port);
+  server_options.admin_host = absl::GetFlag(FLAGS_admin_host);
+  server_options.admin_port = absl::GetFlag(FLAGS_admin_port);
+  server_options.cpu_threads = budget.threads;
+  server_options.limits = classifier_options.limits;
+  server_options.plan = plan_options;
+  TERN_ASSIGN_OR_RETURN(std::unique_ptr<rpc::Server> server,
+                        rpc::Server::Start(server_options, repository.get(), classifier.get(), &labels, &metrics));
+
+  std::unique_ptr<prometheus::Exposer> exposer;
+  int metrics_port = 0;
+  const std::string metrics_address =
+      absl::StrCat(absl::GetFlag(FLAGS_metrics_host), ":", absl::GetFlag(FLAGS_metrics_port));
+  try {  // prometheus-cpp reports a taken port by an exception
+    exposer = std::make_unique<prometheus::Exposer>(metrics_address, 1);
+    metrics_port = exposer->GetListeningPorts().at(0);
+  } catch (const std::exception& error) {
+    return absl::UnavailableError(absl::StrCat("cannot listen on ", metrics_address, ": ", error.what()));
+  }
+  const auto scrape = std::make_shared<Scrape>(&metrics);
+  exposer->RegisterCollectable(scrape);
+
+  const nlohmann::json ports = {
+      {"port", server->port()}, {"admin_port", server->admin_port()}, {"metrics_port", metrics_port}};
+  if (!absl::GetFlag(FLAGS_ports_file).empty()) {
+    TERN_RETURN_IF_ERROR(WriteFileAtomically(absl::GetFlag(FLAGS_ports_file), {ports.dump() + "\n"}));
+  }
+  TERN_LOG_INFO("ready: data port {}, admin port {}, metrics http://{}:{}/metrics", server->port(),
+                server->admin_port(), absl::GetFlag(FLAGS_metrics_host), metrics_port);
+
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGTERM);
+  sigaddset(&signals, SIGINT);
+  int signal = 0;
+  sigwait(&signals, &signal);
+  TERN_LOG_INFO("{}: draining", signal == SIGTERM ? "SIGTERM" : "SIGINT");
+  server->SetDraining();
+  absl::SleepFor(absl::GetFlag(FLAGS_drain));
+  server->Shutdown(absl::GetFlag(FLAGS_grace));
+  repository->Shutdown();
+  classifier.reset();
+  server.reset();
+  repository.reset();
+  TERN_LOG_INFO("stopped");
+  return absl::OkStatus();
+}
+
+}  // namespace
+}  // namespace tern
+
+int main(int argc, char** argv) {
+  // Blocked before any thread starts, so that every thread inherits it and only sigwait sees them.
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGTERM);
+  sigaddset(&signals, SIGINT);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  signal(SIGPIPE, SIG_IGN);
+
+  absl::SetProgramUsageMessage(
+      "Low-precision image classification over gRPC.\n\n"
+      "  ternd --repository DIR [--demo] [--port 8500 --admin_port 8501 --metrics_port 8502]");
+  const std::vector<char*> rest = absl::ParseCommandLine(argc, argv);
+  if (rest.size() > 1) {
+    std::cerr << "ternd: unexpected argument \"" << rest[1] << "\" (flags are written --name=value)\n";
+    return 2;
+  }
+  const absl::Status status = tern::Run();
+  if (status.ok()) return 0;
+  std::cerr << "ternd: " << status << "\n";
+  return status.code() == absl::StatusCode::kInvalidArgument ? 2 : 1;
+}

@@ -1,0 +1,118 @@
+#include "server/classify/top_k.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+
+namespace tern::classify {
+namespace {
+
+// The logit as it ranks: NaN and infinities are below every number.
+double Rank(float logit) {
+  return std::isfinite(logit) ? static_cast<double>(logit) : -std::numeric_limits<double>::infinity();
+}
+
+// True for well-formed UTF-8 (RFC 3629: no overlong forms, no surrogates, at most U+10FFFF).
+bool IsUtf8(absl::string_view text) {
+  for (size_t i = 0; i < text.size();) {
+    const uint8_t lead = static_cast<uint8_t>(text[i]);
+    int more;
+    uint32_t code;
+    uint32_t lowest;
+    if (lead < 0x80) {
+      ++i;
+      continue;
+    } else if ((lead & 0xe0) == 0xc0) {
+      more = 1, code = lead & 0x1f, lowest = 0x80;
+    } else if ((lead & 0xf0) == 0xe0) {
+      more = 2, code = lead & 0x0f, lowest = 0x800;
+    } else if ((lead & 0xf8) == 0xf0) {
+      more = 3, code = lead & 0x07, lowest = 0x10000;
+    } else {
+      return false;
+    }
+    if (text.size() - i <= static_cast<size_t>(more)) return false;
+    for (int j = 1; j <= more; ++j) {
+      const uint8_t next = static_cast<uint8_t>(text[i + j]);
+      if ((next & 0xc0) != 0x80) return false;
+      code = code << 6 | (next & 0x3f);
+    }
+    if (code < lowest || code > 0x10ffff || (code >= 0xd800 && code <= 0xdfff)) return false;
+    i += more + 1;
+  }
+  return true;
+}
+
+}  // namespace
+
+std::vector<Prediction> TopK(absl::Span<const float> logits, int k) {
+  if (logits.empty()) return {};
+  const int classes = static_cast<int>(logits.size());
+  k = std::clamp(k, 1, classes);
+  double best = -std::numeric_limits<double>::infinity();
+  for (float logit : logits) best = std::max(best, Rank(logit));
+  // Without one finite logit all classes are equally low, hence equally probable.
+  const bool none = !std::isfinite(best);
+  const auto weight = [&](float logit) { return none ? 1.0 : std::exp(Rank(logit) - best); };
+  double sum = 0;
+  for (float logit : logits) sum += weight(logit);
+
+  std::vector<int> order(classes);
+  std::iota(order.begin(), order.end(), 0);
+  std::partial_sort(order.begin(), order.begin() + k, order.end(), [&](int a, int b) {
+    const double x = Rank(logits[a]), y = Rank(logits[b]);
+    return x != y ? x > y : a < b;
+  });
+  std::vector<Prediction> result(k);
+  for (int i = 0; i < k; ++i) {
+    result[i] = {order[i], static_cast<float>(weight(logits[order[i]]) / sum)};
+  }
+  return result;
+}
+
+bool InTopK(absl::Span<const float> logits, int label, int k) {
+  const int classes = static_cast<int>(logits.size());
+  if (label < 0 || label >= classes) return false;
+  k = std::clamp(k, 1, classes);
+  const double mine = Rank(logits[label]);
+  int better = 0;
+  for (int i = 0; i < classes; ++i) {
+    const double other = Rank(logits[i]);
+    if (other > mine || (other == mine && i < label)) ++better;
+  }
+  return better < k;
+}
+
+Interval WilsonInterval(uint64_t hits, uint64_t total) {
+  if (total == 0) return {};
+  constexpr double z = 1.959963984540054;  // the 97.5 % quantile of the normal distribution
+  const double n = static_cast<double>(total);
+  const double p = static_cast<double>(hits) / n;
+  const double middle = (p + z * z / (2 * n)) / (1 + z * z / n);
+  const double half = z / (1 + z * z / n) * std::sqrt(p * (1 - p) / n + z * z / (4 * n * n));
+  // At 0 and 1 the bound is exact; rounding must not put the value outside its own interval.
+  return {p, std::clamp(middle - half, 0.0, p), std::clamp(middle + half, p, 1.0)};
+}
+
+absl::StatusOr<std::vector<std::string>> ParseLabels(absl::string_view text, int64_t classes) {
+  std::vector<std::string> labels;
+  if (text.substr(0, 3) == "\xef\xbb\xbf") text.remove_prefix(3);  // byte-order mark
+  for (absl::string_view line : absl::StrSplit(text, '\n')) {
+    if (!line.empty() && line.back() == '\r') line.remove_suffix(1);
+    if (!IsUtf8(line)) {
+      return absl::InvalidArgumentError(absl::StrCat("labels: line ", labels.size() + 1, " is not UTF-8"));
+    }
+    labels.emplace_back(line);
+  }
+  while (!labels.empty() && labels.back().find_first_not_of(" \t") == std::string::npos) labels.pop_back();
+  if (classes > 0 && static_cast<int64_t>(labels.size()) != classes) {
+    return absl::InvalidArgumentError(absl::StrCat("labels: got ", labels.size(), " names, want ", classes));
+  }
+  return labels;
+}
+
+}  // namespace tern::classify

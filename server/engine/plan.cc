@@ -1,0 +1,233 @@
+#include "server/engine/plan.h"
+
+#include <cstring>
+#include <list>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "server/base/log.h"
+#include "server/base/status_macros.h"
+#include "server/engine/program.h"
+#include "server/kernels/elementwise.h"
+
+namespace tern::engine {
+namespace {
+
+// oneDNN objects are made per batch size; a session keeps those of this many, the least recently used goes.
+constexpr size_t kPreparedBatches = 12;
+
+}  // namespace
+
+class CompiledPlan : public Plan {
+ public:
+  explicit CompiledPlan(Program program) : program_(std::move(program)) {}
+
+  absl::StatusOr<Session> NewSession(int threads) const override;
+  const Shape& input_shape() const override { return program_.input_shape; }
+  int64_t classes() const override { return program_.classes; }
+  int max_batch() const override { return program_.max_batch; }
+  const std::vector<LayerInfo>& layers() const override { return program_.layers; }
+  size_t weight_bytes() const override { return program_.weight_bytes; }
+  size_t activation_bytes() const override { return program_.arena_bytes; }
+  const Program& program() const { return program_; }
+
+ private:
+  const Program program_;
+};
+
+struct Session::Impl {
+  // The oneDNN objects of one batch size, one per step (empty for loops).
+  struct Prepared {
+    int batch = 0;
+    std::vector<Executable> executables;
+  };
+
+  Impl(std::shared_ptr<const CompiledPlan> plan_in, int threads_in)
+      : plan(std::move(plan_in)),
+        threads(threads_in),
+        arena(plan->program().arena_bytes),
+        scratch(plan->program().scratch_bytes * threads),
+        stream(onednn::Engine()) {}
+
+  RunContext Context(int batch) {
+    return {&plan->program(), arena.as<char>(), scratch.as<char>(), batch, threads};
+  }
+
+  absl::StatusOr<const Prepared*> Prepare(int batch) {
+    for (auto it = prepared.begin(); it != prepared.end(); ++it) {
+      if (it->batch != batch) continue;
+      prepared.splice(prepared.begin(), prepared, it);
+      return &prepared.front();
+    }
+    Prepared made;
+    made.batch = batch;
+    const auto& steps = plan->program().steps;
+    made.executables.resize(steps.size());
+    const RunContext context = Context(batch);
+    for (size_t s = 0; s < steps.size(); ++s) {
+      if (!steps[s].make) continue;
+      TERN_RETURN_IF_ERROR(
+          onednn::Guard(absl::StrCat("node ", plan->layers()[steps[s].node].name, " at batch ", batch),
+                        [&] { made.executables[s] = steps[s].make(context); }));
+    }
+    prepared.push_front(std::move(made));
+    if (prepared.size() > kPreparedBatches) prepared.pop_back();
+    return &prepared.front();
+  }
+
+  // Runs the first `steps` steps.
+  absl::Status RunSteps(int batch, size_t steps, std::vector<absl::Duration>* layer_times) {
+    if (batch < 1 || batch > plan->max_batch()) {
+      return absl::InvalidArgumentError(absl::StrCat("got a batch of ", batch, ", wanted 1..", plan->max_batch()));
+    }
+    onednn::ScopedThreads team(threads);
+    TERN_ASSIGN_OR_RETURN(const Prepared* now, Prepare(batch));
+    const RunContext context = Context(batch);
+    const Program& program = plan->program();
+    return onednn::Guard("running a plan", [&] {
+      absl::Time begin = layer_times != nullptr ? absl::Now() : absl::Time();
+      for (size_t s = 0; s < steps; ++s) {
+        const Step& step = program.steps[s];
+        if (step.copy_from >= 0) {
+          char* to = context.at<char>(step.copy_to);
+          const char* from = context.at<char>(step.copy_from);
+          if (to != from) std::memcpy(to, from, program.buffers[step.copy_to].sample_bytes * batch);
+        }
+        if (step.loop) {
+          step.loop(context);
+        } else {
+          now->executables[s].primitive.execute(stream, now->executables[s].args);
+          stream.wait();
+        }
+        if (layer_times != nullptr) {
+          const absl::Time end = absl::Now();
+          (*layer_times)[step.node] += end - begin;
+          begin = end;
+        }
+      }
+    });
+  }
+
+  absl::StatusOr<absl::Span<const float>> Run(int batch, std::vector<absl::Duration>* layer_times) {
+    TERN_RETURN_IF_ERROR(RunSteps(batch, plan->program().steps.size(), layer_times));
+    return absl::MakeConstSpan(Context(batch).at<float>(plan->program().output), batch * plan->classes());
+  }
+
+  std::shared_ptr<const CompiledPlan> plan;
+  int threads;
+  AlignedBuffer arena;
+  AlignedBuffer scratch;
+  dnnl::stream stream;
+  std::list<Prepared> prepared;  // most recently used first
+};
+
+Session::Session(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Session::~Session() = default;
+Session::Session(Session&&) noexcept = default;
+Session& Session::operator=(Session&&) noexcept = default;
+
+absl::Span<float> Session::input() {
+  const int64_t elements = impl_->plan->input_shape().elements() * impl_->plan->max_batch();
+  return absl::MakeSpan(impl_->Context(1).at<float>(impl_->plan->program().input), elements);
+}
+
+absl::StatusOr<absl::Span<const float>> Session::Run(int batch) { return impl_->Run(batch, nullptr); }
+
+absl::StatusOr<absl::Span<const float>> Session::RunProfiled(int batch, std::vector<absl::Duration>& layer_times) {
+  layer_times.resize(impl_->plan->layers().size());
+  return impl_->Run(batch, &layer_times);
+}
+
+absl::StatusOr<Tensor> Session::RunAndFetch(int batch, graph::ValueId id) {
+  const Program& program = impl_->plan->program();
+  if (id < 0 || id >= static_cast<int>(program.value_buffer.size()) || program.value_buffer[id] < 0) {
+    return absl::InvalidArgumentError(absl::StrCat("value ", id, " is not held in memory of its own"));
+  }
+  // The value is whole after the step that writes it; later steps may reuse its memory.
+  TERN_RETURN_IF_ERROR(impl_->RunSteps(batch, program.value_step[id], nullptr));
+  const graph::Value& value = program.values[id];
+  const int b = program.value_buffer[id];
+  const Buffer& buffer = program.buffers[b];
+  const RunContext context = impl_->Context(batch);
+  Tensor result(DType::kF32, value.shape.WithBatch(batch));
+  const std::vector<int64_t> dims = value.shape.WithBatch(batch).dims();
+  const Strides to = RowMajorStrides(result.shape());
+  float* out = result.data<float>().data();
+  if (buffer.format == Format::kU8) {
+    Strides from = NhwcStrides(value.shape);
+    from.insert(from.begin(), buffer.sample_elements);
+    StridedMap(dims, out, to, context.at<uint8_t>(b), from, [&](uint8_t q) { return value.quant->Dequantize(q); });
+    return result;
+  }
+  const float* src = context.at<float>(b);
+  if (buffer.format == Format::kF32Blocked) {
+    const int64_t channels = value.shape[0], pixels = value.shape[1] * value.shape[2];
+    for (int64_t n = 0; n < batch; ++n) {
+      for (int64_t c = 0; c < channels; ++c) {
+        const float* plane = src + n * buffer.sample_elements + c / kChannelBlock * pixels * kChannelBlock + c % kChannelBlock;
+        for (int64_t p = 0; p < pixels; ++p) out[(n * channels + c) * pixels + p] = plane[p * kChannelBlock];
+      }
+    }
+    return result;
+  }
+  Strides from = FormatStrides(buffer.format, value.shape);
+  from.insert(from.begin(), buffer.sample_elements);
+  StridedMap(dims, out, to, src, from, [](float v) { return v; });
+  return result;
+}
+
+const Plan& Session::plan() const { return *impl_->plan; }
+
+absl::StatusOr<Session> CompiledPlan::NewSession(int threads) const {
+  if (threads < 1) return absl::InvalidArgumentError(absl::StrCat("got ", threads, " threads, wanted at least 1"));
+  std::unique_ptr<Session::Impl> impl;
+  try {
+    impl = std::make_unique<Session::Impl>(std::static_pointer_cast<const CompiledPlan>(shared_from_this()), threads);
+  } catch (const std::bad_alloc&) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("no memory for a session's ", program_.arena_bytes >> 20, " MiB of activations"));
+  }
+  onednn::ScopedThreads team(threads);
+  for (int batch : {program_.max_batch, 1}) TERN_RETURN_IF_ERROR(impl->Prepare(batch).status());
+  return Session(std::move(impl));
+}
+
+absl::StatusOr<std::shared_ptr<const Plan>> Plan::Create(const graph::Graph& graph, const PlanOptions& options) {
+  if (options.max_batch < 1) {
+    return absl::InvalidArgumentError(absl::StrCat("got max_batch ", options.max_batch, ", wanted at least 1"));
+  }
+  if (options.isa > kernels::DetectIsa()) {
+    return absl::InvalidArgumentError(absl::StrCat("this CPU has no ", kernels::IsaName(options.isa)));
+  }
+  TERN_RETURN_IF_ERROR(graph::Validate(graph));
+  onednn::ScopedThreads team(1);
+  try {
+    TERN_ASSIGN_OR_RETURN(Program program, Lower(graph, options));
+    program.scratch_bytes = (program.scratch_bytes + AlignedBuffer::kAlignment - 1) / AlignedBuffer::kAlignment *
+                            AlignedBuffer::kAlignment;
+    PlanMemory(program);
+    return std::make_shared<const CompiledPlan>(std::move(program));
+  } catch (const dnnl::error& e) {
+    return absl::InternalError(absl::StrCat("oneDNN, making a plan: ", e.what()));
+  } catch (const std::bad_alloc&) {
+    return absl::ResourceExhaustedError("no memory for the plan's weights");
+  }
+}
+
+absl::Status CapOneDnnIsa(kernels::Isa isa) {
+  if (isa == kernels::Isa::kAvx512Vnni) return absl::OkStatus();
+  const auto cap = isa == kernels::Isa::kAvx2 ? dnnl::cpu_isa::avx2 : dnnl::cpu_isa::sse41;
+  const dnnl::status status = dnnl::set_max_cpu_isa(cap);
+  if (status == dnnl::status::success) return absl::OkStatus();
+  const std::string message = absl::StrCat("oneDNN cannot be capped at ", kernels::IsaName(isa),
+                                           ": it already runs with ", onednn::IsaName());
+  TERN_LOG_ERROR("{}", message);
+  return absl::FailedPreconditionError(message);
+}
+
+void NchwToNhwc(const float* src, int64_t n, int64_t c, int64_t h, int64_t w, float* dst) {
+  StridedMap({n, c, h, w}, dst, Strides{h * w * c, 1, w * c, c}, src, Strides{c * h * w, h * w, w, 1},
+             [](float v) { return v; });
+}
+
+}  // namespace tern::engine

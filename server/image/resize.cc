@@ -1,0 +1,180 @@
+#include "server/image/resize.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <opencv2/imgproc.hpp>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+
+namespace tern::image {
+namespace {
+
+// 8 bits of pixel, 2 of headroom for the cubic kernel's overshoot (its coefficients' magnitudes sum to
+// at most 1.25), the sign: 22 bits are left.
+constexpr int kFractionBits = 22;
+
+// For output positions first..first+count-1: which inputs, and how much of each.
+struct Taps {
+  std::vector<int> begin;         // first input of each output
+  std::vector<int> size;          // how many
+  std::vector<int32_t> weights;   // [output][stride], 22-bit fixed point
+  int stride = 0;
+};
+
+double Triangle(double x) {
+  x = std::fabs(x);
+  return x < 1.0 ? 1.0 - x : 0.0;
+}
+
+// Keys' cubic with a = -0.5.
+double Cubic(double x) {
+  constexpr double a = -0.5;
+  x = std::fabs(x);
+  if (x < 1.0) return ((a + 2.0) * x - (a + 3.0)) * x * x + 1;
+  if (x < 2.0) return (((x - 5) * x + 8) * x - 4) * a;
+  return 0.0;
+}
+
+Taps MakeTaps(int in_size, int64_t out_size, int64_t first, int count, Kernel kernel) {
+  const double scale = static_cast<double>(in_size) / static_cast<double>(out_size);
+  const double widening = std::max(scale, 1.0);
+  const double support = (kernel == Kernel::kTriangle ? 1.0 : 2.0) * widening;
+  Taps taps;
+  taps.stride = static_cast<int>(std::ceil(support)) * 2 + 1;
+  taps.begin.resize(count);
+  taps.size.resize(count);
+  taps.weights.resize(static_cast<size_t>(count) * taps.stride);
+  std::vector<double> real(taps.stride);
+  for (int i = 0; i < count; ++i) {
+    const double center = (static_cast<double>(first + i) + 0.5) * scale;
+    const double step = 1.0 / widening;
+    // Truncation, not floor: Pillow casts to int, and clamps afterwards.
+    const int begin = std::max(static_cast<int>(center - support + 0.5), 0);
+    const int end = std::min(static_cast<int>(center + support + 0.5), in_size);
+    double sum = 0;
+    for (int j = begin; j < end; ++j) {
+      const double at = (j - center + 0.5) * step;
+      const double w = kernel == Kernel::kTriangle ? Triangle(at) : Cubic(at);
+      real[j - begin] = w;
+      sum += w;
+    }
+    int32_t* weights = taps.weights.data() + static_cast<size_t>(i) * taps.stride;
+    for (int j = 0; j < end - begin; ++j) {
+      const double w = (sum != 0 ? real[j] / sum : real[j]) * (1 << kFractionBits);
+      weights[j] = static_cast<int32_t>(w < 0 ? w - 0.5 : w + 0.5);
+    }
+    taps.begin[i] = begin;
+    taps.size[i] = end - begin;
+  }
+  return taps;
+}
+
+inline uint8_t Clip(int32_t sum) {
+  const int32_t value = sum >> kFractionBits;
+  return static_cast<uint8_t>(std::min(255, std::max(0, value)));
+}
+
+constexpr int32_t kHalf = 1 << (kFractionBits - 1);
+
+// One row through the horizontal pass.
+void ResizeRow(const uint8_t* row, const Taps& taps, uint8_t* out) {
+  const int count = static_cast<int>(taps.begin.size());
+  for (int x = 0; x < count; ++x, out += 3) {
+    const uint8_t* in = row + static_cast<size_t>(taps.begin[x]) * 3;
+    const int32_t* weights = taps.weights.data() + static_cast<size_t>(x) * taps.stride;
+    int32_t r = kHalf, g = kHalf, b = kHalf;
+    for (int j = 0; j < taps.size[x]; ++j, in += 3) {
+      r += in[0] * weights[j];
+      g += in[1] * weights[j];
+      b += in[2] * weights[j];
+    }
+    out[0] = Clip(r);
+    out[1] = Clip(g);
+    out[2] = Clip(b);
+  }
+}
+
+Image Cut(const uint8_t* pixels, size_t row_bytes, const Window& window) {
+  Image out;
+  out.width = window.width;
+  out.height = window.height;
+  const size_t out_bytes = static_cast<size_t>(window.width) * 3;
+  out.pixels.resize(out_bytes * window.height);
+  for (int y = 0; y < window.height; ++y) {
+    std::memcpy(out.pixels.data() + y * out_bytes, pixels + (window.y + y) * row_bytes + window.x * 3, out_bytes);
+  }
+  return out;
+}
+
+}  // namespace
+
+Image ResizeAntialiased(const Image& image, int64_t width, int64_t height, const Window& window, Kernel kernel) {
+  const size_t in_bytes = static_cast<size_t>(image.width) * 3;
+  const size_t out_bytes = static_cast<size_t>(window.width) * 3;
+  if (width == image.width && height == image.height) return Cut(image.pixels.data(), in_bytes, window);
+  // A pass that would not change the size is left out, as in Pillow; its window is a copy.
+  const bool horizontal = width != image.width;
+  const bool vertical = height != image.height;
+  Taps columns;
+  if (horizontal) columns = MakeTaps(image.width, width, window.x, window.width, kernel);
+
+  Image out;
+  out.width = window.width;
+  out.height = window.height;
+  out.pixels.resize(out_bytes * window.height);
+  const auto resized_row = [&](int y, uint8_t* to) {
+    const uint8_t* row = image.pixels.data() + y * in_bytes;
+    if (horizontal) {
+      ResizeRow(row, columns, to);
+    } else {
+      std::memcpy(to, row + window.x * 3, out_bytes);
+    }
+  };
+  if (!vertical) {
+    for (int y = 0; y < window.height; ++y) {
+      resized_row(static_cast<int>(window.y) + y, out.pixels.data() + y * out_bytes);
+    }
+    return out;
+  }
+
+  // Each input row goes through the horizontal pass once and is added at once to the output rows that
+  // want it: a very tall image needs no very tall intermediate. Both ends of the ranges rise with y.
+  const Taps rows = MakeTaps(image.height, height, window.y, window.height, kernel);
+  std::vector<uint8_t> row(out_bytes);
+  std::vector<int32_t> sums(out_bytes * window.height, kHalf);
+  int first = 0;  // the first output row that is not complete
+  for (int y = rows.begin[0]; y < rows.begin.back() + rows.size.back(); ++y) {
+    while (first < window.height && rows.begin[first] + rows.size[first] <= y) ++first;
+    if (first == window.height) break;
+    if (rows.begin[first] > y) continue;
+    resized_row(y, row.data());
+    for (int i = first; i < window.height && rows.begin[i] <= y; ++i) {
+      const int32_t weight = rows.weights[static_cast<size_t>(i) * rows.stride + (y - rows.begin[i])];
+      int32_t* sum = sums.data() + i * out_bytes;
+      const uint8_t* in = row.data();
+      for (size_t x = 0; x < out_bytes; ++x) sum[x] += in[x] * weight;
+    }
+  }
+  for (size_t i = 0; i < sums.size(); ++i) out.pixels[i] = Clip(sums[i]);
+  return out;
+}
+
+absl::StatusOr<Image> ResizeLinear(const Image& image, int64_t width, int64_t height, const Window& window) {
+  constexpr int64_t kMaxPixels = int64_t{1} << 26;
+  if (width > kMaxPixels / height) {
+    return absl::InvalidArgumentError(absl::StrCat("image of ", image.width, "x", image.height, " would become ", width,
+                                                   "x", height, ", the limit is ", kMaxPixels, " pixels"));
+  }
+  const cv::Mat in(image.height, image.width, CV_8UC3, const_cast<uint8_t*>(image.pixels.data()));
+  cv::Mat out;
+  try {
+    cv::resize(in, out, cv::Size(static_cast<int>(width), static_cast<int>(height)), 0, 0, cv::INTER_LINEAR);
+  } catch (const cv::Exception& e) {
+    return absl::InternalError(absl::StrCat("cv::resize: ", e.what()));
+  }
+  return Cut(out.data, out.step[0], window);
+}
+
+}  // namespace tern::image

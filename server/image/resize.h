@@ -1,0 +1,30 @@
+// Resampling to the letter of the libraries that networks are trained with.
+#ifndef TERN_SERVER_IMAGE_RESIZE_H_
+#define TERN_SERVER_IMAGE_RESIZE_H_
+
+#include "absl/status/statusor.h"
+#include "server/image/image.h"
+
+namespace tern::image {
+
+// Which part of the resized image is wanted; inside it.
+struct Window {
+  int64_t x = 0, y = 0;
+  int width = 0, height = 0;
+};
+
+enum class Kernel { kTriangle, kCubic };
+
+// Pillow's Image.resize (Resample.c): the kernel is widened by the shrinking factor, the
+// horizontal pass comes first and is rounded to 8 bits, coefficients have 22 fraction bits.
+// Gives `window` of the `width` x `height` result; equal to Pillow bit for bit. Work and
+// memory follow the window, not the result. Thread safe.
+Image ResizeAntialiased(const Image& image, int64_t width, int64_t height, const Window& window, Kernel kernel);
+
+// OpenCV's INTER_LINEAR (no antialiasing). INVALID_ARGUMENT if the whole result would exceed
+// 2^26 pixels: OpenCV cannot compute a part. Thread safe.
+absl::StatusOr<Image> ResizeLinear(const Image& image, int64_t width, int64_t height, const Window& window);
+
+}  // namespace tern::image
+
+#endif  // TERN_SERVER_IMAGE_RESIZE_H_

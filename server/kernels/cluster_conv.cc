@@ -1,0 +1,43 @@
+#include "server/kernels/cluster_conv.h"
+
+#include "server/kernels/cluster_conv_variants.h"
+
+namespace tern::kernels {
+
+PackedClusterConv PackClusterConv(const ConvGeometry& geometry, const QuantizedWeights& weights,
+                                  Isa isa) {
+  PackedClusterConv conv;
+  conv.geometry = geometry;
+  conv.isa = isa;
+  conv.cluster_size = weights.cluster_size;
+  conv.max_code = weights.scheme == WeightScheme::kTernaryCluster ? 1 : 7;
+  if (isa == Isa::kScalar) {
+    scalar::Pack(weights, conv);
+  } else {
+#if TERN_HAVE_AVX2
+    tiled::Pack(weights, conv);
+#endif
+  }
+  return conv;
+}
+
+size_t ClusterConvScratchBytes(const PackedClusterConv& conv) {
+#if TERN_HAVE_AVX2
+  if (conv.isa != Isa::kScalar) return tiled::ScratchBytes(conv);
+#endif
+  return scalar::ScratchBytes(conv);
+}
+
+void RunClusterConv(const PackedClusterConv& conv, const ClusterConvArgs& args, int64_t pixel_begin,
+                    int64_t pixel_end, int block_begin, int block_end) {
+  if (pixel_begin >= pixel_end || block_begin >= block_end) return;
+#if TERN_HAVE_AVX2
+  if (conv.isa != Isa::kScalar) {
+    tiled::Run(conv, args, pixel_begin, pixel_end, block_begin, block_end);
+    return;
+  }
+#endif
+  scalar::Run(conv, args, pixel_begin, pixel_end, block_begin, block_end);
+}
+
+}  // namespace tern::kernels

@@ -1,0 +1,286 @@
+// AVX2 + FMA tiles of the cluster convolutions.
+//
+// A step multiplies a broadcast dword of u8 activations with s8 codes (vpmaddubsw: pairs of
+// products in s16 lanes) and adds into s16 sums (vpaddw); a flush multiplies the sums with
+// their clusters' scales (vpmaddwd) and adds into s32 sums.
+//
+// The steps are inline assembly, one block per pixel: from intrinsics, GCC 12 reassociates and
+// hoists the s16 additions and spills half the sums (docs/kernels.md). No library code here:
+// it would be compiled with these flags for everyone.
+#include <immintrin.h>
+
+#include "server/kernels/cluster_conv_tiles.h"
+
+namespace tern::kernels::tiled {
+namespace {
+
+#define TERN_INLINE inline __attribute__((always_inline))
+#define TERN_UNROLL _Pragma("GCC unroll 16")
+
+TERN_INLINE __m256i Load(const void* p) {
+  return _mm256_load_si256(static_cast<const __m256i*>(p));
+}
+
+// The epilogue's constants for one tile.
+struct Constants {
+  __m256 multiplier[2], offset[2], residual_multiplier, lo, hi;
+};
+
+TERN_INLINE Constants LoadConstants(const TileArgs& k) {
+  return {{_mm256_load_ps(k.multiplier), _mm256_load_ps(k.multiplier + 8)},
+          {_mm256_load_ps(k.offset), _mm256_load_ps(k.offset + 8)},
+          _mm256_set1_ps(k.residual_multiplier),
+          _mm256_set1_ps(k.lo),
+          _mm256_set1_ps(k.hi)};
+}
+
+TERN_INLINE __m256 Affine(const Constants& k, int half, const int32_t* acc) {
+  return _mm256_fmadd_ps(_mm256_cvtepi32_ps(Load(acc + 8 * half)), k.multiplier[half],
+                         k.offset[half]);
+}
+
+TERN_INLINE __m256 AddResidual(const Constants& k, __m128i codes, __m256 v) {
+  return _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(codes)), k.residual_multiplier,
+                         v);
+}
+
+// NaN gives lo: vmaxps returns its second operand then.
+TERN_INLINE __m256 Clamp(const Constants& k, __m256 v) {
+  return _mm256_min_ps(k.hi, _mm256_max_ps(v, k.lo));
+}
+
+// 16 codes of two clamped vectors, rounded to nearest even.
+TERN_INLINE __m128i RoundToU8(__m256 v0, __m256 v1) {
+  const __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(v0), _mm256_cvtps_epi32(v1));
+  const __m128i bytes =
+      _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+  return _mm_shuffle_epi32(bytes, _MM_SHUFFLE(3, 1, 2, 0));
+}
+
+// The common case: 16 channels to u8.
+template <int kPixels, bool kResidual>
+TERN_INLINE void FinishFull(const TileArgs& args, const int32_t* acc) {
+  const Constants k = LoadConstants(args);
+  const int64_t stride = args.stride;
+  const uint8_t* residual = args.residual;
+  uint8_t* y = args.dst;
+  TERN_UNROLL
+  for (int p = 0; p < kPixels; ++p) {
+    __m256 v0 = Affine(k, 0, acc + 16 * p);
+    __m256 v1 = Affine(k, 1, acc + 16 * p);
+    if constexpr (kResidual) {
+      const __m128i r = _mm_loadu_si128(reinterpret_cast<const __m128i*>(residual));
+      v0 = AddResidual(k, r, v0);
+      v1 = AddResidual(k, _mm_unpackhi_epi64(r, r), v1);
+      residual += stride;
+    }
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(y), RoundToU8(Clamp(k, v0), Clamp(k, v1)));
+    y += stride;
+  }
+}
+
+// A short block of channels, or f32 output.
+__attribute__((noinline)) void FinishAny(const TileArgs& args, const int32_t* acc, int pixels) {
+  const Constants k = LoadConstants(args);
+  for (int p = 0; p < pixels; ++p) {
+    __m256 v0 = Affine(k, 0, acc + 16 * p);
+    __m256 v1 = Affine(k, 1, acc + 16 * p);
+    if (args.residual != nullptr) {
+      alignas(16) uint8_t r[16] = {};
+      for (int i = 0; i < args.channels; ++i) r[i] = args.residual[p * args.stride + i];
+      const __m128i codes = _mm_load_si128(reinterpret_cast<const __m128i*>(r));
+      v0 = AddResidual(k, codes, v0);
+      v1 = AddResidual(k, _mm_unpackhi_epi64(codes, codes), v1);
+    }
+    v0 = Clamp(k, v0);
+    v1 = Clamp(k, v1);
+    if (args.dst != nullptr) {
+      alignas(16) uint8_t y[16];
+      _mm_store_si128(reinterpret_cast<__m128i*>(y), RoundToU8(v0, v1));
+      for (int i = 0; i < args.channels; ++i) args.dst[p * args.stride + i] = y[i];
+    } else {
+      alignas(32) float y[16];
+      _mm256_store_ps(y, v0);
+      _mm256_store_ps(y + 8, v1);
+      for (int i = 0; i < args.channels; ++i) args.dst_f32[p * args.stride + i] = y[i];
+    }
+  }
+}
+
+// The epilogue of a tile whose s32 sums are acc[pixel][16], 32-byte aligned.
+template <int kPixels>
+TERN_INLINE void Finish(const TileArgs& args, const int32_t* acc) {
+  if (args.channels == 16 && args.dst != nullptr) {
+    if (args.residual != nullptr) {
+      FinishFull<kPixels, true>(args, acc);
+    } else {
+      FinishFull<kPixels, false>(args, acc);
+    }
+  } else {
+    FinishAny(args, acc, kPixels);
+  }
+}
+
+// s0, s1 += the dword at x + c + kAt times the weights w0, w1 of 8 output channels each. The
+// address is spelled out: as a memory operand it costs one addition per pixel and step.
+template <int kAt>
+TERN_INLINE void MultiplyAdd(const uint8_t* x, int64_t c, __m256i w0, __m256i w1, __m256i& s0,
+                             __m256i& s1) {
+  __m256i b, t;
+  asm("vpbroadcastd %c[at](%[x],%[c]), %[b]\n\t"
+      "vpmaddubsw %[w0], %[b], %[t]\n\t"
+      "vpmaddubsw %[w1], %[b], %[b]\n\t"
+      "vpaddw %[t], %[s0], %[s0]\n\t"
+      "vpaddw %[b], %[s1], %[s1]"
+      : [s0] "+x"(s0), [s1] "+x"(s1), [b] "=&x"(b), [t] "=&x"(t)
+      : [x] "r"(x), [c] "r"(c), [at] "i"(kAt), [w0] "x"(w0), [w1] "x"(w1));
+}
+
+template <int kPixels, int kAt>
+TERN_INLINE void AddStep(const uint8_t* const (&x)[kPixels], int64_t c, const int8_t* w,
+                         __m256i (&s)[kPixels][2]) {
+  const __m256i w0 = Load(w);
+  const __m256i w1 = Load(w + 32);
+  TERN_UNROLL
+  for (int p = 0; p < kPixels; ++p) MultiplyAdd<kAt>(x[p], c, w0, w1, s[p][0], s[p][1]);
+}
+
+// The s16 sums of one flush; moves `w` and `program` past it.
+template <int kPixels>
+TERN_INLINE void SumFlush(const TileArgs& k, const int8_t*& w, const int32_t*& program,
+                          __m256i (&s)[kPixels][2]) {
+  TERN_UNROLL
+  for (int p = 0; p < kPixels; ++p) s[p][0] = s[p][1] = _mm256_setzero_si256();
+  int32_t runs = *program++;
+  do {
+    int64_t c = program[0];
+    const int32_t where = program[1];
+    program += 2;
+    const uint8_t* const* inputs = k.inputs + (where >> 8) * kPixels;
+    const uint8_t* x[kPixels];
+    TERN_UNROLL
+    for (int p = 0; p < kPixels; ++p) x[p] = inputs[p];
+    int32_t steps = where & 255;
+    if (steps & 1) {
+      AddStep<kPixels, 0>(x, c, w, s);
+      w += 64;
+      c += 4;
+    }
+    for (steps >>= 1; steps > 0; --steps) {
+      AddStep<kPixels, 0>(x, c, w, s);
+      AddStep<kPixels, 4>(x, c, w + 64, s);
+      w += 128;
+      c += 8;
+    }
+  } while (--runs > 0);
+}
+
+// 12 s16 sums, two weights and two temporaries are exactly the 16 registers.
+template <int kPixels>
+void LongTile(const TileArgs& k) {
+  alignas(32) int32_t acc[kPixels * 16];
+  TERN_UNROLL
+  for (int i = 0; i < 2 * kPixels; ++i) {
+    _mm256_store_si256(reinterpret_cast<__m256i*>(acc + 8 * i), _mm256_setzero_si256());
+  }
+  const int8_t* w = k.weights;
+  const int16_t* scales = k.scales;
+  const int32_t* program = k.program;
+  for (int32_t f = 0; f < k.flushes; ++f) {
+    __m256i s[kPixels][2];
+    SumFlush<kPixels>(k, w, program, s);
+    TERN_UNROLL
+    for (int i = 0; i < 2 * kPixels; ++i) {
+      __m256i* a = reinterpret_cast<__m256i*>(acc + 8 * i);
+      const __m256i product = _mm256_madd_epi16(s[i / 2][i % 2], Load(scales + 16 * (i % 2)));
+      _mm256_store_si256(a, _mm256_add_epi32(_mm256_load_si256(a), product));
+    }
+    scales += 32;
+  }
+  Finish<kPixels>(k, acc);
+}
+
+// 6 s16 and 6 s32 sums, two weights and two temporaries.
+template <int kPixels>
+void MediumTile(const TileArgs& k) {
+  __m256i acc[kPixels][2];
+  TERN_UNROLL
+  for (int p = 0; p < kPixels; ++p) acc[p][0] = acc[p][1] = _mm256_setzero_si256();
+  const int8_t* w = k.weights;
+  const int16_t* scales = k.scales;
+  const int32_t* program = k.program;
+  for (int32_t f = 0; f < k.flushes; ++f) {
+    __m256i s[kPixels][2];
+    SumFlush<kPixels>(k, w, program, s);
+    TERN_UNROLL
+    for (int i = 0; i < 2 * kPixels; ++i) {
+      acc[i / 2][i % 2] = _mm256_add_epi32(
+          acc[i / 2][i % 2],
+          _mm256_madd_epi16(s[i / 2][i % 2], Load(scales + 16 * (i % 2))));
+    }
+    scales += 32;
+  }
+  alignas(32) int32_t sums[kPixels * 16];
+  TERN_UNROLL
+  for (int i = 0; i < 2 * kPixels; ++i) {
+    _mm256_store_si256(reinterpret_cast<__m256i*>(sums + 8 * i), acc[i / 2][i % 2]);
+  }
+  Finish<kPixels>(k, sums);
+}
+
+// One half (8 output channels) of a short tile: 10 s32 sums, two weights, the scales and two
+// temporaries. The sums go to `out`.
+template <int kPixels>
+TERN_INLINE void ShortHalf(const TileArgs& k, int half, const uint8_t* const (&x)[kPixels],
+                           int32_t* out) {
+  __m256i acc[kPixels];
+  TERN_UNROLL
+  for (int p = 0; p < kPixels; ++p) acc[p] = _mm256_setzero_si256();
+  const int8_t* w = k.weights + 32 * half;
+  const int16_t* scales = k.scales + 16 * half;
+  const int64_t end = int64_t{k.flushes} * 8;
+  for (int64_t c = 0; c != end; c += 8, w += 128, scales += 32) {
+    const __m256i w0 = Load(w);
+    const __m256i w1 = Load(w + 64);
+    const __m256i scale = Load(scales);
+    TERN_UNROLL
+    for (int p = 0; p < kPixels; ++p) {
+      __m256i t, u;
+      asm("vpbroadcastd (%[x],%[c]), %[t]\n\t"
+          "vpbroadcastd 4(%[x],%[c]), %[u]\n\t"
+          "vpmaddubsw %[w0], %[t], %[t]\n\t"
+          "vpmaddubsw %[w1], %[u], %[u]\n\t"
+          "vpaddw %[u], %[t], %[t]\n\t"
+          "vpmaddwd %[scale], %[t], %[t]\n\t"
+          "vpaddd %[t], %[acc], %[acc]"
+          : [acc] "+x"(acc[p]), [t] "=&x"(t), [u] "=&x"(u)
+          : [x] "r"(x[p]), [c] "r"(c), [w0] "x"(w0), [w1] "x"(w1), [scale] "x"(scale));
+    }
+  }
+  TERN_UNROLL
+  for (int p = 0; p < kPixels; ++p) {
+    _mm256_store_si256(reinterpret_cast<__m256i*>(out + 16 * p + 8 * half), acc[p]);
+  }
+}
+
+template <int kPixels>
+void ShortTile(const TileArgs& k) {
+  alignas(32) int32_t acc[kPixels * 16];
+  const uint8_t* x[kPixels];
+  TERN_UNROLL
+  for (int p = 0; p < kPixels; ++p) x[p] = k.inputs[p];
+  for (int half = 0; half < 2; ++half) ShortHalf<kPixels>(k, half, x, acc);
+  Finish<kPixels>(k, acc);
+}
+
+}  // namespace
+
+const TileKernels kAvx2Tiles[kKinds] = {
+    {6, {nullptr, LongTile<1>, LongTile<2>, LongTile<3>, LongTile<4>, LongTile<5>, LongTile<6>}},
+    {3, {nullptr, MediumTile<1>, MediumTile<2>, MediumTile<3>}},
+    {10,
+     {nullptr, ShortTile<1>, ShortTile<2>, ShortTile<3>, ShortTile<4>, ShortTile<5>, ShortTile<6>,
+      ShortTile<7>, ShortTile<8>, ShortTile<9>, ShortTile<10>}},
+};
+
+}  // namespace tern::kernels::tiled

@@ -1,0 +1,60 @@
+// Between the driver of the SIMD convolutions (cluster_conv_tiled.cc) and their register
+// blocks (cluster_conv_<isa>.cc). Included by files with their own instruction-set flags:
+// keep it free of inline code and of library headers that have some.
+#ifndef TERN_SERVER_KERNELS_CLUSTER_CONV_TILES_H_
+#define TERN_SERVER_KERNELS_CLUSTER_CONV_TILES_H_
+
+#include <cstddef>
+#include <cstdint>
+
+namespace tern::kernels::tiled {
+
+// How a tile adds up a flush, the run of steps that share their scales. A step is one dword of
+// four channels of one tap for each pixel, against 16 x 4 weights.
+enum Kind : int32_t {
+  // Six pixels, s16 sums in registers, s32 sums in memory: long flushes.
+  kLong = 0,
+  // Three pixels, s16 and s32 sums in registers: flushes of a few steps.
+  kMedium = 1,
+  // One tap, every flush exactly two steps on 8 consecutive channels; s32 sums in registers,
+  // s16 sums are temporaries: 1x1 with N = 4.
+  kShort = 2,
+};
+inline constexpr int kKinds = 3;
+
+// One tile: up to max_pixels consecutive output pixels x one block of 16 output channels.
+struct TileArgs {
+  const uint8_t* const* inputs;  // [taps][pixels of the tile]: first channel of a pixel
+  const int8_t* weights;         // [steps][16 output channels][4 channels], 64-byte aligned
+  const int16_t* scales;         // [flushes][16 output channels][2], 64-byte aligned
+  // Per flush: the number of runs, then per run {first channel, tap << 8 | steps}; the steps
+  // of a run are consecutive dwords. Unused by kShort.
+  const int32_t* program;
+  int32_t flushes;
+
+  // The epilogue of cluster_conv.h. Pointers are at the tile's first pixel and first output
+  // channel; the next pixel is `stride` elements on.
+  const float* multiplier;  // [16], 64-byte aligned, any value past `channels`
+  const float* offset;
+  const uint8_t* residual;  // or null
+  uint8_t* dst;             // exactly one of the two
+  float* dst_f32;
+  int64_t stride;
+  int32_t channels;  // of the block, 1..16; nothing past them is read or written
+  float residual_multiplier, lo, hi;
+};
+
+using TileKernel = void (*)(const TileArgs&);
+
+inline constexpr int kMaxTilePixels = 10;
+
+struct TileKernels {
+  int max_pixels;
+  TileKernel run[kMaxTilePixels + 1];  // [pixels], 1..max_pixels
+};
+
+extern const TileKernels kAvx2Tiles[kKinds];
+
+}  // namespace tern::kernels::tiled
+
+#endif  // TERN_SERVER_KERNELS_CLUSTER_CONV_TILES_H_

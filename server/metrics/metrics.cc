@@ -1,0 +1,484 @@
+#include "server/metrics/metrics.h"
+
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <initializer_list>
+#include <iterator>
+#include <map>
+#include <mutex>
+#include <shared_mutex>
+#include <sstream>
+#include <system_error>
+#include <unordered_map>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "prometheus/counter.h"
+#include "prometheus/family.h"
+#include "prometheus/gauge.h"
+#include "prometheus/histogram.h"
+#include "prometheus/registry.h"
+#include "prometheus/text_serializer.h"
+#include "server/base/cpu_budget.h"
+#include "server/base/log.h"
+
+namespace tern::metrics {
+namespace {
+
+using prometheus::Counter;
+using prometheus::Family;
+using prometheus::Gauge;
+using prometheus::Histogram;
+using Buckets = Histogram::BucketBoundaries;
+
+struct Spec {
+  const char* name;
+  const char* help;
+};
+
+constexpr Spec kRequests{"tern_requests_total", "Finished RPCs by method and gRPC status code."};
+constexpr Spec kRequestDuration{"tern_request_duration_seconds",
+                                "Time from the arrival of an RPC to its end, all outcomes."};
+constexpr Spec kInFlight{"tern_inflight_requests", "RPCs that have started and not ended."};
+constexpr Spec kStageDuration{"tern_stage_duration_seconds",
+                              "Time of one stage of a classification: decode, preprocess, queue, inference, "
+                              "postprocess."};
+constexpr Spec kBatchSize{"tern_batch_size", "Images per executed batch."};
+constexpr Spec kImages{"tern_images_total", "Images that went through the network."};
+constexpr Spec kQueueDepth{"tern_queue_depth", "Images that wait for a batch."};
+constexpr Spec kRejected{"tern_rejected_total",
+                         "Requests refused before inference: queue_full, deadline, cancelled, too_large, "
+                         "bad_image, draining."};
+constexpr Spec kLabelled{"tern_labelled_predictions_total",
+                         "Predictions whose true label is known: top1 = the first class was right, top5 = one of "
+                         "the next four, miss = none."};
+constexpr Spec kShadow{"tern_shadow_comparisons_total",
+                       "Live images run again on the float version: does the best class agree."};
+constexpr Spec kConfidence{"tern_prediction_confidence", "Probability of the best class."};
+constexpr Spec kFallbacks{"tern_fallbacks_total", "A slower, float or replacement path was taken, by reason."};
+constexpr Spec kModelInfo{"tern_model_info",
+                          "1 for every version in memory, with its instruction set and whether it is the default."};
+constexpr Spec kModelReady{"tern_model_ready", "1 if the version serves, 0 if it cannot be loaded."};
+constexpr Spec kModelBytes{"tern_model_bytes", "Bytes of the version's packed weights in memory."};
+constexpr Spec kTop1Ratio{"tern_quantization_top1_ratio",
+                          "Top-1 accuracy of the quantised network divided by the float one's, on the evaluation "
+                          "images of its report."};
+constexpr Spec kTop1Agreement{"tern_quantization_top1_agreement",
+                              "Share of the report's evaluation images whose best class equals the float network's."};
+constexpr Spec kSqnr{"tern_quantization_sqnr_db",
+                     "Signal to quantisation noise of a layer's output against the float network, in decibels."};
+constexpr Spec kClipped{"tern_activation_clipped_ratio",
+                        "Share of a layer's calibration outputs outside the 8-bit range."};
+constexpr Spec kQuantizeJobs{"tern_quantize_jobs_total",
+                             "Quantisation jobs by outcome: published, rejected, failed, cancelled."};
+constexpr Spec kQuantizeSeconds{"tern_quantize_seconds", "Time of one quantisation job, all outcomes."};
+constexpr Spec kBudget{"tern_cpu_budget_threads", "CPUs that the server uses (affinity and cgroup quota)."};
+constexpr Spec kBuildInfo{"tern_build_info", "1, with the versions of Tern and oneDNN and the instruction set."};
+constexpr Spec kProcessCpu{"process_cpu_seconds_total", "User and system CPU time of the process."};
+constexpr Spec kProcessRss{"process_resident_memory_bytes", "Resident memory of the process."};
+constexpr Spec kProcessFds{"process_open_fds", "Open file descriptors of the process."};
+constexpr Spec kThrottledPeriods{"tern_cgroup_throttled_periods_total",
+                                 "Scheduling periods in which the cgroup ran out of its CPU quota."};
+constexpr Spec kThrottledSeconds{"tern_cgroup_throttled_seconds_total",
+                                 "Time for which the cgroup's threads were held back by its CPU quota."};
+
+constexpr const Spec* kSpecs[] = {
+    &kRequests,      &kRequestDuration, &kInFlight,     &kStageDuration,   &kBatchSize,  &kImages,
+    &kQueueDepth,    &kRejected,        &kLabelled,     &kShadow,          &kConfidence, &kFallbacks,
+    &kModelInfo,     &kModelReady,      &kModelBytes,   &kTop1Ratio,       &kTop1Agreement, &kSqnr,
+    &kClipped,       &kQuantizeJobs,    &kQuantizeSeconds, &kBudget,       &kBuildInfo,  &kProcessCpu,
+    &kProcessRss,    &kProcessFds,      &kThrottledPeriods, &kThrottledSeconds,
+};
+
+// Five per decade (x1.585) from 0.25 ms to 2.5 s: a percentile read from them is within 30 %.
+const Buckets& LatencyBuckets() {
+  static const Buckets* buckets =
+      new Buckets{0.00025, 0.0004, 0.00063, 0.001, 0.0016, 0.0025, 0.004, 0.0063, 0.01, 0.016, 0.025,
+                  0.04,    0.063,  0.1,     0.16,  0.25,   0.4,    0.63,  1.0,    1.6,  2.5};
+  return *buckets;
+}
+
+// More layers than any known network has; a report is data from outside and each costs a series.
+constexpr size_t kMaxLayerSeries = 1024;
+
+const char* StageName(Stage stage) {
+  switch (stage) {
+    case Stage::kDecode:
+      return "decode";
+    case Stage::kPreprocess:
+      return "preprocess";
+    case Stage::kQueue:
+      return "queue";
+    case Stage::kInference:
+      return "inference";
+    case Stage::kPostprocess:
+      return "postprocess";
+  }
+  return "?";
+}
+
+// Bytes that are not UTF-8 become '?': Prometheus refuses a whole scrape for one of them.
+std::string Utf8(absl::string_view text) {
+  std::string out;
+  out.reserve(text.size());
+  for (size_t i = 0; i < text.size();) {
+    const unsigned char lead = text[i];
+    const size_t length = lead < 0x80 ? 1 : lead >= 0xc2 && lead < 0xe0 ? 2 : lead >= 0xe0 && lead < 0xf0 ? 3
+                          : lead >= 0xf0 && lead < 0xf5                ? 4
+                                                                       : 0;
+    bool valid = length > 0 && i + length <= text.size();
+    for (size_t k = 1; valid && k < length; ++k) valid = (static_cast<unsigned char>(text[i + k]) & 0xc0) == 0x80;
+    if (valid && length >= 3) {
+      const unsigned char second = text[i + 1];  // overlong forms, surrogates, beyond U+10FFFF
+      valid = !(lead == 0xe0 && second < 0xa0) && !(lead == 0xed && second >= 0xa0) &&
+              !(lead == 0xf0 && second < 0x90) && !(lead == 0xf4 && second >= 0x90);
+    }
+    if (valid) {
+      out.append(text.data() + i, length);
+      i += length;
+    } else {
+      out.push_back('?');
+      ++i;
+    }
+  }
+  return out;
+}
+
+// Seconds, kept finite so that one bad measurement cannot spoil a sum for good.
+double Seconds(absl::Duration duration) {
+  return std::clamp(absl::ToDoubleSeconds(duration), 0.0, 1e6);
+}
+
+constexpr char kSeparator = '\x1f';
+
+// One metric family and its series, found by label values. A hit costs a shared lock and one hash lookup; `use`
+// runs under the lock, so a series cannot be removed under it. Thread safe.
+template <typename T>
+class Series {
+ public:
+  // Label names in the order in which values are given. `buckets` only for histograms.
+  Series(prometheus::Registry& registry, const Spec& spec, std::vector<std::string> names, Buckets buckets = {})
+      : family_(Build(registry, spec)), names_(std::move(names)), buckets_(std::move(buckets)) {}
+
+  template <typename Use>
+  void With(std::initializer_list<absl::string_view> values, Use use) {
+    std::string key;
+    for (absl::string_view value : values) {
+      key.append(value.data(), value.size());
+      key.push_back(kSeparator);
+    }
+    {
+      std::shared_lock<std::shared_mutex> lock(mutex_);
+      const auto found = children_.find(key);
+      if (found != children_.end()) return use(*found->second);
+    }
+    prometheus::Labels labels;
+    size_t i = 0;
+    for (absl::string_view value : values) labels[names_[i++]] = Utf8(value);
+    std::unique_lock<std::shared_mutex> lock(mutex_);
+    T*& child = children_[std::move(key)];
+    if (child == nullptr) child = Add(labels);
+    use(*child);
+  }
+
+  // Removes the series whose first label values are these.
+  void Remove(std::initializer_list<absl::string_view> first) {
+    std::string prefix;
+    for (absl::string_view value : first) {
+      prefix.append(value.data(), value.size());
+      prefix.push_back(kSeparator);
+    }
+    std::unique_lock<std::shared_mutex> lock(mutex_);
+    for (auto it = children_.begin(); it != children_.end();) {
+      if (it->first.compare(0, prefix.size(), prefix) == 0) {
+        T* child = it->second;
+        it = children_.erase(it);
+        // Two keys may share a series if they differ only in bytes that Utf8() replaced.
+        const bool shared = std::any_of(children_.begin(), children_.end(),
+                                        [child](const auto& other) { return other.second == child; });
+        if (!shared) family_.Remove(child);
+      } else {
+        ++it;
+      }
+    }
+  }
+
+ private:
+  static Family<T>& Build(prometheus::Registry& registry, const Spec& spec) {
+    if constexpr (std::is_same_v<T, Counter>) {
+      return prometheus::BuildCounter().Name(spec.name).Help(spec.help).Register(registry);
+    } else if constexpr (std::is_same_v<T, Gauge>) {
+      return prometheus::BuildGauge().Name(spec.name).Help(spec.help).Register(registry);
+    } else {
+      return prometheus::BuildHistogram().Name(spec.name).Help(spec.help).Register(registry);
+    }
+  }
+  T* Add(const prometheus::Labels& labels) {
+    if constexpr (std::is_same_v<T, Histogram>) {
+      return &family_.Add(labels, buckets_);
+    } else {
+      return &family_.Add(labels);
+    }
+  }
+
+  Family<T>& family_;
+  const std::vector<std::string> names_;
+  const Buckets buckets_;
+  std::shared_mutex mutex_;
+  std::unordered_map<std::string, T*> children_;
+};
+
+// Refreshes the process's own figures before every collection, so that whoever scrapes it (the
+// exposer, Render) sees current ones.
+class SelfRefreshingRegistry final : public prometheus::Registry {
+ public:
+  SelfRefreshingRegistry()
+      : cpu_(prometheus::BuildCounter().Name(kProcessCpu.name).Help(kProcessCpu.help).Register(*this).Add({})),
+        periods_(prometheus::BuildCounter()
+                     .Name(kThrottledPeriods.name)
+                     .Help(kThrottledPeriods.help)
+                     .Register(*this)
+                     .Add({})),
+        throttled_(prometheus::BuildCounter()
+                       .Name(kThrottledSeconds.name)
+                       .Help(kThrottledSeconds.help)
+                       .Register(*this)
+                       .Add({})),
+        resident_(prometheus::BuildGauge().Name(kProcessRss.name).Help(kProcessRss.help).Register(*this).Add({})),
+        fds_(prometheus::BuildGauge().Name(kProcessFds.name).Help(kProcessFds.help).Register(*this).Add({})) {}
+
+  std::vector<prometheus::MetricFamily> Collect() const override {
+    Refresh();
+    return prometheus::Registry::Collect();
+  }
+
+  void Refresh() const {
+    rusage usage{};
+    ::getrusage(RUSAGE_SELF, &usage);
+    const auto seconds = [](const timeval& t) { return static_cast<double>(t.tv_sec) + 1e-6 * t.tv_usec; };
+    const CpuThrottling throttling = ReadCpuThrottling();
+    uint64_t total_pages = 0, resident_pages = 0;
+    std::ifstream("/proc/self/statm") >> total_pages >> resident_pages;
+    std::error_code error;
+    const std::filesystem::directory_iterator descriptors("/proc/self/fd", error);
+    const auto open = error ? 0 : std::distance(std::filesystem::begin(descriptors), {});
+
+    std::lock_guard<std::mutex> lock(mutex_);
+    RaiseTo(cpu_, seconds(usage.ru_utime) + seconds(usage.ru_stime));
+    RaiseTo(periods_, throttling.periods);
+    RaiseTo(throttled_, throttling.seconds);
+    resident_.Set(static_cast<double>(resident_pages) * static_cast<double>(::sysconf(_SC_PAGESIZE)));
+    fds_.Set(static_cast<double>(open));
+  }
+
+ private:
+  static void RaiseTo(Counter& counter, double value) {
+    if (value > counter.Value()) counter.Increment(value - counter.Value());
+  }
+
+  mutable std::mutex mutex_;
+  Counter& cpu_;
+  Counter& periods_;
+  Counter& throttled_;
+  Gauge& resident_;
+  Gauge& fds_;
+};
+
+void Increment(Counter& counter) { counter.Increment(); }
+
+}  // namespace
+
+struct Metrics::Impl {
+  std::shared_ptr<SelfRefreshingRegistry> registry = std::make_shared<SelfRefreshingRegistry>();
+  prometheus::Registry& r = *registry;
+
+  Series<Counter> requests{r, kRequests, {"method", "code"}};
+  Series<Histogram> request_duration{r, kRequestDuration, {"method"}, LatencyBuckets()};
+  Series<Gauge> inflight{r, kInFlight, {"method"}};
+  // Series of a model version start with these two labels: ModelRemoved finds them by prefix.
+  Series<Histogram> stage{r, kStageDuration, {"model", "version", "stage"}, LatencyBuckets()};
+  Series<Histogram> batch_size{r, kBatchSize, {"model", "version"}, {1, 2, 4, 8, 16, 32, 64, 128}};
+  Series<Counter> images{r, kImages, {"model", "version", "scheme"}};
+  Series<Gauge> queue_depth{r, kQueueDepth, {"model", "version"}};
+  Series<Counter> rejected{r, kRejected, {"reason"}};
+  Series<Counter> labelled{r, kLabelled, {"model", "version", "scheme", "result"}};
+  Series<Counter> shadow{r, kShadow, {"model", "version", "scheme", "result"}};
+  Series<Histogram> confidence{
+      r, kConfidence, {"model", "version"}, {0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999}};
+  Series<Counter> fallbacks{r, kFallbacks, {"reason"}};
+  Series<Gauge> model_info{r, kModelInfo, {"model", "version", "scheme", "isa", "default"}};
+  Series<Gauge> model_ready{r, kModelReady, {"model", "version"}};
+  Series<Gauge> model_bytes{r, kModelBytes, {"model", "version", "scheme"}};
+  Series<Gauge> top1_ratio{r, kTop1Ratio, {"model", "version", "scheme"}};
+  Series<Gauge> top1_agreement{r, kTop1Agreement, {"model", "version", "scheme"}};
+  Series<Gauge> sqnr{r, kSqnr, {"model", "version", "scheme", "layer"}};
+  Series<Gauge> clipped{r, kClipped, {"model", "version", "scheme", "layer"}};
+  Series<Counter> quantize_jobs{r, kQuantizeJobs, {"outcome"}};
+  Series<Histogram> quantize_seconds{
+      r, kQuantizeSeconds, {}, {0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600}};
+  Series<Gauge> budget{r, kBudget, {}};
+  Series<Gauge> build_info{r, kBuildInfo, {"version", "isa", "onednn"}};
+
+  // The instruction set of every loaded version: ModelDefault writes tern_model_info anew. Held over
+  // the whole of a change, so that two changes of one version do not mix.
+  std::mutex models_mutex;
+  std::map<std::pair<std::string, uint64_t>, std::string> isa_of;
+
+  void RemoveGauges(absl::string_view model, absl::string_view version) {
+    for (Series<Gauge>* gauge : {&model_info, &model_ready, &model_bytes, &top1_ratio, &top1_agreement, &sqnr, &clipped}) {
+      gauge->Remove({model, version});
+    }
+  }
+};
+
+Metrics::Metrics() : impl_(std::make_unique<Impl>()) {
+  // Known reasons start at 0: rate() misses the first event of a series that appears with it.
+  for (const char* reason : {"queue_full", "deadline", "cancelled", "too_large", "bad_image", "draining"}) {
+    impl_->rejected.With({reason}, [](Counter&) {});
+  }
+  for (const char* outcome : {"published", "rejected", "failed", "cancelled"}) {
+    impl_->quantize_jobs.With({outcome}, [](Counter&) {});
+  }
+}
+
+Metrics::~Metrics() = default;
+
+void Metrics::Request(absl::string_view method, absl::string_view code, absl::Duration duration) {
+  impl_->requests.With({method, code}, Increment);
+  impl_->request_duration.With({method}, [&](Histogram& h) { h.Observe(Seconds(duration)); });
+}
+
+void Metrics::InFlight(absl::string_view method, int delta) {
+  impl_->inflight.With({method}, [&](Gauge& g) { g.Increment(delta); });
+}
+
+void Metrics::StageTime(Stage stage, const ModelLabels& model, absl::Duration duration) {
+  const absl::AlphaNum version(model.version);
+  impl_->stage.With({model.model, version.Piece(), StageName(stage)},
+                    [&](Histogram& h) { h.Observe(Seconds(duration)); });
+}
+
+void Metrics::Batch(const ModelLabels& model, int images) {
+  const absl::AlphaNum version(model.version);
+  impl_->batch_size.With({model.model, version.Piece()}, [&](Histogram& h) { h.Observe(images); });
+  impl_->images.With({model.model, version.Piece(), model.scheme}, [&](Counter& c) { c.Increment(images); });
+}
+
+void Metrics::QueueDepth(const ModelLabels& model, int depth) {
+  const absl::AlphaNum version(model.version);
+  impl_->queue_depth.With({model.model, version.Piece()}, [&](Gauge& g) { g.Set(depth); });
+}
+
+void Metrics::Rejected(absl::string_view reason) { impl_->rejected.With({reason}, Increment); }
+
+void Metrics::Labelled(const ModelLabels& model, bool top1, bool top5) {
+  const absl::AlphaNum version(model.version);
+  impl_->labelled.With({model.model, version.Piece(), model.scheme, top1 ? "top1" : top5 ? "top5" : "miss"}, Increment);
+}
+
+void Metrics::Shadow(const ModelLabels& model, bool agree) {
+  const absl::AlphaNum version(model.version);
+  impl_->shadow.With({model.model, version.Piece(), model.scheme, agree ? "agree" : "disagree"}, Increment);
+}
+
+void Metrics::Confidence(const ModelLabels& model, double probability) {
+  if (!std::isfinite(probability)) return;  // would make the histogram's sum NaN for good
+  const absl::AlphaNum version(model.version);
+  impl_->confidence.With({model.model, version.Piece()}, [&](Histogram& h) { h.Observe(probability); });
+}
+
+void Metrics::Fallback(absl::string_view reason) { impl_->fallbacks.With({reason}, Increment); }
+
+void Metrics::ModelLoaded(const ModelLabels& model, absl::string_view isa, uint64_t bytes, bool is_default,
+                          const ReportGauges& report) {
+  const std::string version = absl::StrCat(model.version);
+  const auto set = [](double value) { return [value](Gauge& g) { g.Set(value); }; };
+  std::lock_guard<std::mutex> lock(impl_->models_mutex);
+  impl_->RemoveGauges(model.model, version);
+  impl_->isa_of[{model.model, model.version}] = std::string(isa);
+  impl_->model_info.With({model.model, version, model.scheme, isa, is_default ? "true" : "false"}, set(1));
+  impl_->model_ready.With({model.model, version}, set(1));
+  impl_->model_bytes.With({model.model, version, model.scheme}, set(static_cast<double>(bytes)));
+  if (report.top1_ratio >= 0) {
+    impl_->top1_ratio.With({model.model, version, model.scheme}, set(report.top1_ratio));
+  }
+  if (report.top1_agreement >= 0) {
+    impl_->top1_agreement.With({model.model, version, model.scheme}, set(report.top1_agreement));
+  }
+  const auto layers = [&](Series<Gauge>& series, const std::vector<std::pair<std::string, double>>& values) {
+    if (values.size() > kMaxLayerSeries) {
+      TERN_LOG_WARN("metrics of {} version {}: the first {} of {} layers", model.model, version, kMaxLayerSeries,
+                    values.size());
+    }
+    for (size_t i = 0; i < std::min(values.size(), kMaxLayerSeries); ++i) {
+      series.With({model.model, version, model.scheme, values[i].first}, set(values[i].second));
+    }
+  };
+  layers(impl_->sqnr, report.layer_sqnr_db);
+  layers(impl_->clipped, report.layer_clipped);
+}
+
+void Metrics::ModelUnavailable(const ModelLabels& model) {
+  const std::string version = absl::StrCat(model.version);
+  std::lock_guard<std::mutex> lock(impl_->models_mutex);
+  impl_->RemoveGauges(model.model, version);
+  impl_->isa_of.erase({model.model, model.version});
+  impl_->model_ready.With({model.model, version}, [](Gauge& g) { g.Set(0); });
+}
+
+void Metrics::ModelRemoved(const ModelLabels& model) {
+  const std::string version = absl::StrCat(model.version);
+  std::lock_guard<std::mutex> lock(impl_->models_mutex);
+  impl_->RemoveGauges(model.model, version);
+  impl_->isa_of.erase({model.model, model.version});
+  impl_->queue_depth.Remove({model.model, version});
+  impl_->stage.Remove({model.model, version});
+  impl_->batch_size.Remove({model.model, version});
+  impl_->confidence.Remove({model.model, version});
+  impl_->images.Remove({model.model, version});
+  impl_->labelled.Remove({model.model, version});
+  impl_->shadow.Remove({model.model, version});
+}
+
+void Metrics::ModelDefault(const ModelLabels& model, bool is_default) {
+  const std::string version = absl::StrCat(model.version);
+  std::lock_guard<std::mutex> lock(impl_->models_mutex);
+  const auto isa = impl_->isa_of.find({model.model, model.version});
+  if (isa == impl_->isa_of.end()) return;  // not in memory: nothing to mark
+  impl_->model_info.Remove({model.model, version});
+  impl_->model_info.With({model.model, version, model.scheme, isa->second, is_default ? "true" : "false"},
+                         [](Gauge& g) { g.Set(1); });
+}
+
+void Metrics::QuantizeJob(absl::string_view outcome, absl::Duration duration) {
+  impl_->quantize_jobs.With({outcome}, Increment);
+  impl_->quantize_seconds.With({}, [&](Histogram& h) { h.Observe(Seconds(duration)); });
+}
+
+void Metrics::Machine(int budget_threads, absl::string_view version, absl::string_view isa, absl::string_view onednn) {
+  impl_->budget.With({}, [&](Gauge& g) { g.Set(budget_threads); });
+  impl_->build_info.With({version, isa, onednn}, [](Gauge& g) { g.Set(1); });
+}
+
+void Metrics::RefreshProcess() { impl_->registry->Refresh(); }
+
+std::shared_ptr<prometheus::Registry> Metrics::registry() const { return impl_->registry; }
+
+std::string Metrics::Render() {
+  std::ostringstream out;
+  prometheus::TextSerializer().Serialize(out, impl_->registry->Collect());
+  return out.str();
+}
+
+std::vector<std::pair<std::string, std::string>> Metrics::Catalogue() {
+  std::vector<std::pair<std::string, std::string>> catalogue;
+  for (const Spec* spec : kSpecs) catalogue.emplace_back(spec->name, spec->help);
+  return catalogue;
+}
+
+}  // namespace tern::metrics

@@ -1,0 +1,364 @@
+#include "server/onnx/importer.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "server/base/status_macros.h"
+
+namespace tern::onnx {
+namespace {
+
+using graph::Node;
+using graph::OpType;
+using graph::ValueId;
+using ::onnx::NodeProto;
+using ::onnx::TensorProto;
+
+// Far above any network, far below what would make an import slow.
+constexpr int kMaxNodes = 100000;
+// 1 GiB of floats beyond the file's own weights.
+constexpr int64_t kMaxCharged = int64_t{1} << 28;
+constexpr size_t kMaxNameLength = 200;
+
+// Names travel into reports, metrics and protobuf strings: printable ASCII of bounded length.
+std::string CleanName(const std::string& name) {
+  std::string clean = name.substr(0, kMaxNameLength);
+  for (char& c : clean) {
+    if (c < ' ' || c > '~') c = '_';
+  }
+  return clean;
+}
+
+const Operator* FindOperator(const std::string& type) {
+  static const auto* const kOperators = [] {
+    auto* operators = new std::unordered_map<std::string, const Operator*>;
+    for (absl::Span<const Operator> table :
+         {LayerOperators(), ArithmeticOperators(), MovementOperators()}) {
+      for (const Operator& entry : table) operators->emplace(entry.type, &entry);
+    }
+    return operators;
+  }();
+  const auto found = kOperators->find(type);
+  return found == kOperators->end() ? nullptr : found->second;
+}
+
+}  // namespace
+
+absl::StatusOr<graph::Graph> Importer::Run() {
+  ::onnx::GraphProto& proto = *model_.mutable_graph();
+  if (proto.node_size() > kMaxNodes) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the model has ", proto.node_size(), " nodes, more than ", kMaxNodes));
+  }
+  if (proto.sparse_initializer_size() > 0) {
+    return absl::UnimplementedError("sparse initialisers are not supported");
+  }
+  graph_.name = CleanName(proto.name());
+  TERN_RETURN_IF_ERROR(AddInitializers());
+  TERN_RETURN_IF_ERROR(AddInput());
+  for (const NodeProto& node : proto.node()) {
+    for (const std::string& name : node.input()) ++mentions_[name];
+  }
+  for (NodeProto& node : *proto.mutable_node()) TERN_RETURN_IF_ERROR(AddNode(node));
+  TERN_RETURN_IF_ERROR(SetOutput());
+  return std::move(graph_);
+}
+
+absl::Status Importer::AddInitializers() {
+  for (TensorProto& tensor : *model_.mutable_graph()->mutable_initializer()) {
+    TERN_RETURN_IF_ERROR(Define(tensor.name(), {.initializer = &tensor}));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Importer::AddInput() {
+  const ::onnx::ValueInfoProto* input = nullptr;
+  for (const auto& candidate : model_.graph().input()) {
+    // Older exporters list the weights among the inputs.
+    const auto item = items_.find(candidate.name());
+    if (item != items_.end() && item->second.initializer != nullptr) continue;
+    if (input != nullptr) {
+      return absl::InvalidArgumentError(absl::StrCat("the model has several inputs: '",
+                                                     CleanName(input->name()), "', '",
+                                                     CleanName(candidate.name()), "'"));
+    }
+    input = &candidate;
+  }
+  if (input == nullptr) return absl::InvalidArgumentError("the model has no input");
+  const auto& type = input->type().tensor_type();
+  if (type.elem_type() != TensorProto::FLOAT) {
+    return absl::InvalidArgumentError(absl::StrCat("input '", CleanName(input->name()),
+                                                   "' has element type ", type.elem_type(),
+                                                   ", wanted float (1)"));
+  }
+  const auto& dims = type.shape().dim();
+  if (dims.size() != 4) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "input '", CleanName(input->name()), "' has rank ", dims.size(), ", wanted 4: [N,c,h,w]"));
+  }
+  if (dims[0].has_dim_value()) {
+    // Some exporters write 0 or -1 for "any".
+    if (dims[0].dim_value() > 1) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("the batch of input '", CleanName(input->name()), "' is fixed to ",
+                       dims[0].dim_value(), ", wanted a dynamic batch or 1"));
+    }
+    fixed_batch_ = dims[0].dim_value() == 1;
+  }
+  Shape shape{0, 0, 0};
+  for (int i = 0; i < 3; ++i) shape[i] = dims[i + 1].dim_value();  // 0 if symbolic
+  TERN_RETURN_IF_ERROR(
+      Annotate(graph::CheckExtents(shape),
+               absl::StrCat("input '", CleanName(input->name()), "' must have fixed c, h, w")));
+  graph_.input = graph_.AddValue({.name = CleanName(input->name()), .shape = shape});
+  return Define(input->name(), {.value = graph_.input});
+}
+
+absl::Status Importer::AddNode(NodeProto& proto) {
+  const std::string type = CleanName(proto.op_type());
+  const std::string name = UniqueName(proto.name().empty() ? type : proto.name());
+  Op op(*this, proto, name);
+  const bool standard = proto.domain().empty() || proto.domain() == "ai.onnx";
+  const Operator* entry = standard ? FindOperator(proto.op_type()) : nullptr;
+  if (entry == nullptr) {
+    return absl::UnimplementedError(absl::StrCat("node '", name, "': operator ",
+                                                 CleanName(proto.domain()), standard ? "" : ".",
+                                                 type, " is not supported"));
+  }
+  if (proto.output_size() == 0 || proto.output(0).empty()) {
+    return op.Invalid("has no output");
+  }
+  TERN_RETURN_IF_ERROR(op.Resolve(entry->least_inputs, entry->most_inputs));
+  TERN_RETURN_IF_ERROR(entry->handler(op));
+  const absl::Status status = op.attributes().Finish();
+  if (!status.ok()) return absl::Status(status.code(), op.Prefix() + std::string(status.message()));
+  for (const std::string& output : proto.output()) {
+    if (!output.empty() && items_.count(output) == 0) {
+      TERN_RETURN_IF_ERROR(Define(output, {.unsupported = true}));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Importer::SetOutput() {
+  const ::onnx::GraphProto& proto = model_.graph();
+  if (proto.output_size() != 1) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the model has ", proto.output_size(), " outputs, wanted 1"));
+  }
+  const std::string name = CleanName(proto.output(0).name());
+  TERN_ASSIGN_OR_RETURN(const Item* item, Find(proto.output(0).name()));
+  if (item->value == graph::kNoValue || item->value == graph_.input) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("output '", name, "' is not computed from the image"));
+  }
+  graph_.output = item->value;
+  const Shape& shape = graph_.shape(item->value);
+  if (shape.rank() == 1) return absl::OkStatus();
+  if (shape.rank() == 3 && shape[1] == 1 && shape[2] == 1) {
+    Node node{.name = UniqueName(name + "/flatten"), .op = OpType::kReshape};
+    node.inputs = {graph_.output};
+    node.output = graph_.AddValue({.name = name, .shape = {shape[0]}});
+    graph_.output = node.output;
+    graph_.nodes.push_back(std::move(node));
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(absl::StrCat("output '", name, "' has sample shape ",
+                                                 shape.ToString(),
+                                                 ", wanted [classes] or [classes,1,1]"));
+}
+
+absl::StatusOr<const Item*> Importer::Find(const std::string& name) {
+  const auto found = items_.find(name);
+  if (found == items_.end()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("'", CleanName(name), "' is read, but nothing before defines it"));
+  }
+  Item& item = found->second;
+  if (item.unsupported) {
+    return absl::UnimplementedError(
+        absl::StrCat("'", CleanName(name), "' is an output that Tern does not compute"));
+  }
+  if (item.initializer != nullptr) {
+    TERN_ASSIGN_OR_RETURN(Constant constant, ToConstant(*item.initializer));
+    item.constant = std::make_shared<Constant>(std::move(constant));
+    item.initializer = nullptr;
+  }
+  return &item;
+}
+
+absl::Status Importer::Define(const std::string& name, Item item) {
+  if (name.empty()) return absl::InvalidArgumentError("a tensor has no name");
+  if (!items_.emplace(name, std::move(item)).second) {
+    return absl::InvalidArgumentError(absl::StrCat("'", CleanName(name), "' is defined twice"));
+  }
+  return absl::OkStatus();
+}
+
+std::string Importer::UniqueName(const std::string& wanted) {
+  const std::string base = CleanName(wanted);
+  int& next = names_[base];
+  if (next == 0) {
+    next = 2;
+    return base;
+  }
+  // The next number to try is remembered per base, so many equal names cost no search.
+  for (;;) {
+    std::string name = absl::StrCat(base, "_", next++);
+    if (names_.emplace(name, 2).second) return name;
+  }
+}
+
+absl::Status Importer::Charge(int64_t elements) {
+  charged_ += elements;  // at most kMaxCharged + 2^31
+  if (charged_ <= kMaxCharged) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(
+      "the model's shared and computed constants take more than ", kMaxCharged * 4, " bytes"));
+}
+
+// ---- Op ----
+
+std::string Op::Prefix() const {
+  return absl::StrCat("node '", name_, "' (", CleanName(proto_.op_type()), "): ");
+}
+
+absl::Status Op::Resolve(int least, int most) {
+  if (proto_.input_size() > most) {
+    return Invalid("has ", proto_.input_size(), " inputs, wanted at most ", most);
+  }
+  for (int i = 0; i < proto_.input_size(); ++i) {
+    if (proto_.input(i).empty()) {
+      inputs_.push_back(nullptr);
+      continue;
+    }
+    absl::StatusOr<const Item*> item = importer_.Find(proto_.input(i));
+    if (!item.ok()) {
+      return absl::Status(item.status().code(), Prefix() + std::string(item.status().message()));
+    }
+    inputs_.push_back(*item);
+  }
+  for (int i = 0; i < least; ++i) {
+    if (!Has(i)) return Invalid("input ", i, " is missing");
+  }
+  return absl::OkStatus();
+}
+
+bool Op::AllConstant() const {
+  return std::all_of(inputs_.begin(), inputs_.end(),
+                     [](const Item* item) { return item == nullptr || item->constant != nullptr; });
+}
+
+absl::StatusOr<ValueId> Op::Variable(int i) const {
+  if (IsConstant(i)) return Unimplemented("input ", i, " is a constant");
+  return inputs_[i]->value;
+}
+
+absl::StatusOr<const Constant*> Op::ConstantInput(int i) const {
+  if (!IsConstant(i)) return Unimplemented("input ", i, " is not a constant");
+  return inputs_[i]->constant.get();
+}
+
+absl::StatusOr<Tensor> Op::Weights(int i) {
+  TERN_ASSIGN_OR_RETURN(const Constant* constant, ConstantInput(i));
+  if (constant->integer) return Invalid("input ", i, " holds integers, wanted floats");
+  const std::string& name = proto_.input(i);
+  if (importer_.mentions_[name] == 1 && inputs_[i]->constant.use_count() == 1) {
+    return std::move(inputs_[i]->constant->floats);
+  }
+  TERN_RETURN_IF_ERROR(importer_.Charge(constant->elements()));
+  return constant->floats;
+}
+
+absl::StatusOr<std::vector<BatchInt>> Op::BatchInts(int i) const {
+  TERN_ASSIGN_OR_RETURN(const Constant* constant, ConstantInput(i));
+  if (!constant->integer) return Invalid("input ", i, " holds floats, wanted integers");
+  return constant->ints;
+}
+
+absl::StatusOr<std::vector<int64_t>> Op::Ints(int i) const {
+  TERN_ASSIGN_OR_RETURN(const std::vector<BatchInt> numbers, BatchInts(i));
+  std::vector<int64_t> result;
+  for (const BatchInt& number : numbers) {
+    if (!number.plain()) return Unimplemented("input ", i, " depends on the batch");
+    result.push_back(number.offset);
+  }
+  return result;
+}
+
+absl::StatusOr<float> Op::Scalar(int i) const {
+  TERN_ASSIGN_OR_RETURN(const Constant* constant, ConstantInput(i));
+  if (constant->integer || constant->elements() != 1) {
+    return Invalid("input ", i, " must be one float");
+  }
+  return constant->floats.data<float>()[0];
+}
+
+absl::StatusOr<ValueId> Op::Between(Node node, std::optional<Shape> shape) {
+  graph::Graph& graph = importer_.graph_;
+  node.name = importer_.UniqueName(name_ + "/part");
+  node.output = graph.AddValue({.name = node.name, .shape = shape.value_or(Shape())});
+  TERN_ASSIGN_OR_RETURN(graph.values[node.output].shape, graph::InferShape(graph, node));
+  const ValueId id = node.output;
+  graph.nodes.push_back(std::move(node));
+  return id;
+}
+
+absl::Status Op::Emit(Node node, int i, std::optional<Shape> shape) {
+  graph::Graph& graph = importer_.graph_;
+  node.name = i == 0 ? name_ : importer_.UniqueName(absl::StrCat(name_, "/", i));
+  node.output =
+      graph.AddValue({.name = CleanName(proto_.output(i)), .shape = shape.value_or(Shape())});
+  TERN_ASSIGN_OR_RETURN(graph.values[node.output].shape, graph::InferShape(graph, node));
+  TERN_RETURN_IF_ERROR(Define(i, node.output));
+  graph.nodes.push_back(std::move(node));
+  return absl::OkStatus();
+}
+
+absl::StatusOr<ValueId> Op::ConstantValue(int i, int rank) {
+  TERN_ASSIGN_OR_RETURN(const Constant* constant, ConstantInput(i));
+  if (constant->integer) return Invalid("input ", i, " holds integers, wanted floats");
+  std::vector<int64_t> dims = constant->dims;
+  if (static_cast<int>(dims.size()) >= rank) {
+    if (static_cast<int>(dims.size()) > rank || dims[0] != 1) {
+      return Unimplemented("a constant of shape ", Shape(dims).ToString(),
+                           " would change the batch of a value of rank ", rank);
+    }
+    dims.erase(dims.begin());
+  }
+  TERN_RETURN_IF_ERROR(Annotate(graph::CheckExtents(Shape(dims)), proto_.input(i)));
+  TERN_RETURN_IF_ERROR(importer_.Charge(constant->elements()));
+  graph::Value value{.name = CleanName(proto_.input(i)), .shape = Shape(dims)};
+  value.constant = constant->floats.Reshaped(Shape(dims));
+  return importer_.graph_.AddValue(std::move(value));
+}
+
+absl::Status Op::Forward(int i) { return importer_.Define(proto_.output(0), *inputs_[i]); }
+
+absl::Status Op::Define(int i, ValueId value) {
+  return importer_.Define(proto_.output(i), {.value = value});
+}
+
+absl::Status Op::Define(int i, absl::StatusOr<Constant> constant) {
+  if (!constant.ok()) {
+    return absl::Status(constant.status().code(),
+                        Prefix() + std::string(constant.status().message()));
+  }
+  TERN_RETURN_IF_ERROR(importer_.Charge(constant->elements()));
+  return importer_.Define(proto_.output(i),
+                          {.constant = std::make_shared<Constant>(*std::move(constant))});
+}
+
+absl::StatusOr<int> Op::SampleAxis(int64_t axis, ValueId value) const {
+  TERN_ASSIGN_OR_RETURN(const int plain, PlainAxis(axis, shape(value).rank() + 1));
+  if (plain == 0) return Unimplemented("works along the batch");
+  return plain - 1;
+}
+
+absl::StatusOr<int> Op::PlainAxis(int64_t axis, int rank) const {
+  if (axis < -rank || axis >= rank) {
+    return Invalid("axis ", axis, " is out of range for rank ", rank);
+  }
+  return static_cast<int>(axis < 0 ? axis + rank : axis);
+}
+
+}  // namespace tern::onnx

@@ -1,0 +1,69 @@
+// Layer-wise error compensation: codes and scales that keep a layer's output, not its weights,
+// close to the float network's, given the second moments of its quantised inputs.
+//
+// Follows GPTQ (Frantar et al. 2023) for the first assignment, with the scale of each cluster chosen
+// from the weights as compensated so far, then coordinate descent over codes and scales.
+// Everything is independent per output channel.
+#ifndef TERN_SERVER_QUANT_COMPENSATE_H_
+#define TERN_SERVER_QUANT_COMPENSATE_H_
+
+#include <atomic>
+#include <cstdint>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "server/quant/weights.h"
+
+namespace tern::quant {
+
+// Second moments of a layer's input columns x [J] (im2col of the quantised input, in the order of a
+// ClusterLayout) and of its wanted output z [O], over sampled positions. Centred, because biases are refitted.
+class Moments {
+ public:
+  Moments(int columns, int outputs);
+
+  // Adds `count` positions: x is [J, count], z [O, count], row-major. Uses engine::Sgemm.
+  void Add(int64_t count, const float* x, const float* z);
+
+  // H = cov(x, x), [J, J] symmetric.
+  std::vector<double> InputCovariance() const;
+  // cov(z, x), [O, J].
+  std::vector<double> CrossCovariance() const;
+
+  int columns() const { return columns_; }
+  int outputs() const { return outputs_; }
+  int64_t count() const { return count_; }
+
+ private:
+  int columns_, outputs_;
+  int64_t count_ = 0;
+  std::vector<double> xx_, zx_, x_, z_;  // sums; the lower triangle of xx
+  std::vector<float> product_;
+};
+
+struct CompensateOptions {
+  int max_code = 1;
+  ScaleGrid grid;
+  int sweeps = 3;              // of coordinate descent before scales are rounded; one more follows
+  double damping = 0.01;       // of H, as a share of its mean diagonal
+  double target_damping = 0.05;  // of H in the target's regression
+  bool asymmetric_target = true;
+  int threads = 1;
+  const std::atomic<bool>* cancelled = nullptr;  // may be null
+  // May be null. Receives tr((W - Q) H (W - Q)^T), with the damped H and the target W, after the first assignment,
+  // after every sweep, after rounding of scales and after the last sweep. Slow; for tests.
+  std::vector<double>* objective = nullptr;
+};
+
+// `rows` [O, J] in the layout's order are the float weights. Chooses
+//   target = W + (cov(z, x) - W H) (H + target_damping)^-1: what float weights would best turn the quantised input into
+//     the wanted output (asymmetric target);
+//   codes and scales that minimise tr((target - Q) H (target - Q)^T).
+// Deterministic whatever the number of threads, as far as engine::Sgemm is. CANCELLED.
+absl::StatusOr<CodedWeights> Compensate(const ClusterLayout& layout, absl::Span<const float> rows,
+                                        const Moments& moments, const CompensateOptions& options);
+
+}  // namespace tern::quant
+
+#endif  // TERN_SERVER_QUANT_COMPENSATE_H_

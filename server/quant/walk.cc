@@ -1,0 +1,651 @@
+#include "server/quant/walk.h"
+
+#include <omp.h>
+
+#include <algorithm>
+#include <cfloat>
+#include <cmath>
+#include <numeric>
+#include <random>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/time/clock.h"
+#include "server/base/log.h"
+#include "server/base/status_macros.h"
+#include "server/engine/ops.h"
+#include "server/quant/im2col.h"
+#include "server/quant/observe.h"
+
+namespace tern::quant {
+namespace {
+
+using graph::Node;
+using graph::OpType;
+using graph::ValueId;
+
+// Activations of the calibration images may take this much memory; fewer images are used otherwise.
+constexpr int64_t kMemoryLimit = int64_t{6} << 30;
+// Elements of the network's input in one batch, about.
+constexpr int64_t kBatchElements = int64_t{1} << 22;
+// Output positions that feed a layer's second moments.
+constexpr int64_t kMaxPositions = 100'000;
+// Layers with more columns are not compensated: their covariance would take gigabytes.
+constexpr int kMaxCompensatedColumns = 6144;
+// Floats of im2col in memory at a time.
+constexpr int64_t kGatherElements = int64_t{1} << 24;
+
+bool IsWeighted(const Node& node) { return node.op == OpType::kConv || node.op == OpType::kFullyConnected; }
+
+WeightScheme SchemeOf(v1::WeightType type) {
+  switch (type) {
+    case v1::TERNARY_CLUSTER:
+      return WeightScheme::kTernaryCluster;
+    case v1::INT4_CLUSTER:
+      return WeightScheme::kInt4Cluster;
+    default:
+      return WeightScheme::kInt8;
+  }
+}
+
+int64_t PlaneSize(const Tensor& t) { return t.shape().rank() == 4 ? t.shape()[2] * t.shape()[3] : 1; }
+
+double Decibels(double signal, double noise) {
+  if (noise <= 0) return 200.0;  // exact; more is beyond f32
+  return std::clamp(10.0 * std::log10(std::max(signal, 1e-30) / noise), -200.0, 200.0);
+}
+
+v1::Proportion Wilson(uint64_t hits, uint64_t total) {
+  v1::Proportion result;
+  result.set_hits(hits);
+  result.set_total(total);
+  if (total == 0) return result;
+  constexpr double kZ = 1.959963984540054;  // 95 %
+  const double n = static_cast<double>(total), p = static_cast<double>(hits) / n;
+  const double centre = (p + kZ * kZ / (2 * n)) / (1 + kZ * kZ / n);
+  const double half = kZ / (1 + kZ * kZ / n) * std::sqrt(p * (1 - p) / n + kZ * kZ / (4 * n * n));
+  result.set_value(p);
+  result.set_low(std::max(0.0, centre - half));
+  result.set_high(std::min(1.0, centre + half));
+  return result;
+}
+
+// A uniform number in [0, 1) that does not depend on the standard library.
+double Uniform(std::mt19937_64& random) { return static_cast<double>(random() >> 11) * 0x1.0p-53; }
+
+// y += sign * x
+void Accumulate(const Tensor& x, float sign, Tensor& y) {
+  const auto source = x.data<float>();
+  auto target = y.data<float>();
+  for (size_t i = 0; i < target.size(); ++i) target[i] += sign * source[i];
+}
+
+void ApplyClip(const std::optional<graph::ClipRange>& clip, Tensor& y) {
+  if (!clip) return;
+  for (float& v : y.data<float>()) v = std::min(std::max(v, clip->lo), clip->hi);
+}
+
+// Adds bias[o] to every value of output channel o.
+void AddPerChannel(const std::vector<float>& bias, Tensor& y) {
+  const int64_t n = y.shape()[0], channels = y.shape()[1], plane = PlaneSize(y);
+  float* data = y.data<float>().data();
+  for (int64_t row = 0; row < n * channels; ++row) {
+    const float b = bias[row % channels];
+    for (int64_t i = 0; i < plane; ++i) data[row * plane + i] += b;
+  }
+}
+
+// Sums and sums of squares per channel, added to `sum` and `square` [channels].
+void AddChannelSums(const Tensor& y, std::vector<double>& sum, std::vector<double>& square) {
+  const int64_t n = y.shape()[0], channels = y.shape()[1], plane = PlaneSize(y);
+  const float* data = y.data<float>().data();
+  for (int64_t row = 0; row < n * channels; ++row) {
+    double s = 0, q = 0;
+    for (int64_t i = 0; i < plane; ++i) {
+      const double v = data[row * plane + i];
+      s += v;
+      q += v * v;
+    }
+    sum[row % channels] += s;
+    square[row % channels] += q;
+  }
+}
+
+Tensor ToCodes(const Tensor& real, const QuantParams& params) {
+  Tensor codes(DType::kU8, real.shape());
+  const auto source = real.data<float>();
+  auto target = codes.data<uint8_t>();
+  // The range is clamped before the zero point is added, so that the rounding trick sees small numbers.
+  const float lo = static_cast<float>(-params.zero_point), hi = static_cast<float>(255 - params.zero_point);
+  const float zero = static_cast<float>(params.zero_point);
+  for (size_t i = 0; i < source.size(); ++i) {
+    target[i] = static_cast<uint8_t>(static_cast<int>(RoundInto(source[i] / params.scale, lo, hi) + zero));
+  }
+  return codes;
+}
+
+Tensor ToReal(const Tensor& codes, const QuantParams& params) {
+  Tensor real(DType::kF32, codes.shape());
+  const auto source = codes.data<uint8_t>();
+  auto target = real.data<float>();
+  const float zero = static_cast<float>(params.zero_point);
+  for (size_t i = 0; i < source.size(); ++i) target[i] = params.scale * (static_cast<float>(source[i]) - zero);
+  return real;
+}
+
+// Scales of an already coded layer, multiplied per row and put on the grid again.
+void RescaleRows(const std::vector<double>& factor, const ScaleGrid& grid, QuantizedWeights& weights) {
+  const int outputs = static_cast<int>(factor.size());
+  const int clusters = static_cast<int>(weights.cluster_scales.shape()[1]);
+  std::vector<float> alpha(static_cast<size_t>(outputs) * clusters);
+  auto scales = weights.cluster_scales.data<int8_t>();
+  for (size_t i = 0; i < alpha.size(); ++i) {
+    alpha[i] = static_cast<float>(factor[i / clusters] * weights.steps[i / clusters] * scales[i]);
+  }
+  CodedWeights coded;
+  coded.outputs = outputs;
+  RoundScales(grid, clusters, alpha, coded);
+  weights.steps = coded.steps;
+  std::copy(coded.scales.begin(), coded.scales.end(), scales.begin());
+}
+
+}  // namespace
+
+Walk::Walk(const graph::Graph& graph, const Tensor& calibration, const QuantizeOptions& options)
+    : graph_(graph), calibration_(calibration), options_(options), recipe_(options.recipe), placement_(Place(graph)),
+      last_reader_(graph.values.size(), -1), live_(graph.values.size()), report_of_(graph.values.size(), -1),
+      started_(absl::Now()) {
+  result_.graph = graph;
+  const int nodes = static_cast<int>(graph.nodes.size());
+  for (int i = 0; i < nodes; ++i) {
+    for (ValueId id : graph.nodes[i].inputs) last_reader_[id] = i;
+    if (IsWeighted(graph.nodes[i])) weighted_.push_back(i);
+  }
+  last_reader_[graph.output] = nodes;
+}
+
+absl::Status Walk::CheckCancelled() const {
+  if (options_.cancelled != nullptr && options_.cancelled->load(std::memory_order_relaxed)) {
+    return absl::CancelledError("quantisation cancelled");
+  }
+  return absl::OkStatus();
+}
+
+void Walk::ReportProgress(const Node* node) {
+  if (!options_.progress) return;
+  Progress progress;
+  progress.layers_done = layers_done_;
+  progress.layers = static_cast<int>(weighted_.size());
+  if (node != nullptr) progress.layer = node->name;
+  if (cost_done_ > 0) {
+    const double elapsed = absl::ToDoubleSeconds(absl::Now() - started_);
+    progress.seconds_left = elapsed * (cost_all_ - cost_done_) / cost_done_;
+  }
+  options_.progress(progress);
+}
+
+void Walk::Warn(std::string message) {
+  TERN_LOG_WARN("quantising {}: {}", graph_.name, message);
+  result_.report.add_warnings(std::move(message));
+}
+
+void Walk::ChooseImages() {
+  const int nodes = static_cast<int>(graph_.nodes.size());
+  // Bytes per image at the fullest moment: an f32 and a u8 copy of each live value, and the layer's f32 result before
+  // its range is known.
+  const auto bytes = [&](ValueId id) {
+    const int64_t quantised = placement_.values[id] == Codes::kFloat || placement_.values[id] == Codes::kConcat ? 4 : 1;
+    return graph_.shape(id).elements() * (4 + quantised);
+  };
+  int64_t live = bytes(graph_.input), peak = live;
+  for (int i = 0; i < nodes; ++i) {
+    const Node& node = graph_.nodes[i];
+    live += bytes(node.output);
+    peak = std::max(peak, live + 4 * graph_.shape(node.output).elements());
+    std::vector<ValueId> inputs = node.inputs;
+    std::sort(inputs.begin(), inputs.end());
+    inputs.erase(std::unique(inputs.begin(), inputs.end()), inputs.end());
+    for (ValueId id : inputs) {
+      if (!graph_.values[id].constant && last_reader_[id] == i) live -= bytes(id);
+    }
+  }
+  const int64_t available = calibration_.shape()[0];
+  const int64_t images = std::clamp<int64_t>(kMemoryLimit / std::max<int64_t>(peak, 1), 1, available);
+  if (images < available) {
+    Warn(absl::StrCat("only ", images, " of ", available, " calibration images are used: the activations of all would take ",
+                      available * peak >> 20, " MiB, more than ", kMemoryLimit >> 20));
+  }
+  images_.resize(images);
+  for (int64_t i = 0; i < images; ++i) images_[i] = i * available / images;
+  const int64_t batch = std::clamp<int64_t>(kBatchElements / graph_.shape(graph_.input).elements(), 16, 128);
+  for (int64_t i = 0; i < images; i += batch) batches_.push_back(static_cast<int>(i));
+  batches_.push_back(static_cast<int>(images));
+
+  const v1::Method method = recipe_.method();
+  for (const Node& node : graph_.nodes) {
+    double cost = 2.0 * static_cast<double>(images) * graph_.shape(node.output).elements();
+    if (IsWeighted(node)) {
+      cost += 3.0 * static_cast<double>(images) * MultiplyAccumulates(graph_, node);
+      const double outputs = static_cast<double>(node.weight.shape()[0]);
+      const double columns = static_cast<double>(node.weight.elements()) / outputs;
+      const double positions = static_cast<double>(graph_.shape(node.output).elements()) / outputs * images;
+      if (method == v1::COMPENSATED && node.conv.groups == 1 && columns <= kMaxCompensatedColumns) {
+        cost += columns * columns * (0.6 * std::min<double>(positions, kMaxPositions) + 10 * outputs + 8 * columns);
+      }
+    }
+    cost_.push_back(cost);
+    cost_all_ += cost;
+  }
+}
+
+absl::StatusOr<QuantizeResult> Walk::Run() {
+  // oneDNN's sgemm takes its threads from OpenMP's setting for the calling thread.
+  struct ThreadsRestored {
+    int before = omp_get_max_threads();
+    ~ThreadsRestored() { omp_set_num_threads(before); }
+  } threads_restored;
+  omp_set_num_threads(options_.threads);
+
+  ChooseImages();
+  if (images_.size() < 100) {
+    Warn(absl::StrCat("only ", images_.size(), " calibration images; 300 or more are advised"));
+  }
+  ReportProgress(nullptr);
+  TERN_RETURN_IF_ERROR(StartWithInput());
+  for (int i = 0; i < static_cast<int>(graph_.nodes.size()); ++i) {
+    TERN_RETURN_IF_ERROR(CheckCancelled());
+    const Node& node = graph_.nodes[i];
+    if (IsWeighted(node)) {
+      ReportProgress(&node);
+      TERN_RETURN_IF_ERROR(Annotate(RunWeighted(i), node.name));
+      ++layers_done_;
+    } else {
+      TERN_RETURN_IF_ERROR(Annotate(RunOther(i), node.name));
+    }
+    cost_done_ += cost_[i];
+    Release(i);
+  }
+  FillReport();
+  ReportProgress(nullptr);
+  TERN_RETURN_IF_ERROR(Annotate(graph::Validate(result_.graph), "quantised network"));
+  return std::move(result_);
+}
+
+absl::Status Walk::StartWithInput() {
+  Activation& input = live_[graph_.input];
+  const Shape& sample = graph_.shape(graph_.input);
+  const int64_t elements = sample.elements();
+  const float* source = calibration_.data<float>().data();
+  for (int b = 0; b < batch_count(); ++b) {
+    Tensor batch(DType::kF32, sample.WithBatch(batch_images(b)));
+    for (int i = 0; i < batch_images(b); ++i) {
+      std::memcpy(batch.data<float>().data() + i * elements, source + images_[batches_[b] + i] * elements,
+                  elements * sizeof(float));
+    }
+    input.quantised.push_back(batch);
+    input.reference.push_back(std::move(batch));
+  }
+  if (placement_.values[graph_.input] != Codes::kFloat) Observe(graph_.input);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<Tensor>> Walk::RunNodeOn(const Node& node, bool reference) {
+  std::vector<Tensor> results;
+  for (int b = 0; b < batch_count(); ++b) {
+    TERN_RETURN_IF_ERROR(CheckCancelled());
+    std::vector<Tensor> reals;
+    reals.reserve(node.inputs.size());
+    std::vector<const Tensor*> inputs;
+    for (ValueId id : node.inputs) {
+      if (graph_.values[id].constant) {
+        inputs.push_back(&*graph_.values[id].constant);
+      } else if (reference) {
+        inputs.push_back(&live_[id].reference[b]);
+      } else if (live_[id].quantised[b].dtype() == DType::kF32) {
+        inputs.push_back(&live_[id].quantised[b]);
+      } else {
+        reals.push_back(Real(id, b));
+        inputs.push_back(&reals.back());
+      }
+    }
+    TERN_ASSIGN_OR_RETURN(Tensor result, engine::RunFloatNode(graph_, node, inputs, options_.threads));
+    results.push_back(std::move(result));
+  }
+  return results;
+}
+
+absl::Status Walk::RunOther(int index) {
+  const Node& node = graph_.nodes[index];
+  Activation& out = live_[node.output];
+  TERN_ASSIGN_OR_RETURN(out.reference, RunNodeOn(node, true));
+  TERN_RETURN_IF_ERROR(CheckFinite(node, out));
+  TERN_ASSIGN_OR_RETURN(out.quantised, RunNodeOn(node, false));
+  if (placement_.values[node.output] == Codes::kPassThrough) {
+    SetParams(node.output, *result_.graph.values[node.inputs[0]].quant);
+  } else if (placement_.values[node.output] == Codes::kOwn) {
+    Observe(node.output);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Walk::RunReference(LayerData& data, const ClusterLayout& layout, Moments* moments, Activation& out) {
+  const Node& node = *data.node;
+  Node plain = node;  // weights and bias alone
+  plain.inputs.resize(1);
+  plain.clip.reset();
+  const ValueId residual = node.has_residual() ? node.inputs[1] : graph::kNoValue;
+  const int64_t outputs = node.weight.shape()[0];
+  data.target_sum.assign(outputs, 0);
+  data.target_square.assign(outputs, 0);
+  const int64_t plane = graph_.shape(node.output).elements() / outputs;
+  const double share =
+      std::min(1.0, static_cast<double>(kMaxPositions) / static_cast<double>(plane * static_cast<int64_t>(images_.size())));
+  const int64_t chunk = std::max<int64_t>(256, kGatherElements / layout.columns());
+  std::mt19937_64 random(recipe_.seed() * 0x9E3779B97F4A7C15u + static_cast<uint64_t>(node.output));
+  std::vector<float> x, z;
+  for (int b = 0; b < batch_count(); ++b) {
+    TERN_RETURN_IF_ERROR(CheckCancelled());
+    TERN_ASSIGN_OR_RETURN(Tensor y, engine::RunFloatNode(graph_, plain, {&live_[node.inputs[0]].reference[b]},
+                                                         options_.threads));
+    Tensor target = y;
+    if (residual != graph::kNoValue) {
+      Accumulate(live_[residual].reference[b], 1.0f, y);
+      if (data.method == v1::COMPENSATED) {
+        // The layer also repairs what the skip connection has lost so far.
+        target = y;
+        Accumulate(Real(residual, b), -1.0f, target);
+      }
+    }
+    AddChannelSums(target, data.target_sum, data.target_square);
+    data.count += plane * batch_images(b);
+    if (moments != nullptr) {
+      const int64_t all = plane * batch_images(b);
+      const int64_t keep = std::max<int64_t>(1, static_cast<int64_t>(share * static_cast<double>(all)));
+      const Tensor input = Real(node.inputs[0], b);
+      for (int64_t first = 0; first < keep; first += chunk) {
+        TERN_RETURN_IF_ERROR(CheckCancelled());
+        std::vector<int64_t> positions(std::min(chunk, keep - first));
+        // One position in each of `keep` equal stretches.
+        for (size_t i = 0; i < positions.size(); ++i) {
+          const double at = static_cast<double>(first) + static_cast<double>(i) + (keep == all ? 0.5 : Uniform(random));
+          positions[i] = std::min(all - 1, static_cast<int64_t>(at * static_cast<double>(all) / static_cast<double>(keep)));
+        }
+        GatherColumns(graph_, node, layout, input, positions, x);
+        GatherOutputs(target, positions, z);
+        moments->Add(static_cast<int64_t>(positions.size()), x.data(), z.data());
+      }
+    }
+    ApplyClip(node.clip, y);
+    out.reference.push_back(std::move(y));
+  }
+  return CheckFinite(node, out);
+}
+
+absl::Status Walk::RunQuantised(const Node& node, const Tensor& weight, std::vector<Tensor>& out,
+                                std::vector<double>& sum, std::vector<double>& square) {
+  Node plain = node;
+  plain.inputs.resize(1);
+  plain.clip.reset();
+  plain.weight = weight;
+  sum.assign(weight.shape()[0], 0);
+  square.assign(weight.shape()[0], 0);
+  out.clear();
+  for (int b = 0; b < batch_count(); ++b) {
+    TERN_RETURN_IF_ERROR(CheckCancelled());
+    const Tensor input = Real(node.inputs[0], b);
+    TERN_ASSIGN_OR_RETURN(Tensor y, engine::RunFloatNode(graph_, plain, {&input}, options_.threads));
+    AddChannelSums(y, sum, square);
+    out.push_back(std::move(y));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<QuantizedWeights> Walk::ChooseWeights(LayerData& data, const ClusterLayout& layout,
+                                                     const Moments* moments) {
+  const Node& node = *data.node;
+  if (moments == nullptr && data.scheme == WeightScheme::kInt8) return NearestInt8(node.weight);
+  const int columns = layout.columns();
+  const int outputs = static_cast<int>(node.weight.shape()[0]);
+  const std::vector<float> rows = ToLayout(layout, node.weight.data<float>());
+  CompensateOptions options;
+  options.max_code = MaxCode(data.scheme);
+  if (data.scheme == WeightScheme::kInt8) {
+    options.max_code = MaxInt8CodeWithoutOverflow(columns);
+    options.grid.max_scale = 1;
+  } else {
+    options.grid.max_scale = MaxScaleWithoutOverflow(columns, options.max_code);
+    options.grid.power_of_two_step = recipe_.activations() == v1::DFP8;
+  }
+  CodedWeights coded;
+  if (moments == nullptr) {
+    coded = NearestWeights(layout, outputs, rows, options.max_code, options.grid);
+  } else {
+    options.threads = options_.threads;
+    options.cancelled = options_.cancelled;
+    TERN_ASSIGN_OR_RETURN(coded, Compensate(layout, rows, *moments, options));
+  }
+  return ToQuantizedWeights(layout, coded, data.scheme, data.cluster_size, node.weight.shape());
+}
+
+absl::Status Walk::MatchVariance(const LayerData& data, QuantizedWeights& weights) {
+  std::vector<Tensor> outputs;
+  std::vector<double> sum, square;
+  TERN_RETURN_IF_ERROR(RunQuantised(*data.node, Dequantize(weights), outputs, sum, square));
+  const double n = static_cast<double>(data.count);
+  std::vector<double> factor(sum.size());
+  for (size_t o = 0; o < factor.size(); ++o) {
+    const double wanted = data.target_square[o] / n - data.target_sum[o] / n * data.target_sum[o] / n;
+    const double got = square[o] / n - sum[o] / n * sum[o] / n;
+    // The bounds keep a channel that is nearly constant on the calibration images from exploding.
+    factor[o] = got > 1e-12 ? std::clamp(std::sqrt(std::max(wanted, 0.0) / got), 0.3, 3.0) : 1.0;
+  }
+  ScaleGrid grid;
+  grid.max_scale = MaxScaleWithoutOverflow(static_cast<int>(weights.codes.elements() / weights.codes.shape()[0]),
+                                           MaxCode(weights.scheme));
+  grid.power_of_two_step = recipe_.activations() == v1::DFP8;
+  RescaleRows(factor, grid, weights);
+  return absl::OkStatus();
+}
+
+absl::Status Walk::RunWeighted(int index) {
+  const Node& node = graph_.nodes[index];
+  const int outputs = static_cast<int>(node.weight.shape()[0]);
+  const int columns = static_cast<int>(node.weight.elements() / outputs);
+  const bool end = index == weighted_.front() || index == weighted_.back();
+  LayerData data;
+  data.node = &node;
+  data.method = recipe_.method();
+  if (node.conv.groups == 1 && (!end || recipe_.quantize_first_and_last_to_weights())) {
+    data.scheme = SchemeOf(recipe_.weights());
+  }
+  const bool clustered = data.scheme != WeightScheme::kInt8;
+  const int channels = static_cast<int>(node.weight.shape()[1]);
+  if (clustered) data.cluster_size = recipe_.cluster_size() == 0 ? channels : static_cast<int>(recipe_.cluster_size());
+  const ClusterLayout layout = MakeClusterLayout(channels, columns / channels, data.cluster_size);
+
+  bool compensate = data.method == v1::COMPENSATED && clustered;
+  if (compensate && columns > kMaxCompensatedColumns) {
+    Warn(absl::StrCat(node.name, " has ", columns, " weights per output, more than ", kMaxCompensatedColumns,
+                      ": corrected instead of compensated"));
+    data.method = v1::CORRECTED;
+    compensate = false;
+  }
+
+  Activation& out = live_[node.output];
+  std::optional<Moments> moments;
+  if (compensate) moments.emplace(columns, outputs);
+  TERN_RETURN_IF_ERROR(RunReference(data, layout, moments ? &*moments : nullptr, out));
+  ReportProgress(&node);
+  TERN_ASSIGN_OR_RETURN(QuantizedWeights weights, ChooseWeights(data, layout, moments ? &*moments : nullptr));
+  moments.reset();
+  if (clustered && data.method == v1::CORRECTED) TERN_RETURN_IF_ERROR(MatchVariance(data, weights));
+  ReportProgress(&node);
+
+  std::vector<double> sum, square;
+  TERN_RETURN_IF_ERROR(RunQuantised(node, Dequantize(weights), out.quantised, sum, square));
+  std::vector<float> correction(outputs, 0.0f);
+  Node& quantised = result_.graph.nodes[index];
+  if (data.method != v1::DIRECT) {
+    auto bias = quantised.bias.data<float>();
+    for (int o = 0; o < outputs; ++o) {
+      correction[o] = static_cast<float>((data.target_sum[o] - sum[o]) / static_cast<double>(data.count));
+      bias[o] += correction[o];
+    }
+  }
+  for (int b = 0; b < batch_count(); ++b) {
+    Tensor& y = out.quantised[b];
+    AddPerChannel(correction, y);
+    if (node.has_residual()) Accumulate(Real(node.inputs[1], b), 1.0f, y);
+    ApplyClip(node.clip, y);
+  }
+  quantised.quantized = std::move(weights);
+  quantised.weight = Tensor();
+  report_of_[node.output] = result_.report.layers_size();
+  FillLayerReport(index, data);
+  if (placement_.values[node.output] == Codes::kOwn) Observe(node.output);
+
+  // Against the float network, after the output's own rounding.
+  double signal = 0, noise = 0;
+  for (int b = 0; b < batch_count(); ++b) {
+    const Tensor real = Real(node.output, b);
+    const auto got = real.data<float>();
+    const auto wanted = out.reference[b].data<float>();
+    for (size_t i = 0; i < got.size(); ++i) {
+      const double error = static_cast<double>(got[i]) - wanted[i];
+      signal += static_cast<double>(wanted[i]) * wanted[i];
+      noise += error * error;
+    }
+  }
+  result_.report.mutable_layers(report_of_[node.output])->set_output_sqnr_db(Decibels(signal, noise));
+  return absl::OkStatus();
+}
+
+Tensor Walk::Real(ValueId id, int batch) const {
+  const Tensor& tensor = live_[id].quantised[batch];
+  if (tensor.dtype() == DType::kF32) return tensor;
+  return ToReal(tensor, *result_.graph.values[id].quant);
+}
+
+void Walk::Observe(ValueId id) {
+  const std::vector<Tensor>& batches = live_[id].quantised;
+  Observer observer(graph_.shape(id).elements() * static_cast<int64_t>(images_.size()));
+  for (const Tensor& batch : batches) observer.Feed(batch.data<float>());
+  SetParams(id, observer.Choose(recipe_.activations()));
+}
+
+void Walk::SetParams(ValueId id, const QuantParams& params) {
+  result_.graph.values[id].quant = params;
+  std::vector<Tensor>& batches = live_[id].quantised;
+  if (report_of_[id] >= 0) {
+    v1::LayerReport& report = *result_.report.mutable_layers(report_of_[id]);
+    report.set_output_scale(params.scale);
+    report.set_output_zero_point(params.zero_point);
+    // More than half a step beyond the last codes.
+    const float lo = (-0.5f - static_cast<float>(params.zero_point)) * params.scale;
+    const float hi = (255.5f - static_cast<float>(params.zero_point)) * params.scale;
+    int64_t clipped = 0, all = 0;
+    for (const Tensor& batch : batches) {
+      for (float v : batch.data<float>()) clipped += v < lo || v > hi;
+      all += batch.elements();
+    }
+    if (all > 0) report.set_output_clipped(static_cast<double>(clipped) / static_cast<double>(all));
+  }
+  const int count = static_cast<int>(batches.size());
+#pragma omp parallel for num_threads(options_.threads) schedule(dynamic)
+  for (int b = 0; b < count; ++b) batches[b] = ToCodes(batches[b], params);
+
+  const int producer = graph_.ProducerOf(id);
+  if (producer < 0 || graph_.nodes[producer].op != OpType::kConcat) return;
+  for (ValueId part : graph_.nodes[producer].inputs) {
+    if (placement_.values[part] == Codes::kConcat && !result_.graph.values[part].quant) SetParams(part, params);
+  }
+}
+
+absl::Status Walk::CheckFinite(const Node& node, const Activation& activation) const {
+  for (const Tensor& batch : activation.reference) {
+    bool finite = true;
+    for (float v : batch.data<float>()) finite &= std::fabs(v) <= FLT_MAX;
+    if (!finite) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          "the float network produces non-finite values on the calibration images in ", node.name, " (",
+          graph::Name(node.op), ")"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+void Walk::Release(int index) {
+  for (ValueId id : graph_.nodes[index].inputs) {
+    if (last_reader_[id] == index) live_[id] = Activation();
+  }
+  // A result that nobody reads; the graph is normally free of them.
+  if (last_reader_[graph_.nodes[index].output] < 0) live_[graph_.nodes[index].output] = Activation();
+}
+
+void Walk::FillLayerReport(int index, const LayerData& data) {
+  const Node& node = result_.graph.nodes[index];
+  const QuantizedWeights& weights = *node.quantized;
+  v1::LayerReport& layer = *result_.report.add_layers();
+  layer.set_name(node.name);
+  layer.set_op(graph::Name(node.op));
+  layer.set_scheme(Name(weights.scheme));
+  layer.set_cluster_size(static_cast<uint32_t>(weights.cluster_size));
+  layer.set_weights(static_cast<uint64_t>(weights.codes.elements()));
+  layer.set_bits_per_weight(static_cast<double>(StoredBits(weights)) / static_cast<double>(weights.codes.elements()));
+  layer.set_macs(static_cast<uint64_t>(MultiplyAccumulates(graph_, graph_.nodes[index])));
+  layer.set_multiplications_removed(MultiplicationsRemoved(weights));
+  layer.set_weight_bits(weights.scheme == WeightScheme::kInt8 ? 7 : weights.scheme == WeightScheme::kInt4Cluster ? 4 : 2);
+}
+
+void Walk::FillReport() {
+  v1::QuantizationReport& report = result_.report;
+  *report.mutable_recipe() = recipe_;
+  report.set_calibration_images(images_.size());
+  double weights = 0, bits = 0, macs = 0, removed = 0;
+  int ternary_pointwise = 0;
+  for (const v1::LayerReport& layer : report.layers()) {
+    weights += static_cast<double>(layer.weights());
+    bits += layer.bits_per_weight() * static_cast<double>(layer.weights());
+    macs += static_cast<double>(layer.macs());
+    removed += layer.multiplications_removed() * static_cast<double>(layer.macs());
+    if (layer.scheme() == Name(WeightScheme::kTernaryCluster) && layer.bits_per_weight() >= 4.0) ++ternary_pointwise;
+  }
+  report.set_bits_per_weight(weights > 0 ? bits / weights : 0);
+  report.set_float_bytes(static_cast<uint64_t>(4 * weights));
+  report.set_multiplications_removed(macs > 0 ? removed / macs : 0);
+  for (size_t i = 0; i < graph_.nodes.size(); ++i) {
+    if (!placement_.integer_node[i]) report.add_float_nodes(graph_.nodes[i].name);
+  }
+  report.set_float_macs_share(0);  // every weighted layer runs on integers
+
+  const Activation& output = live_[graph_.output];
+  double signal = 0, noise = 0;
+  uint64_t same = 0;
+  const int64_t classes = graph_.classes();
+  for (int b = 0; b < batch_count(); ++b) {
+    const Tensor real = Real(graph_.output, b);
+    const float* got = real.data<float>().data();
+    const float* wanted = output.reference[b].data<float>().data();
+    for (int i = 0; i < batch_images(b); ++i, got += classes, wanted += classes) {
+      for (int64_t k = 0; k < classes; ++k) {
+        signal += static_cast<double>(wanted[k]) * wanted[k];
+        noise += (static_cast<double>(got[k]) - wanted[k]) * (static_cast<double>(got[k]) - wanted[k]);
+      }
+      same += std::max_element(got, got + classes) - got == std::max_element(wanted, wanted + classes) - wanted;
+    }
+  }
+  report.set_sqnr_db(Decibels(signal, noise));
+  *report.mutable_calibration_agreement() = Wilson(same, images_.size());
+  report.set_seconds(absl::ToDoubleSeconds(absl::Now() - started_));
+
+  if (report.calibration_agreement().value() < 0.8) {
+    Warn(absl::StrFormat("the quantised network agrees with the float one on only %.1f %% of the calibration images",
+                         100 * report.calibration_agreement().value()));
+  }
+  if (ternary_pointwise > 0) {
+    Warn(absl::StrCat(ternary_pointwise, " ternary layers take 4 or more bits per weight with N = ",
+                      recipe_.cluster_size(), "; 4-bit codes with a larger N would be smaller and more accurate there"));
+  }
+}
+
+}  // namespace tern::quant

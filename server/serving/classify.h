@@ -1,0 +1,126 @@
+// The classify pipeline: decode -> preprocess -> batch -> engine -> top-k.
+//
+// Decoding and preprocessing run on one pool for all models; each loaded version has its own
+// batcher and sessions (ModelRunner). No call blocks: `done` is called later on another thread,
+// exactly once, whatever happens.
+#ifndef TERN_SERVER_SERVING_CLASSIFY_H_
+#define TERN_SERVER_SERVING_CLASSIFY_H_
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "server/base/clock.h"
+#include "server/base/thread_pool.h"
+#include "server/classify/top_k.h"
+#include "server/image/image.h"
+#include "server/metrics/metrics.h"
+#include "server/monitoring/label_join.h"
+#include "server/repository/repository.h"
+#include "server/scheduler/batcher.h"
+
+namespace tern::serving {
+
+struct ClassifyInput {
+  std::string image;  // encoded
+  int top_k = 0;      // 1..classes; 0 = the smaller of 5 and classes
+  std::string request_id;
+  std::optional<uint32_t> label;
+  absl::Time deadline = absl::InfiniteFuture();
+  // True once the caller has gone away; may be null.
+  std::function<bool()> cancelled;
+};
+
+struct ClassifyOutput {
+  std::shared_ptr<const repository::LoadedModel> model;
+  std::vector<classify::Prediction> classes;  // top_k of them, best first
+  int batch_size = 0;
+  absl::Duration decode, preprocess, queue, inference, total;
+};
+
+using ClassifyDone = std::function<void(absl::StatusOr<ClassifyOutput>)>;
+
+struct RunnerOptions {
+  int cpu_threads = 1;                                 // the process's CPU budget
+  int default_max_batch = 8;
+  absl::Duration default_max_delay = absl::Microseconds(500);
+  int default_max_queue = 256;
+  metrics::Metrics* metrics = nullptr;                 // not owned; required
+  const Clock* clock = Clock::Real();
+};
+
+// One image on its way through a ModelRunner.
+struct ClassifyTask {
+  ClassifyInput input;
+  std::vector<float> pixels;  // network input, NHWC [h, w, 3]
+  absl::Time arrived;
+  absl::Duration decode, preprocess;
+  ClassifyDone done;
+};
+
+// What serves one loaded version: a batcher, and one session per instance. Thread safe.
+class ModelRunner final : public repository::Servable {
+ public:
+  // INTERNAL / RESOURCE_EXHAUSTED if sessions cannot be made.
+  static absl::StatusOr<std::shared_ptr<repository::Servable>> Create(
+      std::shared_ptr<const repository::LoadedModel> model, const RunnerOptions& options);
+  ~ModelRunner() override;
+
+  // Queues a preprocessed task; its `done` is called with the outcome. Also called with the batcher's
+  // error if it is not accepted.
+  void Submit(ClassifyTask task);
+
+  void Drain() override;
+  const repository::LoadedModel& model() const { return *model_; }
+
+ private:
+  ModelRunner(std::shared_ptr<const repository::LoadedModel> model, const RunnerOptions& options,
+              const scheduler::BatcherOptions& batching, std::vector<engine::Session> sessions);
+  void Run(int instance, std::vector<scheduler::Queued<ClassifyTask>> batch);
+
+  const std::shared_ptr<const repository::LoadedModel> model_;
+  metrics::Metrics* const metrics_;
+  const Clock* const clock_;
+  std::vector<engine::Session> sessions_;
+  std::unique_ptr<scheduler::Batcher<ClassifyTask>> batcher_;  // last: its threads use the rest
+};
+
+struct ClassifierOptions {
+  image::Limits limits;
+  int decode_threads = 1;
+  int max_waiting = 1024;  // images waiting for or in decode; more are RESOURCE_EXHAUSTED
+};
+
+// The data port's pipeline. Thread safe.
+class Classifier {
+ public:
+  // Nothing is owned; all must outlive it.
+  Classifier(const repository::Repository* repository, monitoring::LabelJoin* labels,
+             metrics::Metrics* metrics, const ClassifierOptions& options,
+             const Clock* clock = Clock::Real());
+  // Waits for images in decode.
+  ~Classifier();
+
+  // version 0 = default. The errors are those of ImageClassifier.Classify (proto).
+  void Classify(absl::string_view model, uint64_t version, ClassifyInput input, ClassifyDone done);
+
+ private:
+  void Prepare(std::shared_ptr<ModelRunner> runner, ClassifyTask task);
+
+  const repository::Repository* const repository_;
+  monitoring::LabelJoin* const labels_;
+  metrics::Metrics* const metrics_;
+  const ClassifierOptions options_;
+  const Clock* const clock_;
+  std::atomic<int> waiting_{0};
+  std::unique_ptr<ThreadPool> pool_;
+};
+
+}  // namespace tern::serving
+
+#endif  // TERN_SERVER_SERVING_CLASSIFY_H_

@@ -1,0 +1,150 @@
+// Speed of the cluster convolutions on ResNet-50's layers, one thread.
+//
+//   kernels_bench [isa [batch [milliseconds per measurement [layer name part]]]]
+//
+// Prints GMAC/s (10^9 multiply-accumulates per second), from the fastest of as many runs as fit
+// the given time: on a shared machine only the fastest run measures the code. Weights,
+// activations and output of a layer are warm. "total" weights each layer by how often it occurs.
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "server/base/aligned_buffer.h"
+#include "server/kernels/cluster_conv.h"
+#include "server/tensor/cluster.h"
+
+namespace tern::kernels {
+namespace {
+
+struct Layer {
+  const char* name;
+  int ic, size, oc, k, stride, times;
+};
+
+// Version 1.5: the stride is on the 3x3. Without the first convolution (3 channels, int8).
+constexpr Layer kLayers[] = {
+    {"s1_1x1_64_64", 64, 56, 64, 1, 1, 1},       {"s1_3x3_64", 64, 56, 64, 3, 1, 3},
+    {"s1_1x1_64_256", 64, 56, 256, 1, 1, 4},     {"s1_1x1_256_64", 256, 56, 64, 1, 1, 2},
+    {"s2_1x1_256_128", 256, 56, 128, 1, 1, 1},   {"s2_3x3s2_128", 128, 56, 128, 3, 2, 1},
+    {"s2_1x1_128_512", 128, 28, 512, 1, 1, 4},   {"s2_1x1s2_256_512", 256, 56, 512, 1, 2, 1},
+    {"s2_1x1_512_128", 512, 28, 128, 1, 1, 3},   {"s2_3x3_128", 128, 28, 128, 3, 1, 3},
+    {"s3_1x1_512_256", 512, 28, 256, 1, 1, 1},   {"s3_3x3s2_256", 256, 28, 256, 3, 2, 1},
+    {"s3_1x1_256_1024", 256, 14, 1024, 1, 1, 6}, {"s3_1x1s2_512_1024", 512, 28, 1024, 1, 2, 1},
+    {"s3_1x1_1024_256", 1024, 14, 256, 1, 1, 5}, {"s3_3x3_256", 256, 14, 256, 3, 1, 5},
+    {"s4_1x1_1024_512", 1024, 14, 512, 1, 1, 1}, {"s4_3x3s2_512", 512, 14, 512, 3, 2, 1},
+    {"s4_1x1_512_2048", 512, 7, 2048, 1, 1, 3},  {"s4_1x1s2_1024_2048", 1024, 14, 2048, 1, 2, 1},
+    {"s4_1x1_2048_512", 2048, 7, 512, 1, 1, 2},  {"s4_3x3_512", 512, 7, 512, 3, 1, 2},
+};
+
+struct Config {
+  const char* name;
+  int n;
+  WeightScheme scheme;
+};
+
+constexpr Config kConfigs[] = {
+    {"N=4", 4, WeightScheme::kTernaryCluster},
+    {"N=16", 16, WeightScheme::kTernaryCluster},
+    {"N=64", 64, WeightScheme::kTernaryCluster},
+    {"4-bit N=64", 64, WeightScheme::kInt4Cluster},
+};
+
+// Seconds of the fastest run.
+double Measure(const Layer& layer, const Config& config, Isa isa, int batch, double seconds) {
+  std::mt19937 random(1);
+  ConvGeometry g;
+  g.ih = g.iw = layer.size;
+  g.ic = layer.ic;
+  g.oc = layer.oc;
+  g.kh = g.kw = layer.k;
+  g.stride_h = g.stride_w = layer.stride;
+  g.pad_top = g.pad_left = layer.k / 2;
+  g.oh = g.ow = layer.size / layer.stride;
+
+  QuantizedWeights weights;
+  weights.scheme = config.scheme;
+  weights.cluster_size = config.n;
+  weights.codes = Tensor(DType::kS8, {g.oc, g.ic, g.kh, g.kw});
+  const int max_code = config.scheme == WeightScheme::kTernaryCluster ? 1 : 7;
+  for (int8_t& code : weights.codes.data<int8_t>()) {
+    code = static_cast<int8_t>(static_cast<int>(random() % (2 * max_code + 1)) - max_code);
+  }
+  weights.cluster_scales = Tensor(DType::kS8, {g.oc, ClusterMap(g.ic, config.n).clusters()});
+  for (int8_t& scale : weights.cluster_scales.data<int8_t>()) {
+    scale = static_cast<int8_t>(1 + random() % 127);
+  }
+  const PackedClusterConv conv = PackClusterConv(g, weights, isa);
+
+  const int64_t pixels = int64_t{batch} * g.oh * g.ow;
+  AlignedBuffer src(static_cast<size_t>(batch) * g.ih * g.iw * g.ic);
+  AlignedBuffer dst(pixels * g.oc);
+  AlignedBuffer scratch(ClusterConvScratchBytes(conv));
+  for (size_t i = 0; i < src.size_bytes(); ++i) src.as<uint8_t>()[i] = static_cast<uint8_t>(random());
+  const std::vector<float> multiplier(g.oc, 1e-4f);
+  const std::vector<float> offset(g.oc, 100.0f);
+
+  ClusterConvArgs args;
+  args.src = src.as<uint8_t>();
+  args.batch = batch;
+  args.multiplier = multiplier.data();
+  args.offset = offset.data();
+  args.dst = dst.as<uint8_t>();
+  args.scratch = scratch.data();
+
+  using Clock = std::chrono::steady_clock;
+  const auto start = Clock::now();
+  double best = 1e9;
+  for (int runs = 0; runs < 3 || std::chrono::duration<double>(Clock::now() - start).count() < seconds;
+       ++runs) {
+    const auto begin = Clock::now();
+    RunClusterConv(conv, args, 0, pixels, 0, OutputBlocks(g));
+    best = std::min(best, std::chrono::duration<double>(Clock::now() - begin).count());
+  }
+  return best;
+}
+
+int Main(int argc, char** argv) {
+  const auto isa = SelectIsa(argc > 1 ? argv[1] : "");
+  if (!isa.ok()) {
+    std::fprintf(stderr, "%s\n", isa.status().ToString().c_str());
+    return 2;
+  }
+  const int batch = argc > 2 ? std::atoi(argv[2]) : 1;
+  const double seconds = (argc > 3 ? std::atoi(argv[3]) : 100) / 1000.0;
+  const char* part = argc > 4 ? argv[4] : "";
+  std::printf("isa %s, batch %d, one thread, GMAC/s\n", IsaName(*isa), batch);
+  std::printf("| layer | x | MMAC |");
+  for (const Config& config : kConfigs) std::printf(" %s |", config.name);
+  std::printf("\n|---|---|---|---|---|---|---|\n");
+  double total_macs = 0;
+  std::vector<double> total(std::size(kConfigs));
+  for (const Layer& layer : kLayers) {
+    if (std::strstr(layer.name, part) == nullptr) continue;
+    const double out = layer.size / layer.stride;
+    const double macs = batch * out * out * layer.oc * layer.ic * layer.k * layer.k;
+    total_macs += macs * layer.times;
+    std::printf("| %s | %d | %.0f |", layer.name, layer.times, macs * 1e-6);
+    for (size_t i = 0; i < std::size(kConfigs); ++i) {
+      const double best = Measure(layer, kConfigs[i], *isa, batch, seconds);
+      total[i] += best * layer.times;
+      std::printf(" %.1f |", macs / best * 1e-9);
+      std::fflush(stdout);
+    }
+    std::printf("\n");
+  }
+  std::printf("| total | | %.0f |", total_macs * 1e-6);
+  for (double seconds_of_all : total) {
+    std::printf(" %.1f (%.2f ms) |", total_macs / seconds_of_all * 1e-9, seconds_of_all * 1e3);
+  }
+  std::printf("\n");
+  return 0;
+}
+
+}  // namespace
+}  // namespace tern::kernels
+
+int main(int argc, char** argv) { return tern::kernels::Main(argc, argv); }

@@ -1,0 +1,329 @@
+"""End to end: the real ternd and ternctl on loopback, with the demo model and photographs."""
+
+import argparse
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import unittest
+import urllib.request
+
+ARGS = None
+
+
+class Server:
+    """One ternd on free loopback ports over `repository`."""
+
+    def __init__(self, repository, *flags):
+        self.folder = tempfile.mkdtemp(prefix="tern-e2e-")
+        self.repository = repository
+        self.log = open(os.path.join(self.folder, "log"), "w+")
+        ports = os.path.join(self.folder, "ports.json")
+        self.process = subprocess.Popen(
+            [ARGS.ternd, "--repository", repository, "--host", "127.0.0.1", "--admin_host", "127.0.0.1",
+             "--metrics_host", "127.0.0.1", "--port=0", "--admin_port=0", "--metrics_port=0",
+             "--ports_file", ports, *flags], stderr=self.log)
+        deadline = time.monotonic() + 120
+        while not os.path.exists(ports):
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise AssertionError("ternd did not get ready:\n" + self.log_text())
+            time.sleep(0.02)
+        with open(ports) as f:
+            self.ports = json.load(f)
+        self.env = dict(os.environ, TERN_SERVER=f"127.0.0.1:{self.ports['port']}",
+                        TERN_ADMIN=f"127.0.0.1:{self.ports['admin_port']}")
+
+    def log_text(self):
+        with open(os.path.join(self.folder, "log")) as f:
+            return f.read()
+
+    def run(self, *args, stdin=None, timeout=300):
+        return subprocess.run([ARGS.ternctl, *args], env=self.env, input=stdin, capture_output=True,
+                              timeout=timeout)
+
+    def json(self, *args):
+        result = self.run(*args, "--json")
+        if result.returncode != 0:
+            raise AssertionError(f"ternctl {args}: {result.returncode}\n{result.stderr.decode()}")
+        return json.loads(result.stdout)
+
+    def start(self, *args):
+        return subprocess.Popen([ARGS.ternctl, *args], env=self.env, stdout=subprocess.DEVNULL,
+                                stderr=subprocess.DEVNULL)
+
+    def metrics(self):
+        url = f"http://127.0.0.1:{self.ports['metrics_port']}/metrics"
+        with urllib.request.urlopen(url, timeout=10) as reply:
+            return reply.read().decode()
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self):
+        """SIGTERM; returns the exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(timeout=60)
+        finally:
+            self.log.close()
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def metric(text, name, **labels):
+    """The summed value of the samples of `name` that carry `labels`; None if there is none."""
+    total = None
+    for line in text.splitlines():
+        if line.startswith(name + "{") or line.startswith(name + " "):
+            if all(f'{key}="{value}"' in line for key, value in labels.items()):
+                total = (total or 0) + float(line.rsplit(" ", 1)[1])
+    return total
+
+
+def photos():
+    return os.path.join(ARGS.source, "models/demo/photos")
+
+
+def calibration():
+    return os.path.join(ARGS.source, "models/demo/calibration")
+
+
+def one_photo():
+    return str(sorted(pathlib.Path(photos()).rglob("*.jpg"))[0])
+
+
+class MainJob(unittest.TestCase):
+    """One server for the whole class; the demo model in four quantised versions."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.repository = tempfile.mkdtemp(prefix="tern-e2e-repository-")
+        cls.server = Server(cls.repository, "--demo", "--max_image_bytes=1000000")
+        cls.reports = {}
+        for version, (weights, cluster) in enumerate(
+                [("int8", 1), ("int4", 16), ("ternary", 4), ("ternary", 64)], start=2):
+            cls.reports[version] = cls.server.json(
+                "quantize", "--model", "demo", "--from", "1", "--weights", weights, "--cluster", str(cluster),
+                "--method", "compensated", "--activations", "affine", "--calibration", calibration(),
+                "--calibration-count", "60", "--evaluation", photos(), "--seed", "0")
+
+    @classmethod
+    def tearDownClass(cls):
+        status = cls.server.stop()
+        shutil.rmtree(cls.repository)
+        assert status == 0, f"ternd exited with {status} after SIGTERM"
+
+    def test_quantize_publishes_one_version_per_recipe(self):
+        for version, report in self.reports.items():
+            self.assertEqual(report["version"], version)
+            self.assertEqual(report["model"], "demo")
+        listed = {v["version"]: v for v in self.server.json("models")["models"]}
+        self.assertEqual(sorted(v for v in listed if v <= 5), [1, 2, 3, 4, 5])
+        self.assertLess(self.reports[4]["bytes"], self.reports[2]["bytes"])
+        self.assertLess(self.reports[2]["bytes"], listed[1]["bytes"])
+
+    def test_int8_agrees_with_float_on_the_photographs(self):
+        self.assertGreaterEqual(self.reports[2]["agreement"], 0.93)
+        self.assertGreaterEqual(self.reports[3]["agreement"], 0.85)
+
+    def test_ternary_bits_and_multiplications_follow_the_definition(self):
+        self.assertLess(self.reports[5]["bits_per_weight"], self.reports[4]["bits_per_weight"])
+        self.assertLess(self.reports[4]["bits_per_weight"], 3.0)
+        self.assertGreater(self.reports[4]["multiplications_removed"], 0.8)
+
+    def test_evaluate_counts_the_photographs(self):
+        count = len(list(pathlib.Path(photos()).rglob("*.jpg")))
+        result = self.server.json("evaluate", "--model", "demo", "--version", "2", "--data", photos(),
+                                  "--reference-version", "1")
+        self.assertEqual(result["images"], count)
+        self.assertAlmostEqual(result["agreement"], self.reports[2]["agreement"], places=6)
+        self.assertAlmostEqual(result["top1"], self.reports[2]["top1"], places=6)
+        low, high = result["top1_ci95"]
+        self.assertTrue(low <= result["top1"] <= high)
+
+    def test_classify_answers_every_version_and_from_stdin(self):
+        with open(one_photo(), "rb") as f:
+            image = f.read()
+        for version in "12345":
+            result = self.server.run("classify", "--model", "demo", "--version", version, "--json", "-", stdin=image)
+            self.assertEqual(result.returncode, 0, result.stderr)
+
+    def test_bad_image_unknown_model_and_oversized_input_are_told_apart(self):
+        bad = self.server.run("classify", "--model", "demo", "-", stdin=b"not an image")
+        self.assertEqual(bad.returncode, 1)
+        self.assertIn(b"INVALID_ARGUMENT", bad.stderr)
+        unknown = self.server.run("classify", "--model", "nobody", one_photo())
+        self.assertIn(b"NOT_FOUND", unknown.stderr)
+        self.assertIn(b"demo", unknown.stderr)  # says what exists
+        version = self.server.run("classify", "--model", "demo", "--version", "77", one_photo())
+        self.assertIn(b"NOT_FOUND", version.stderr)
+        big = self.server.run("classify", "--model", "demo", "-", stdin=b"\xff\xd8" + b"0" * 1000100)
+        self.assertIn(b"RESOURCE_EXHAUSTED", big.stderr)
+        half = self.server.run("classify", "--model", "demo", "-",
+                               stdin=open(one_photo(), "rb").read()[: os.path.getsize(one_photo()) // 2])
+        self.assertIn(b"INVALID_ARGUMENT", half.stderr)
+        self.assertEqual(self.server.run("classify", "--model", "demo", one_photo()).returncode, 0)
+
+    def test_labels_feed_live_accuracy(self):
+        before = metric(self.server.metrics(), "tern_labelled_predictions_total", model="demo", version="3") or 0
+        self.server.json("evaluate", "--model", "demo", "--version", "3", "--data", photos(), "--limit", "5")
+        self.assertEqual(metric(self.server.metrics(), "tern_labelled_predictions_total", model="demo", version="3")
+                         or 0, before)  # evaluation is not live traffic
+        first = self.server.run("classify", "--model", "demo", "--version", "3", "--json", one_photo())
+        answer = json.loads(first.stdout)
+        request_id = answer["results"][0]["request_id"]
+        self.assertEqual(self.server.run("label", request_id, "0").returncode, 0)
+        self.assertEqual(metric(self.server.metrics(), "tern_labelled_predictions_total", model="demo", version="3"),
+                         before + 1)
+        again = self.server.run("label", request_id, "0")
+        self.assertIn(b"ALREADY_EXISTS", again.stderr)
+        self.assertIn(b"NOT_FOUND", self.server.run("label", "no-such-id", "0").stderr)
+
+    def test_metrics_show_requests_stages_and_the_report(self):
+        self.server.run("classify", "--model", "demo", "--version", "2", one_photo())
+        text = self.server.metrics()
+        for name in ["tern_requests_total", "tern_request_duration_seconds_count", "tern_images_total",
+                     "tern_batch_size_count", "tern_model_ready", "tern_model_bytes", "tern_quantization_sqnr_db"]:
+            self.assertIsNotNone(metric(text, name), name)
+        for stage in ["decode", "preprocess", "queue", "inference", "postprocess"]:
+            self.assertGreater(metric(text, "tern_stage_duration_seconds_count", stage=stage), 0)
+
+    def test_accuracy_gate_refuses_to_publish(self):
+        before = len(self.server.json("models")["models"])
+        gate = self.server.run("quantize", "--model", "demo", "--from", "1", "--weights", "ternary", "--cluster", "64",
+                               "--method", "direct", "--calibration", calibration(), "--calibration-count", "20",
+                               "--evaluation", photos(), "--max-top1-drop", "0.0", "--json")
+        self.assertEqual(gate.returncode, 3, gate.stderr)
+        self.assertFalse(json.loads(gate.stdout)["published"])
+        self.assertEqual(len(self.server.json("models")["models"]), before)
+
+    def test_bench_reports_rates_for_server_and_engine(self):
+        served = self.server.json("bench", "--model", "demo", "--version", "2", "--data", photos(), "--concurrency", "4",
+                                  "--seconds", "1")
+        engine = self.server.json("bench", "--engine", "--model", "demo", "--version", "2", "--batch", "2",
+                                  "--threads", "1", "--seconds", "0.5")
+        for result in (served, engine):
+            self.assertGreater(result["images_per_second"], 0)
+            self.assertGreaterEqual(result["p99_ms"], result["p50_ms"])
+            self.assertEqual(result["errors"], 0)
+
+    def test_exported_artifact_is_the_stored_file(self):
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "m.tern")
+            self.assertEqual(self.server.run("export", "--model", "demo", "--version", "4", "--output", path).returncode, 0)
+            stored = os.path.join(self.repository, "demo/4/model.tern")
+            self.assertEqual(pathlib.Path(path).read_bytes(), pathlib.Path(stored).read_bytes())
+
+    def test_health_answers_for_server_and_model(self):
+        self.assertEqual(self.server.run("health").returncode, 0)
+        self.assertEqual(self.server.run("health", "demo").returncode, 0)
+        self.assertNotEqual(self.server.run("health", "nobody").returncode, 0)
+
+
+class Crashes(unittest.TestCase):
+    """kill -9 and damage: what was published is served, nothing partial ever is."""
+
+    def setUp(self):
+        self.repository = tempfile.mkdtemp(prefix="tern-e2e-repository-")
+        self.addCleanup(shutil.rmtree, self.repository)
+
+    def states(self, server):
+        return {(v["model"], v["version"]): v["state"] for v in server.json("models")["models"]}
+
+    def test_damaged_and_half_written_versions_are_marked_and_others_serve(self):
+        server = Server(self.repository, "--demo")
+        server.json("quantize", "--model", "demo", "--weights", "int8", "--calibration", calibration(),
+                    "--calibration-count", "10")
+        server.json("quantize", "--model", "demo", "--weights", "ternary", "--cluster", "4", "--method", "direct",
+                    "--calibration", calibration(), "--calibration-count", "10")
+        self.assertEqual(server.stop(), 0)
+        artifact = pathlib.Path(self.repository, "demo/2/model.tern")
+        content = bytearray(artifact.read_bytes())
+        content[len(content) // 2] ^= 1
+        artifact.write_bytes(content)
+        half = pathlib.Path(self.repository, "demo/9")
+        half.mkdir()
+        half.joinpath("model.tern").write_bytes(bytes(content[: len(content) // 3]))
+        pathlib.Path(self.repository, "demo/11").mkdir()
+        server = Server(self.repository, "--demo")
+        try:
+            states = self.states(server)
+            self.assertEqual(states[("demo", 1)], "READY")
+            self.assertEqual(states[("demo", 3)], "READY")
+            for version in (2, 9, 11):
+                self.assertEqual(states[("demo", version)], "UNAVAILABLE")
+            refused = server.run("classify", "--model", "demo", "--version", "2", one_photo())
+            self.assertIn(b"UNAVAILABLE", refused.stderr)
+            self.assertEqual(server.run("classify", "--model", "demo", "--version", "3", one_photo()).returncode, 0)
+        finally:
+            self.assertEqual(server.stop(), 0)
+
+    def test_kill_during_quantize_and_import_loses_nothing_and_leaves_nothing_partial(self):
+        server = Server(self.repository, "--demo")
+        server.json("quantize", "--model", "demo", "--weights", "int8", "--calibration", calibration(),
+                    "--calibration-count", "10")
+        server.kill()
+        onnx = os.path.join(ARGS.source, "models/demo/model.onnx")
+        for delay in (0.05, 0.2, 0.5, 1.0, 1.5):
+            server = Server(self.repository, "--demo")
+            quantize = server.start("quantize", "--model", "demo", "--weights", "ternary", "--cluster", "4",
+                                    "--calibration", calibration(), "--calibration-count", "40")
+            importer = server.start("import", "--name", "other", "--onnx", onnx, "--preprocess", "cifar10")
+            time.sleep(delay)
+            server.kill()
+            quantize.wait()
+            importer.wait()
+        server = Server(self.repository, "--demo")
+        try:
+            states = self.states(server)
+            self.assertEqual(states[("demo", 1)], "READY")
+            self.assertEqual(states[("demo", 2)], "READY")
+            self.assertEqual(set(states.values()), {"READY"})
+            for model, version in states:
+                answer = server.run("classify", "--model", model, "--version", str(version), one_photo())
+                self.assertEqual(answer.returncode, 0, answer.stderr)
+            leftovers = [p for p in pathlib.Path(self.repository).rglob(".tmp-*")]
+            self.assertEqual(leftovers, [])
+        finally:
+            self.assertEqual(server.stop(), 0)
+
+    def test_sigterm_lets_running_requests_finish(self):
+        server = Server(self.repository, "--demo")
+        bench = subprocess.Popen([ARGS.ternctl, "bench", "--model", "demo", "--data", photos(), "--concurrency", "4",
+                                  "--seconds", "3", "--json"], env=server.env, stdout=subprocess.PIPE,
+                                 stderr=subprocess.DEVNULL)
+        time.sleep(1)
+        self.assertEqual(server.stop(), 0)
+        bench.communicate(timeout=60)
+
+    def test_a_second_server_on_the_same_repository_is_refused(self):
+        server = Server(self.repository, "--demo")
+        try:
+            second = subprocess.run([ARGS.ternd, "--repository", self.repository, "--port=0", "--admin_port=0",
+                                     "--metrics_port=0"], capture_output=True, timeout=60)
+            self.assertEqual(second.returncode, 1)
+            self.assertIn(b"FAILED_PRECONDITION", second.stderr)
+        finally:
+            server.stop()
+
+    def test_wrong_flags_end_with_one_line(self):
+        result = subprocess.run([ARGS.ternd, "--repository", self.repository, "--max_isa", "avx9"], capture_output=True,
+                                timeout=60)
+        self.assertEqual(result.returncode, 2)
+        self.assertIn(b"avx2", result.stderr)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--ternd", required=True)
+    parser.add_argument("--ternctl", required=True)
+    parser.add_argument("--source", required=True)
+    ARGS, rest = parser.parse_known_args()
+    unittest.main(argv=[sys.argv[0], *rest], verbosity=2)

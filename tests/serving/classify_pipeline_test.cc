@@ -1,0 +1,98 @@
+#include <atomic>
+#include <future>
+#include <thread>
+
+#include "tests/serving/server_fixture.h"
+
+namespace tern::serving {
+namespace {
+
+class ClassifierTest : public testing::PipelineTest {
+ protected:
+  absl::StatusOr<ClassifyOutput> Classify(std::string image, ClassifyInput input = {},
+                                          const std::string& model = "tiny", uint64_t version = 0) {
+    input.image = std::move(image);
+    std::promise<absl::StatusOr<ClassifyOutput>> promise;
+    classifier_->Classify(model, version, std::move(input),
+                          [&](absl::StatusOr<ClassifyOutput> output) { promise.set_value(std::move(output)); });
+    return promise.get_future().get();
+  }
+};
+
+TEST_F(ClassifierTest, NamesTheDominantColour) {
+  const auto green = Classify(testing::SolidBmp(20, 10, 0, 255, 30));
+  ASSERT_TRUE(green.ok()) << green.status();
+  ASSERT_EQ(green->classes.size(), 3u);
+  EXPECT_EQ(green->classes[0].index, 1);
+  // softmax(0, 10, 10*30/255) by definition
+  const double a = std::exp(-10.0), b = std::exp(10.0 * 30 / 255 - 10);
+  EXPECT_NEAR(green->classes[0].probability, 1 / (1 + a + b), 1e-4);
+  EXPECT_EQ(green->model->info.version, 1u);
+  EXPECT_GE(green->batch_size, 1);
+}
+
+TEST_F(ClassifierTest, EveryAnswerBelongsToItsCallerUnderLoad) {
+  std::atomic<int> wrong{0}, done{0};
+  constexpr int kImages = 300;
+  for (int i = 0; i < kImages; ++i) {
+    const int colour = i % 3;
+    ClassifyInput input;
+    input.image = testing::SolidBmp(8, 8, colour == 0 ? 255 : 0, colour == 1 ? 255 : 0, colour == 2 ? 255 : 0);
+    classifier_->Classify("tiny", 0, std::move(input), [&, colour](absl::StatusOr<ClassifyOutput> output) {
+      if (!output.ok() || output->classes[0].index != colour) ++wrong;
+      ++done;
+    });
+    // At most the queue's length at once.
+    while (i - done > 200) std::this_thread::yield();
+  }
+  while (done < kImages) std::this_thread::yield();
+  EXPECT_EQ(wrong, 0);
+}
+
+TEST_F(ClassifierTest, RefusesBadInputWithTheDocumentedCode) {
+  EXPECT_EQ(Classify("not an image").status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(Classify(std::string(100001, 'x')).status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(Classify(testing::SolidBmp(101, 100, 0, 0, 0)).status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(Classify(testing::SolidBmp(8, 8, 0, 0, 0), {}, "nobody").status().code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(Classify(testing::SolidBmp(8, 8, 0, 0, 0), {}, "tiny", 7).status().code(), absl::StatusCode::kNotFound);
+  ClassifyInput label;
+  label.label = 3;
+  EXPECT_EQ(Classify(testing::SolidBmp(8, 8, 0, 0, 0), label).status().code(), absl::StatusCode::kInvalidArgument);
+  ClassifyInput many;
+  many.top_k = 4;
+  EXPECT_EQ(Classify(testing::SolidBmp(8, 8, 0, 0, 0), many).status().code(), absl::StatusCode::kInvalidArgument);
+}
+
+TEST_F(ClassifierTest, ADeadlineThatHasPassedIsToldBeforeComputing) {
+  ClassifyInput input;
+  input.deadline = absl::Now() - absl::Seconds(1);
+  EXPECT_EQ(Classify(testing::SolidBmp(8, 8, 0, 0, 0), input).status().code(), absl::StatusCode::kDeadlineExceeded);
+}
+
+TEST_F(ClassifierTest, ACallerWhoHasGoneIsNotServed) {
+  ClassifyInput input;
+  input.cancelled = [] { return true; };
+  EXPECT_EQ(Classify(testing::SolidBmp(8, 8, 0, 0, 0), input).status().code(), absl::StatusCode::kCancelled);
+}
+
+TEST_F(ClassifierTest, LabelsSentWithARequestAreCountedAndOthersRemembered) {
+  ClassifyInput labelled;
+  labelled.label = 0;
+  ASSERT_TRUE(Classify(testing::SolidBmp(8, 8, 255, 0, 0), labelled).ok());
+  EXPECT_NE(metrics_.Render().find("result=\"top1\""), std::string::npos);
+  ClassifyInput later;
+  later.request_id = "one";
+  ASSERT_TRUE(Classify(testing::SolidBmp(8, 8, 255, 0, 0), later).ok());
+  const auto outcome = labels_.Report("one", 2);
+  ASSERT_TRUE(outcome.ok()) << outcome.status();
+  EXPECT_FALSE(outcome->top1);
+  EXPECT_TRUE(outcome->top5);
+}
+
+TEST_F(ClassifierTest, AfterShutdownEveryCallIsUnavailable) {
+  repository_->Shutdown();
+  EXPECT_EQ(Classify(testing::SolidBmp(8, 8, 0, 0, 0)).status().code(), absl::StatusCode::kUnavailable);
+}
+
+}  // namespace
+}  // namespace tern::serving

@@ -1,0 +1,90 @@
+#include "server/serving/quantize_job.h"
+
+#include <random>
+
+#include "tests/serving/server_fixture.h"
+
+namespace tern::serving {
+namespace {
+
+class QuantizeJobTest : public testing::PipelineTest {
+ protected:
+  absl::StatusOr<std::unique_ptr<QuantizeJob>> Make(v1::WeightType weights, double gate = -1) {
+    QuantizeJobOptions options;
+    options.model = "tiny";
+    options.recipe.set_weights(weights);
+    options.recipe.set_cluster_size(2);
+    if (gate >= 0) options.recipe.set_max_top1_drop(gate);
+    return QuantizeJob::Create(repository_.get(), &metrics_, options);
+  }
+  void AddImages(QuantizeJob* job, bool calibration, bool evaluation, bool labelled) {
+    std::mt19937 random(3);
+    for (int i = 0; i < 30; ++i) {
+      const int colour = i % 3;
+      uint8_t rgb[3];
+      for (uint8_t& x : rgb) x = random() % 100;
+      rgb[colour] = 200;
+      Sample sample{testing::SolidBmp(8, 8, rgb[0], rgb[1], rgb[2]), std::nullopt, "i"};
+      if (labelled) sample.label = colour;
+      ASSERT_TRUE(job->AddImage(std::move(sample), calibration, evaluation).ok());
+    }
+  }
+};
+
+TEST_F(QuantizeJobTest, PublishesAVersionThatServesAndReports) {
+  auto job = Make(v1::INT8);
+  ASSERT_TRUE(job.ok()) << job.status();
+  AddImages(job->get(), true, true, true);
+  std::vector<std::string> phases;
+  const auto outcome = (*job)->Run(
+      [&](const JobProgress& p) {
+        if (phases.empty() || phases.back() != p.phase) phases.push_back(p.phase);
+      },
+      nullptr);
+  ASSERT_TRUE(outcome.ok()) << outcome.status();
+  EXPECT_EQ(outcome->version, 2u);
+  EXPECT_EQ(outcome->report.top1().value(), 1.0);
+  EXPECT_EQ(outcome->report.agreement().total(), 30u);
+  EXPECT_EQ(outcome->report.calibration_images(), 30u);
+  EXPECT_EQ(phases, (std::vector<std::string>{"calibrating", "evaluating", "measuring", "publishing"}));
+  const auto served = repository_->Find("tiny", 2);
+  ASSERT_TRUE(served.ok()) << served.status();
+  EXPECT_EQ((*served)->info.scheme, "int8");
+  EXPECT_EQ((*served)->report.bytes(), std::filesystem::file_size(root_ + "/tiny/2/model.tern"));
+}
+
+TEST_F(QuantizeJobTest, AGateWithoutLabelledImagesIsRefused) {
+  auto job = Make(v1::INT8, 0.0);
+  ASSERT_TRUE(job.ok());
+  AddImages(job->get(), true, false, false);
+  const auto no_labels = (*job)->Run([](const JobProgress&) {}, nullptr);
+  EXPECT_EQ(no_labels.status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(repository_->List("tiny").size(), 1u);
+}
+
+TEST_F(QuantizeJobTest, CancellingPublishesNothing) {
+  auto job = Make(v1::TERNARY_CLUSTER);
+  ASSERT_TRUE(job.ok());
+  AddImages(job->get(), true, true, true);
+  std::atomic<bool> cancelled{true};
+  EXPECT_EQ((*job)->Run([](const JobProgress&) {}, &cancelled).status().code(), absl::StatusCode::kCancelled);
+  EXPECT_EQ(repository_->List("tiny").size(), 1u);
+}
+
+TEST_F(QuantizeJobTest, RefusesWhatItCannotUse) {
+  auto unknown_type = Make(v1::WEIGHT_TYPE_UNSPECIFIED);
+  EXPECT_EQ(unknown_type.status().code(), absl::StatusCode::kInvalidArgument);
+  QuantizeJobOptions options;
+  options.model = "nobody";
+  options.recipe.set_weights(v1::INT8);
+  EXPECT_EQ(QuantizeJob::Create(repository_.get(), &metrics_, options).status().code(), absl::StatusCode::kNotFound);
+  auto job = Make(v1::INT8);
+  ASSERT_TRUE(job.ok());
+  EXPECT_EQ((*job)->AddImage({"junk", std::nullopt, "x"}, true, false).code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ((*job)->AddImage({testing::SolidBmp(8, 8, 0, 0, 0), 3, "x"}, true, false).code(),
+            absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ((*job)->Run([](const JobProgress&) {}, nullptr).status().code(), absl::StatusCode::kFailedPrecondition);
+}
+
+}  // namespace
+}  // namespace tern::serving
