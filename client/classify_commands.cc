@@ -202,7 +202,7 @@ int RunClassify(const Cli& cli, const ClassifyArgs& args) {
   const auto client = cli.Connect();
   if (!client.ok()) return cli.Fail(client.status());
   const bool single = files.size() == 1;
-  const uint32_t top_k = args.top_k > 0 ? args.top_k : single ? 5 : 1;
+  const uint32_t top_k = args.top_k > 0 ? args.top_k : single ? 0 : 1;  // 0 = the server's choice
   AnswerPrinter printer(cli, single);
   if (args.stream || folder) {
     return printer.Finish(ClassifyOverStream(**client, args, files, top_k, printer));

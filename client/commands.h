@@ -46,6 +46,7 @@ void AddRegistryCommands(CLI::App& app, Cli& cli);  // import, models, report, e
 void AddQuantizeCommands(CLI::App& app, Cli& cli);  // quantize, evaluate
 void AddClassifyCommands(CLI::App& app, Cli& cli);  // classify, label, health
 void AddBenchCommands(CLI::App& app, Cli& cli);     // bench, profile
+void AddCompareCommand(CLI::App& app, Cli& cli);    // compare
 
 // The quantisation report as text.
 void PrintReport(const v1::QuantizationReport& report, std::ostream& out);

@@ -71,6 +71,7 @@ int Main(int argc, char** argv) {
   AddQuantizeCommands(app, cli);
   AddClassifyCommands(app, cli);
   AddBenchCommands(app, cli);
+  AddCompareCommand(app, cli);
 
   try {
     app.parse(argc, argv);

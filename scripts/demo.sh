@@ -56,7 +56,7 @@ step "Every version on the shipped photographs, over gRPC"
 "$ternctl" compare --model demo --data "$photos" --seconds 2
 
 step "Some of the metrics ($metrics)"
-"$ternctl" classify --model demo "$photos" --labels-from-folders >/dev/null
+"$ternctl" classify --model demo "$photos" --send-labels >/dev/null
 curl -fsS "$metrics" | grep -E '^tern_(images_total|labelled_predictions_total|quantization_top1_ratio|model_bytes|request_duration_seconds_count|stage_duration_seconds_count)' | sort | head -40
 
 if [ "$keep" = --keep ]; then

@@ -296,7 +296,8 @@ void Run(const PackedClusterConv& conv, const ClusterConvArgs& args, int64_t pix
          int64_t pixel_end, int block_begin, int block_end) {
   const ConvGeometry& g = conv.geometry;
   const int64_t taps = int64_t{g.kh} * g.kw;
-  const TileKernels& kernels = kAvx2Tiles[conv.layout[kKind]];
+  const TileKernels& kernels =
+      (conv.isa == Isa::kAvx512Vnni ? kAvx512Tiles : kAvx2Tiles)[conv.layout[kKind]];
   const PixelPointers pointers(conv, args);
   const Rows rows = RowsOf(conv);
   const uint8_t** inputs = reinterpret_cast<const uint8_t**>(static_cast<uint8_t*>(args.scratch) +

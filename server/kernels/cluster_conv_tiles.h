@@ -54,6 +54,7 @@ struct TileKernels {
 };
 
 extern const TileKernels kAvx2Tiles[kKinds];
+extern const TileKernels kAvx512Tiles[kKinds];
 
 }  // namespace tern::kernels::tiled
 

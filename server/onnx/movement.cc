@@ -364,16 +364,18 @@ absl::Status Slice(Op& op) {
   TERN_ASSIGN_OR_RETURN(std::vector<int64_t> axes, SliceNumbers(op, "axes", 3));
   TERN_ASSIGN_OR_RETURN(std::vector<int64_t> steps, SliceNumbers(op, "steps", 4));
   std::vector<int64_t> ends;
+  std::vector<bool> ends_at_batch;
   if (op.opset() < 10) {
     ends = op.attributes().Ints("ends");
+    ends_at_batch.resize(ends.size());
   } else {
     TERN_ASSIGN_OR_RETURN(const std::vector<BatchInt> numbers, op.BatchInts(2));
     for (const BatchInt& number : numbers) {
       if (!number.plain() && number != BatchInt{1, 0}) {
         return op.Unimplemented("ends depend on the batch");
       }
-      // All of the batch; an end of N on another axis does not occur.
-      ends.push_back(number.plain() ? number.offset : std::numeric_limits<int64_t>::max());
+      ends.push_back(number.offset);
+      ends_at_batch.push_back(!number.plain());
     }
   }
   if (axes.empty()) {
@@ -391,6 +393,7 @@ absl::Status Slice(Op& op) {
     TERN_ASSIGN_OR_RETURN(const Constant* x, op.ConstantInput(0));
     Constant out = *x;
     for (size_t i = 0; i < starts.size(); ++i) {
+      if (ends_at_batch[i]) return op.Unimplemented("slices a constant up to the batch");
       TERN_ASSIGN_OR_RETURN(const int axis, op.PlainAxis(axes[i], x->rank()));
       const Range range = Clamp({starts[i], ends[i], steps[i]}, out.dims[axis]);
       std::vector<int64_t> positions;
@@ -417,11 +420,11 @@ absl::Status Slice(Op& op) {
     seen[plain] = true;
     if (plain == 0) {
       // 2^31 - 1 and above mean "to the end" in every exporter.
-      if (starts[i] == 0 && steps[i] == 1 && ends[i] >= std::numeric_limits<int32_t>::max()) {
-        continue;
-      }
+      const bool to_end = ends_at_batch[i] || ends[i] >= std::numeric_limits<int32_t>::max();
+      if (starts[i] == 0 && steps[i] == 1 && to_end) continue;
       return op.Unimplemented("slices the batch");
     }
+    if (ends_at_batch[i]) return op.Unimplemented("ends depend on the batch");
     if (steps[i] < 0) return op.Unimplemented("has step ", steps[i]);
     const int64_t extent = op.shape(x)[plain - 1];
     const Range range = Clamp({starts[i], ends[i], steps[i]}, extent);

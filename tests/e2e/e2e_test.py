@@ -178,13 +178,13 @@ class MainJob(unittest.TestCase):
                          or 0, before)  # evaluation is not live traffic
         first = self.server.run("classify", "--model", "demo", "--version", "3", "--json", one_photo())
         answer = json.loads(first.stdout)
-        request_id = answer["results"][0]["request_id"]
-        self.assertEqual(self.server.run("label", request_id, "0").returncode, 0)
+        request_id = answer["images"][0]["request_id"]
+        self.assertEqual(self.server.run("label", "--request-id", request_id, "--label", "0").returncode, 0)
         self.assertEqual(metric(self.server.metrics(), "tern_labelled_predictions_total", model="demo", version="3"),
                          before + 1)
-        again = self.server.run("label", request_id, "0")
+        again = self.server.run("label", "--request-id", request_id, "--label", "0")
         self.assertIn(b"ALREADY_EXISTS", again.stderr)
-        self.assertIn(b"NOT_FOUND", self.server.run("label", "no-such-id", "0").stderr)
+        self.assertIn(b"NOT_FOUND", self.server.run("label", "--request-id", "no-such-id", "--label", "0").stderr)
 
     def test_metrics_show_requests_stages_and_the_report(self):
         self.server.run("classify", "--model", "demo", "--version", "2", one_photo())
@@ -223,8 +223,8 @@ class MainJob(unittest.TestCase):
 
     def test_health_answers_for_server_and_model(self):
         self.assertEqual(self.server.run("health").returncode, 0)
-        self.assertEqual(self.server.run("health", "demo").returncode, 0)
-        self.assertNotEqual(self.server.run("health", "nobody").returncode, 0)
+        self.assertEqual(self.server.run("health", "--service", "demo").returncode, 0)
+        self.assertNotEqual(self.server.run("health", "--service", "nobody").returncode, 0)
 
 
 class Crashes(unittest.TestCase):
@@ -255,10 +255,10 @@ class Crashes(unittest.TestCase):
         server = Server(self.repository, "--demo")
         try:
             states = self.states(server)
-            self.assertEqual(states[("demo", 1)], "READY")
-            self.assertEqual(states[("demo", 3)], "READY")
+            self.assertEqual(states[("demo", 1)], "ready")
+            self.assertEqual(states[("demo", 3)], "ready")
             for version in (2, 9, 11):
-                self.assertEqual(states[("demo", version)], "UNAVAILABLE")
+                self.assertEqual(states[("demo", version)], "unavailable")
             refused = server.run("classify", "--model", "demo", "--version", "2", one_photo())
             self.assertIn(b"UNAVAILABLE", refused.stderr)
             self.assertEqual(server.run("classify", "--model", "demo", "--version", "3", one_photo()).returncode, 0)
@@ -283,9 +283,9 @@ class Crashes(unittest.TestCase):
         server = Server(self.repository, "--demo")
         try:
             states = self.states(server)
-            self.assertEqual(states[("demo", 1)], "READY")
-            self.assertEqual(states[("demo", 2)], "READY")
-            self.assertEqual(set(states.values()), {"READY"})
+            self.assertEqual(states[("demo", 1)], "ready")
+            self.assertEqual(states[("demo", 2)], "ready")
+            self.assertEqual(set(states.values()), {"ready"})
             for model, version in states:
                 answer = server.run("classify", "--model", model, "--version", str(version), one_photo())
                 self.assertEqual(answer.returncode, 0, answer.stderr)

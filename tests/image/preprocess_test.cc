@@ -26,7 +26,7 @@ Image Ramp(int width, int height) {
   return image;
 }
 
-std::vector<float> Run(const Image& image, const Preprocessing& contract, int height, int width) {
+std::vector<float> Preprocessed(const Image& image, const Preprocessing& contract, int height, int width) {
   EXPECT_TRUE(ValidatePreprocessing(contract, height, width).ok());
   std::vector<float> out(static_cast<size_t>(height) * width * 3, -1000.0f);
   const absl::Status status = Preprocess(image, contract, height, width, absl::MakeSpan(out));
@@ -36,7 +36,7 @@ std::vector<float> Run(const Image& image, const Preprocessing& contract, int he
 
 TEST(PreprocessTest, NormalisesEachChannelByItsOwnMeanAndDeviation) {
   Preprocessing contract = *NamedPreprocessing("cifar10");
-  const std::vector<float> out = Run(Ramp(32, 32), contract, 32, 32);
+  const std::vector<float> out = Preprocessed(Ramp(32, 32), contract, 32, 32);
   const double mean[] = {0.485, 0.456, 0.406}, deviation[] = {0.229, 0.224, 0.225};
   for (int y = 0; y < 32; ++y) {
     for (int x = 0; x < 32; ++x) {
@@ -53,14 +53,14 @@ TEST(PreprocessTest, BgrSwapsTheChannelsButNotMeanAndDeviation) {
   contract.set_color_order(Preprocessing::BGR);
   for (float mean : {103.0f, 116.0f, 123.0f}) contract.add_mean(mean);
   for (float deviation : {1.0f, 2.0f, 4.0f}) contract.add_std(deviation);
-  const std::vector<float> out = Run(Ramp(4, 3), contract, 3, 4);
+  const std::vector<float> out = Preprocessed(Ramp(4, 3), contract, 3, 4);
   EXPECT_EQ(out[(1 * 4 + 2) * 3 + 0], (200.0f - 103.0f) / 1.0f);
   EXPECT_EQ(out[(1 * 4 + 2) * 3 + 1], (1.0f - 116.0f) / 2.0f);
   EXPECT_EQ(out[(1 * 4 + 2) * 3 + 2], (2.0f - 123.0f) / 4.0f);
 }
 
 TEST(PreprocessTest, AnEmptyContractPassesPixelsThrough) {
-  const std::vector<float> out = Run(Ramp(5, 2), Preprocessing(), 2, 5);
+  const std::vector<float> out = Preprocessed(Ramp(5, 2), Preprocessing(), 2, 5);
   EXPECT_EQ(out[(1 * 5 + 3) * 3 + 0], 3.0f);
   EXPECT_EQ(out[(1 * 5 + 3) * 3 + 1], 1.0f);
   EXPECT_EQ(out[(1 * 5 + 3) * 3 + 2], 200.0f);
@@ -74,7 +74,7 @@ TEST(PreprocessTest, CentreCropRoundsHalvesToEven) {
     int have, want, first;
   } cases[] = {{10, 10, 0}, {11, 10, 0}, {12, 10, 1}, {13, 10, 2}, {14, 10, 2}, {15, 10, 2}, {17, 10, 4}};
   for (const auto& c : cases) {
-    const std::vector<float> out = Run(Ramp(c.have, c.have), contract, c.want, c.want);
+    const std::vector<float> out = Preprocessed(Ramp(c.have, c.have), contract, c.want, c.want);
     EXPECT_EQ(out[0], static_cast<float>(c.first)) << c.have;
     EXPECT_EQ(out[1], static_cast<float>(c.first)) << c.have;
     EXPECT_EQ(out[out.size() - 3], static_cast<float>(c.first + c.want - 1)) << c.have;
@@ -86,7 +86,7 @@ TEST(PreprocessTest, ASmallerImageIsPaddedWithBlackBeforeNormalising) {
   contract.set_center_crop(true);
   for (int c = 0; c < 3; ++c) contract.add_mean(10);
   // 3 rows into 6: one above (3 / 2), two below; 9 columns cut to 4 from round(2.5) = 2.
-  const std::vector<float> out = Run(Ramp(9, 3), contract, 6, 4);
+  const std::vector<float> out = Preprocessed(Ramp(9, 3), contract, 6, 4);
   for (int y = 0; y < 6; ++y) {
     for (int x = 0; x < 4; ++x) {
       const float* pixel = &out[(y * 4 + x) * 3];
@@ -117,7 +117,7 @@ TEST(PreprocessTest, ExactIgnoresTheAspectRatioWithEveryFilter) {
     Preprocessing contract;
     contract.set_resize(Preprocessing::EXACT);
     contract.set_filter(filter);
-    const std::vector<float> out = Run(Ramp(100, 40), contract, 10, 10);
+    const std::vector<float> out = Preprocessed(Ramp(100, 40), contract, 10, 10);
     // A ramp stays a ramp away from the edges: pixel x of 10 covers columns 10x..10x+9.
     EXPECT_NEAR(out[(5 * 10 + 5) * 3 + 0], 54.5, 1.0);
     EXPECT_NEAR(out[(5 * 10 + 5) * 3 + 1], 21.5, 1.0);
@@ -131,10 +131,10 @@ TEST(PreprocessTest, ShrinkingAveragesUnlessTheFilterIsPlainBilinear) {
   for (size_t i = 0; i < stripes.pixels.size(); ++i) stripes.pixels[i] = i / 3 % 2 == 0 ? 0 : 240;
   Preprocessing contract;
   contract.set_resize(Preprocessing::EXACT);
-  EXPECT_NEAR(Run(stripes, contract, 7, 7)[(3 * 7 + 3) * 3], 120, 8);
+  EXPECT_NEAR(Preprocessed(stripes, contract, 7, 7)[(3 * 7 + 3) * 3], 120, 8);
   contract.set_filter(Preprocessing::BILINEAR);
   double spread = 0;
-  for (float value : Run(stripes, contract, 7, 7)) spread = std::max(spread, std::fabs(value - 120.0));
+  for (float value : Preprocessed(stripes, contract, 7, 7)) spread = std::max(spread, std::fabs(value - 120.0));
   EXPECT_GT(spread, 60);
 }
 

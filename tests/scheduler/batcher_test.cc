@@ -334,7 +334,9 @@ TEST(BatcherTest, EveryAcceptedTaskEndsExactlyOnceUnderLoad) {
     batcher.reset();
     EXPECT_EQ(too_big, 0);
     EXPECT_EQ(wrong, 0);
-    if (round < 2) EXPECT_GT(ran, 1000);
+    if (round < 2) {
+      EXPECT_GT(ran, 1000);
+    }
     for (int id = 0; id < kClients * kPerClient; ++id) ASSERT_EQ(ends[id], accepted[id]) << "task " << id;
   }
 }

@@ -1,0 +1,360 @@
+#include "server/rpc/server.h"
+
+#include <grpcpp/grpcpp.h>
+
+#include <thread>
+
+#include "tern/v1/classifier.grpc.pb.h"
+#include "tern/v1/profiler.grpc.pb.h"
+#include "tern/v1/quantizer.grpc.pb.h"
+#include "tern/v1/registry.grpc.pb.h"
+#include "tests/serving/server_fixture.h"
+
+namespace tern::rpc {
+namespace {
+
+using ::grpc::StatusCode;
+
+class ServerTest : public testing::PipelineTest {
+ protected:
+  void SetUp() override {
+    PipelineTest::SetUp();
+    ServerOptions options;
+    options.host = options.admin_host = "127.0.0.1";
+    options.port = options.admin_port = 0;
+    options.cpu_threads = 2;
+    options.limits.max_bytes = 100000;
+    options.max_onnx_bytes = 100000;
+    auto server = Server::Start(options, repository_.get(), classifier_.get(), &labels_, &metrics_);
+    ASSERT_TRUE(server.ok()) << server.status();
+    server_ = *std::move(server);
+    data_ = Channel(server_->port());
+    admin_ = Channel(server_->admin_port());
+    classify_ = v1::ImageClassifier::NewStub(data_);
+    registry_ = v1::ModelRegistry::NewStub(admin_);
+    quantizer_ = v1::Quantizer::NewStub(admin_);
+    profiler_ = v1::Profiler::NewStub(admin_);
+  }
+  void TearDown() override {
+    if (server_ != nullptr) server_->Shutdown(absl::ZeroDuration());
+    repository_->Shutdown();
+    server_.reset();
+    PipelineTest::TearDown();
+  }
+  static std::shared_ptr<grpc::Channel> Channel(int port) {
+    return grpc::CreateChannel("127.0.0.1:" + std::to_string(port), grpc::InsecureChannelCredentials());
+  }
+  grpc::Status Classify(const v1::ClassifyRequest& request, v1::ClassifyResponse* response) {
+    grpc::ClientContext context;
+    return classify_->Classify(&context, request, response);
+  }
+  static v1::ClassifyRequest Request(uint8_t r, uint8_t g, uint8_t b) {
+    v1::ClassifyRequest request;
+    request.set_model("tiny");
+    request.set_image(testing::SolidBmp(8, 8, r, g, b));
+    return request;
+  }
+  grpc::Status Import(const std::string& name, const std::string& onnx, v1::ImportResponse* response) {
+    grpc::ClientContext context;
+    auto writer = registry_->Import(&context, response);
+    v1::ImportRequest request;
+    request.mutable_start()->set_name(name);
+    *request.mutable_start()->mutable_preprocessing() = testing::TinyPreprocessing();
+    writer->Write(request);
+    request.set_chunk(onnx);
+    writer->Write(request);
+    writer->WritesDone();
+    return writer->Finish();
+  }
+
+  std::unique_ptr<Server> server_;
+  std::shared_ptr<grpc::Channel> data_, admin_;
+  std::unique_ptr<v1::ImageClassifier::Stub> classify_;
+  std::unique_ptr<v1::ModelRegistry::Stub> registry_;
+  std::unique_ptr<v1::Quantizer::Stub> quantizer_;
+  std::unique_ptr<v1::Profiler::Stub> profiler_;
+};
+
+TEST_F(ServerTest, ClassifyAnswersWithLabelsAndAReceipt) {
+  v1::ClassifyRequest request = Request(0, 0, 255);
+  request.set_top_k(2);
+  request.set_request_id("mine");
+  v1::ClassifyResponse response;
+  const grpc::Status status = Classify(request, &response);
+  ASSERT_TRUE(status.ok()) << status.error_message();
+  EXPECT_EQ(response.request_id(), "mine");
+  ASSERT_EQ(response.classes_size(), 2);
+  EXPECT_EQ(response.classes(0).label(), "blue");
+  EXPECT_EQ(response.receipt().model(), "tiny");
+  EXPECT_EQ(response.receipt().version(), 1u);
+  EXPECT_EQ(response.receipt().scheme(), "fp32");
+  EXPECT_GE(response.receipt().timing().total_us(), response.receipt().timing().inference_us());
+}
+
+TEST_F(ServerTest, ClassifyErrorsCarryTheDocumentedCodes) {
+  v1::ClassifyResponse response;
+  v1::ClassifyRequest request = Request(0, 0, 0);
+  request.clear_model();
+  EXPECT_EQ(Classify(request, &response).error_code(), StatusCode::INVALID_ARGUMENT);
+  request = Request(0, 0, 0);
+  request.clear_image();
+  EXPECT_EQ(Classify(request, &response).error_code(), StatusCode::INVALID_ARGUMENT);
+  request.set_image("junk");
+  EXPECT_EQ(Classify(request, &response).error_code(), StatusCode::INVALID_ARGUMENT);
+  request.set_image(std::string(100001, 'x'));
+  EXPECT_EQ(Classify(request, &response).error_code(), StatusCode::RESOURCE_EXHAUSTED);
+  request.set_image(std::string(5 << 20, 'x'));  // over gRPC's own limit
+  EXPECT_EQ(Classify(request, &response).error_code(), StatusCode::RESOURCE_EXHAUSTED);
+  request = Request(0, 0, 0);
+  request.set_version(9);
+  EXPECT_EQ(Classify(request, &response).error_code(), StatusCode::NOT_FOUND);
+  request = Request(0, 0, 0);
+  request.set_request_id(std::string(129, 'x'));
+  EXPECT_EQ(Classify(request, &response).error_code(), StatusCode::INVALID_ARGUMENT);
+  ASSERT_TRUE(Classify(Request(255, 0, 0), &response).ok());
+}
+
+TEST_F(ServerTest, AStreamKeepsItsOrderAndGoesOnAfterABadImage) {
+  grpc::ClientContext context;
+  auto stream = classify_->ClassifyStream(&context);
+  constexpr int kImages = 200;
+  std::thread writer([&] {
+    for (int i = 0; i < kImages; ++i) {
+      v1::ClassifyRequest request = Request(i % 3 == 0 ? 255 : 0, i % 3 == 1 ? 255 : 0, i % 3 == 2 ? 255 : 0);
+      if (i % 50 == 7) request.set_image("junk");
+      request.set_request_id(std::to_string(i));
+      stream->Write(request);
+    }
+    stream->WritesDone();
+  });
+  v1::ClassifyStreamResponse response;
+  int i = 0;
+  for (; stream->Read(&response); ++i) {
+    EXPECT_EQ(response.request_id(), std::to_string(i));
+    if (i % 50 == 7) {
+      EXPECT_EQ(response.error().code(), int(StatusCode::INVALID_ARGUMENT));
+    } else {
+      EXPECT_EQ(int(response.response().classes(0).index()), i % 3);
+    }
+  }
+  writer.join();
+  EXPECT_EQ(i, kImages);
+  EXPECT_TRUE(stream->Finish().ok());
+}
+
+TEST_F(ServerTest, AStreamThatIsCancelledEndsAndTheServerGoesOn) {
+  {
+    grpc::ClientContext context;
+    auto stream = classify_->ClassifyStream(&context);
+    for (int i = 0; i < 20; ++i) stream->Write(Request(255, 0, 0));
+    context.TryCancel();
+    EXPECT_EQ(stream->Finish().error_code(), StatusCode::CANCELLED);
+  }
+  v1::ClassifyResponse response;
+  EXPECT_TRUE(Classify(Request(255, 0, 0), &response).ok());
+}
+
+TEST_F(ServerTest, ReportedLabelsAreJoinedOnce) {
+  v1::ClassifyRequest request = Request(255, 0, 0);
+  request.set_request_id("r1");
+  v1::ClassifyResponse response;
+  ASSERT_TRUE(Classify(request, &response).ok());
+  v1::ReportLabelRequest label;
+  label.set_request_id("r1");
+  label.set_label(0);
+  v1::ReportLabelResponse outcome;
+  grpc::ClientContext first, second, third;
+  ASSERT_TRUE(classify_->ReportLabel(&first, label, &outcome).ok());
+  EXPECT_TRUE(outcome.top1());
+  EXPECT_EQ(classify_->ReportLabel(&second, label, &outcome).error_code(), StatusCode::ALREADY_EXISTS);
+  label.set_request_id("r2");
+  EXPECT_EQ(classify_->ReportLabel(&third, label, &outcome).error_code(), StatusCode::NOT_FOUND);
+}
+
+TEST_F(ServerTest, ImportListGetDefaultUnloadLoadDelete) {
+  v1::ImportResponse imported;
+  ASSERT_TRUE(Import("other", testing::TinyOnnx(), &imported).ok());
+  EXPECT_EQ(imported.version().version(), 1u);
+  EXPECT_EQ(imported.version().state(), v1::READY);
+  ASSERT_TRUE(Import("other", testing::TinyOnnx(), &imported).ok());
+  EXPECT_EQ(imported.version().version(), 2u);
+  EXPECT_FALSE(imported.version().is_default());
+
+  v1::VersionRequest version;
+  version.set_model("other");
+  version.set_version(2);
+  v1::ModelVersion info;
+  {
+    grpc::ClientContext context;
+    ASSERT_TRUE(registry_->SetDefault(&context, version, &info).ok());
+    EXPECT_TRUE(info.is_default());
+  }
+  {
+    grpc::ClientContext context;
+    EXPECT_EQ(registry_->Unload(&context, version, &info).error_code(), StatusCode::FAILED_PRECONDITION);
+  }
+  version.set_version(1);
+  {
+    grpc::ClientContext context;
+    ASSERT_TRUE(registry_->Unload(&context, version, &info).ok());
+    EXPECT_EQ(info.state(), v1::UNLOADED);
+  }
+  {
+    grpc::ClientContext context;
+    ASSERT_TRUE(registry_->Load(&context, version, &info).ok());
+    EXPECT_EQ(info.state(), v1::READY);
+  }
+  {
+    grpc::ClientContext context;
+    v1::DeleteResponse removed;
+    ASSERT_TRUE(registry_->Delete(&context, version, &removed).ok());
+    EXPECT_EQ(removed.versions_removed(), 1u);
+  }
+  {
+    grpc::ClientContext context;
+    v1::GetRequest get;
+    get.set_model("other");
+    get.set_version(1);
+    EXPECT_EQ(registry_->Get(&context, get, &info).error_code(), StatusCode::NOT_FOUND);
+  }
+  grpc::ClientContext context;
+  v1::ListResponse list;
+  ASSERT_TRUE(registry_->List(&context, v1::ListRequest(), &list).ok());
+  EXPECT_EQ(list.versions_size(), 2);
+}
+
+TEST_F(ServerTest, ImportRefusesBadNamesBytesAndOversize) {
+  v1::ImportResponse response;
+  EXPECT_EQ(Import("../etc", testing::TinyOnnx(), &response).error_code(), StatusCode::INVALID_ARGUMENT);
+  EXPECT_EQ(Import("ok", "not onnx", &response).error_code(), StatusCode::INVALID_ARGUMENT);
+  EXPECT_EQ(Import("ok", std::string(100001, 'x'), &response).error_code(), StatusCode::RESOURCE_EXHAUSTED);
+  grpc::ClientContext context;
+  auto writer = registry_->Import(&context, &response);
+  v1::ImportRequest chunk;
+  chunk.set_chunk("x");
+  writer->Write(chunk);
+  writer->WritesDone();
+  EXPECT_EQ(writer->Finish().error_code(), StatusCode::INVALID_ARGUMENT);
+  EXPECT_EQ(repository_->List("").size(), 1u);
+}
+
+TEST_F(ServerTest, ExportSendsTheStoredBytes) {
+  grpc::ClientContext context;
+  v1::VersionRequest request;
+  request.set_model("tiny");
+  auto reader = registry_->Export(&context, request);
+  v1::ExportResponse response;
+  std::string bytes, name;
+  while (reader->Read(&response)) {
+    if (!response.file_name().empty()) name = response.file_name();
+    bytes += response.chunk();
+  }
+  EXPECT_TRUE(reader->Finish().ok());
+  EXPECT_EQ(name, "model.onnx");
+  EXPECT_EQ(bytes, testing::TinyOnnx());
+}
+
+TEST_F(ServerTest, QuantizeStreamsProgressThenAResult) {
+  grpc::ClientContext context;
+  auto stream = quantizer_->Quantize(&context);
+  v1::QuantizeRequest request;
+  request.mutable_start()->set_model("tiny");
+  request.mutable_start()->mutable_recipe()->set_weights(v1::INT8);
+  stream->Write(request);
+  for (int i = 0; i < 12; ++i) {
+    v1::SampleImage* image = request.mutable_image();
+    image->set_image(testing::SolidBmp(8, 8, i % 3 == 0 ? 200 : 10, i % 3 == 1 ? 200 : i, i % 3 == 2 ? 200 : 5));
+    image->set_label(i % 3);
+    image->set_calibration(true);
+    image->set_evaluation(true);
+    stream->Write(request);
+  }
+  stream->WritesDone();
+  v1::QuantizeResponse response;
+  int progress = 0;
+  v1::QuantizeResult result;
+  while (stream->Read(&response)) {
+    if (response.has_progress()) ++progress;
+    if (response.has_result()) result = response.result();
+  }
+  const grpc::Status status = stream->Finish();
+  ASSERT_TRUE(status.ok()) << status.error_message();
+  EXPECT_GT(progress, 0);
+  EXPECT_TRUE(result.published());
+  EXPECT_EQ(result.version(), 2u);
+  EXPECT_EQ(result.report().top1().value(), 1.0);
+}
+
+TEST_F(ServerTest, QuantizeWithoutImagesOrStartIsRefused) {
+  v1::QuantizeRequest request;
+  {
+    grpc::ClientContext context;
+    auto stream = quantizer_->Quantize(&context);
+    request.mutable_start()->set_model("tiny");
+    request.mutable_start()->mutable_recipe()->set_weights(v1::INT8);
+    stream->Write(request);
+    stream->WritesDone();
+    EXPECT_EQ(stream->Finish().error_code(), StatusCode::FAILED_PRECONDITION);
+  }
+  grpc::ClientContext context;
+  auto stream = quantizer_->Quantize(&context);
+  request.mutable_image()->set_image("x");
+  stream->Write(request);
+  stream->WritesDone();
+  EXPECT_EQ(stream->Finish().error_code(), StatusCode::INVALID_ARGUMENT);
+}
+
+TEST_F(ServerTest, EvaluateCountsLabelledImages) {
+  grpc::ClientContext context;
+  auto stream = quantizer_->Evaluate(&context);
+  v1::EvaluateRequest request;
+  request.mutable_start()->set_model("tiny");
+  request.mutable_start()->set_reference_version(1);
+  stream->Write(request);
+  for (int i = 0; i < 4; ++i) {
+    request.mutable_image()->set_image(testing::SolidBmp(8, 8, 255, 0, 0));
+    request.mutable_image()->set_label(i < 3 ? 0 : 1);
+    stream->Write(request);
+  }
+  stream->WritesDone();
+  v1::EvaluateResponse response;
+  v1::EvaluateResult result;
+  while (stream->Read(&response)) {
+    if (response.has_result()) result = response.result();
+  }
+  ASSERT_TRUE(stream->Finish().ok());
+  EXPECT_EQ(result.images(), 4u);
+  EXPECT_EQ(result.top1().value(), 0.75);
+  EXPECT_EQ(result.agreement().value(), 1.0);
+}
+
+TEST_F(ServerTest, BenchmarkAndProfileAnswer) {
+  v1::BenchmarkRequest request;
+  request.set_model("tiny");
+  request.set_seconds(0.1);
+  v1::BenchmarkResponse response;
+  grpc::ClientContext first, second, third;
+  ASSERT_TRUE(profiler_->Benchmark(&first, request, &response).ok());
+  EXPECT_GT(response.images_per_second(), 0);
+  request.set_seconds(61);
+  EXPECT_EQ(profiler_->Benchmark(&second, request, &response).error_code(), StatusCode::INVALID_ARGUMENT);
+  v1::ProfileRequest profile;
+  profile.set_model("tiny");
+  profile.set_runs(2);
+  v1::ProfileResponse layers;
+  ASSERT_TRUE(profiler_->Profile(&third, profile, &layers).ok());
+  EXPECT_GT(layers.layers_size(), 0);
+}
+
+TEST_F(ServerTest, ATakenPortIsToldByNumber) {
+  ServerOptions options;
+  options.host = options.admin_host = "127.0.0.1";
+  options.port = server_->port();
+  options.admin_port = 0;
+  const auto second = Server::Start(options, repository_.get(), classifier_.get(), &labels_, &metrics_);
+  EXPECT_EQ(second.status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_NE(second.status().message().find(std::to_string(server_->port())), absl::string_view::npos);
+}
+
+}  // namespace
+}  // namespace tern::rpc
