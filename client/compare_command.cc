@@ -67,7 +67,8 @@ absl::StatusOr<std::vector<Row>> Compare(const Cli& cli, const CompareArgs& args
           if (next == files.size()) return std::nullopt;
           const ImageFile& file = files[next++];
           v1::SampleImage image;
-          TERN_CLIENT_ASSIGN_OR_RETURN(*image.mutable_image(), ReadFile(file.path, size_t{60} << 20));
+          TERN_CLIENT_ASSIGN_OR_RETURN(*image.mutable_image(),
+                                       ReadFile(file.path, size_t{60} << 20));
           image.set_name(file.path);
           if (file.label.has_value()) image.set_label(*file.label);
           return image;
@@ -111,12 +112,12 @@ int RunCompare(const Cli& cli, const CompareArgs& args) {
                {"P50 MS", Table::kRight},
                {"IMAGES/S", Table::kRight}});
   for (const Row& row : *rows) {
-    table.Add({absl::StrCat(row.version.version(), row.version.is_default() ? "*" : ""),
-               Scheme(row.version), Fixed(row.version.bits_per_weight(), 2),
-               Bytes(row.version.bytes()),
-               row.accuracy.top1().total() > 0 ? Percent(row.accuracy.top1().value()) : "-",
-               row.accuracy.agreement().total() > 0 ? Percent(row.accuracy.agreement().value()) : "-",
-               Fixed(row.speed.p50_ms, 3), Fixed(row.speed.images_per_second, 0)});
+    table.Add(
+        {absl::StrCat(row.version.version(), row.version.is_default() ? "*" : ""),
+         Scheme(row.version), Fixed(row.version.bits_per_weight(), 2), Bytes(row.version.bytes()),
+         row.accuracy.top1().total() > 0 ? Percent(row.accuracy.top1().value()) : "-",
+         row.accuracy.agreement().total() > 0 ? Percent(row.accuracy.agreement().value()) : "-",
+         Fixed(row.speed.p50_ms, 3), Fixed(row.speed.images_per_second, 0)});
   }
   table.Print(std::cout);
   std::cout << "* = default; " << (rows->empty() ? 0 : rows->front().accuracy.images())

@@ -65,7 +65,7 @@ class Writer {
       : context_(context), stream_(stream), next_(std::move(next)), window_(window) {
     thread_ = std::thread([this, first] { Run(first); });
   }
-  ~Writer() { Join(); }
+  ~Writer() { Join().IgnoreError(); }
 
   // One more answer has come.
   void Answered() {

@@ -222,7 +222,7 @@ def main():
                 logits.float(), wanted, label_smoothing=options.smoothing)
             loss.backward()
             optimizer.step()
-            update_average(average, network, 0.995)
+            update_average(average, network, 0.995 ** (options.batch / 128))
             total += float(loss)
             right += int((logits.argmax(1) == wanted).sum())
             seen += len(indices)

@@ -1,5 +1,7 @@
 #include "server/engine/onednn.h"
 
+#include "absl/strings/str_cat.h"
+
 #include <omp.h>
 
 #include <cstring>
@@ -155,6 +157,11 @@ bool PrefersNhwc() {
     default:
       return true;
   }
+}
+
+std::string Version() {
+  const dnnl_version_t* version = dnnl_version();
+  return absl::StrCat(version->major, ".", version->minor, ".", version->patch);
 }
 
 std::string IsaName() {

@@ -84,6 +84,8 @@ bool ExactInt8();
 bool PrefersNhwc();
 // "avx2", "avx512_core_vnni", ...
 std::string IsaName();
+// "2.6.3"
+std::string Version();
 
 // The sum of m, k ... of oneDNN's row-major sgemm; throws dnnl::error.
 void Sgemm(char trans_a, char trans_b, int64_t m, int64_t n, int64_t k, float alpha, const float* a, int64_t lda,

@@ -214,6 +214,8 @@ absl::StatusOr<std::shared_ptr<const Plan>> Plan::Create(const graph::Graph& gra
   }
 }
 
+std::string OneDnnVersion() { return onednn::Version(); }
+
 absl::Status CapOneDnnIsa(kernels::Isa isa) {
   if (isa == kernels::Isa::kAvx512Vnni) return absl::OkStatus();
   const auto cap = isa == kernels::Isa::kAvx2 ? dnnl::cpu_isa::avx2 : dnnl::cpu_isa::sse41;

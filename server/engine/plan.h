@@ -51,8 +51,8 @@ class Session {
   // The float input buffer, NHWC f32 [max_batch, h, w, c], to be filled before Run.
   absl::Span<float> input();
 
-  // Runs the first `batch` images of input(). Returns logits f32 [batch, classes], valid until the
-  // next call. INVALID_ARGUMENT if batch is not in 1..max_batch; INTERNAL if oneDNN fails.
+  // Runs the first `batch` images of input(), which it leaves as they are. Returns logits f32
+  // [batch, classes] (an output of rank 3 in c,h,w order), valid until the next call. INVALID_ARGUMENT if batch is not in 1..max_batch; INTERNAL if oneDNN fails.
   absl::StatusOr<absl::Span<const float>> Run(int batch);
 
   // As Run, and adds the wall time of each node to `layer_times` (size = plan layers).

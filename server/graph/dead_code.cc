@@ -12,6 +12,11 @@ bool IsIdentity(const Graph& graph, const Node& node) {
   const Value& out = graph.values[node.output];
   if (in.shape != out.shape || in.quant != out.quant) return false;
   if (node.op == OpType::kReshape) return true;
+  // torch writes an adaptive pool of the same size as a 1x1 average. Equal shapes and no pads
+  // (which must be smaller than the kernel) leave only stride 1, or one element per axis.
+  if (node.op == OpType::kAveragePool || node.op == OpType::kMaxPool) {
+    return node.pool.kernel_h == 1 && node.pool.kernel_w == 1;
+  }
   if (node.op != OpType::kTranspose) return false;
   return std::is_sorted(node.perm.begin(), node.perm.end());
 }

@@ -28,7 +28,8 @@ int FusePads(Graph& graph);
 // in the order, so that `skip` is computed before it; the Add's own activation moves with it.
 int FuseResidualAdds(Graph& graph);
 
-// Removes nodes whose results nobody reads, identity reshapes/transposes, and unused values.
+// Removes nodes whose results nobody reads, identities (reshapes, transposes, 1x1 pools) and
+// unused values.
 int RemoveDeadCode(Graph& graph);
 
 // All of the above in the right order: the form that executors and the quantiser take.

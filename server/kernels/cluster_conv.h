@@ -10,7 +10,7 @@
 //   v = fma(float(acc), multiplier[o], offset[o])
 //   v = fma(float(r), residual_multiplier, v)            if there is a residual
 //   y = clamp(round to nearest, ties to even (v), lo, hi) as u8;   or y = clamp(v, lo, hi) as f32
-// with IEEE single precision and one rounding per fma.
+// with IEEE single precision and one rounding per fma; a v that is not a number gives lo.
 //
 // Pure functions: no allocation, no threads, no errors. The caller validated the shapes.
 #ifndef TERN_SERVER_KERNELS_CLUSTER_CONV_H_
@@ -39,9 +39,9 @@ struct ConvGeometry {
 // Weights in the order in which the kernels read them, built once per plan, shared by threads.
 struct PackedClusterConv {
   ConvGeometry geometry;
-  Isa isa = Isa::kScalar;       // the variant that must run it
-  int cluster_size = 0;         // N
-  int max_code = 1;             // 1 ternary, 7 4-bit: sets the exact-sum interval
+  Isa isa = Isa::kScalar;  // the variant that must run it
+  int cluster_size = 0;    // N
+  int max_code = 1;        // 1 ternary, 7 4-bit: sets the exact-sum interval
   AlignedBuffer weights;
   AlignedBuffer scales;
   // Variant-private indexing; see the .cc files.
@@ -51,12 +51,13 @@ struct PackedClusterConv {
 
 // `isa` must be <= DetectIsa(). The weights' shape must be [oc, ic, kh, kw] (or [oc, ic]),
 // scheme kInt4Cluster or kTernaryCluster.
-PackedClusterConv PackClusterConv(const ConvGeometry& geometry, const QuantizedWeights& weights, Isa isa);
+PackedClusterConv PackClusterConv(const ConvGeometry& geometry, const QuantizedWeights& weights,
+                                  Isa isa);
 
 struct ClusterConvArgs {
   const uint8_t* src = nullptr;  // [n, ih, iw, ic] dense NHWC. Not one byte outside is read.
   int batch = 1;
-  uint8_t src_zero_point = 0;    // value of padding pixels
+  uint8_t src_zero_point = 0;         // value of padding pixels
   const float* multiplier = nullptr;  // [oc]
   const float* offset = nullptr;      // [oc]
   const uint8_t* residual = nullptr;  // [n, oh, ow, oc] or null; may be the same memory as dst

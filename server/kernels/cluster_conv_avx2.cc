@@ -5,7 +5,8 @@
 // their clusters' scales (vpmaddwd) and adds into s32 sums.
 //
 // The steps are inline assembly, one block per pixel: from intrinsics, GCC 12 reassociates and
-// hoists the s16 additions and spills half the sums (docs/kernels.md). No library code here:
+// hoists the s16 additions and spills half the sums (docs/kernels.md). The blocks declare no
+// memory that they read: nothing in this file writes to the activations. No library code here:
 // it would be compiled with these flags for everyone.
 #include <immintrin.h>
 
@@ -40,8 +41,7 @@ TERN_INLINE __m256 Affine(const Constants& k, int half, const int32_t* acc) {
 }
 
 TERN_INLINE __m256 AddResidual(const Constants& k, __m128i codes, __m256 v) {
-  return _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(codes)), k.residual_multiplier,
-                         v);
+  return _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(codes)), k.residual_multiplier, v);
 }
 
 // NaN gives lo: vmaxps returns its second operand then.
@@ -145,39 +145,10 @@ TERN_INLINE void AddStep(const uint8_t* const (&x)[kPixels], int64_t c, const in
   for (int p = 0; p < kPixels; ++p) MultiplyAdd<kAt>(x[p], c, w0, w1, s[p][0], s[p][1]);
 }
 
-// The s16 sums of one flush; moves `w` and `program` past it.
+// 12 s16 sums, two weights and two temporaries are exactly the 16 registers; the s32 sums lie in
+// memory (first-level cache).
 template <int kPixels>
-TERN_INLINE void SumFlush(const TileArgs& k, const int8_t*& w, const int32_t*& program,
-                          __m256i (&s)[kPixels][2]) {
-  TERN_UNROLL
-  for (int p = 0; p < kPixels; ++p) s[p][0] = s[p][1] = _mm256_setzero_si256();
-  int32_t runs = *program++;
-  do {
-    int64_t c = program[0];
-    const int32_t where = program[1];
-    program += 2;
-    const uint8_t* const* inputs = k.inputs + (where >> 8) * kPixels;
-    const uint8_t* x[kPixels];
-    TERN_UNROLL
-    for (int p = 0; p < kPixels; ++p) x[p] = inputs[p];
-    int32_t steps = where & 255;
-    if (steps & 1) {
-      AddStep<kPixels, 0>(x, c, w, s);
-      w += 64;
-      c += 4;
-    }
-    for (steps >>= 1; steps > 0; --steps) {
-      AddStep<kPixels, 0>(x, c, w, s);
-      AddStep<kPixels, 4>(x, c, w + 64, s);
-      w += 128;
-      c += 8;
-    }
-  } while (--runs > 0);
-}
-
-// 12 s16 sums, two weights and two temporaries are exactly the 16 registers.
-template <int kPixels>
-void LongTile(const TileArgs& k) {
+void GeneralTile(const TileArgs& k) {
   alignas(32) int32_t acc[kPixels * 16];
   TERN_UNROLL
   for (int i = 0; i < 2 * kPixels; ++i) {
@@ -186,52 +157,46 @@ void LongTile(const TileArgs& k) {
   const int8_t* w = k.weights;
   const int16_t* scales = k.scales;
   const int32_t* program = k.program;
-  for (int32_t f = 0; f < k.flushes; ++f) {
+  for (int32_t f = 0; f < k.flushes; ++f, scales += 32) {
     __m256i s[kPixels][2];
-    SumFlush<kPixels>(k, w, program, s);
+    TERN_UNROLL
+    for (int p = 0; p < kPixels; ++p) s[p][0] = s[p][1] = _mm256_setzero_si256();
+    int32_t runs = *program++;
+    do {
+      int64_t c = program[0];
+      const int32_t where = program[1];
+      program += 2;
+      const uint8_t* const* inputs = k.inputs + (where >> 8) * kPixels;
+      const uint8_t* x[kPixels];
+      TERN_UNROLL
+      for (int p = 0; p < kPixels; ++p) x[p] = inputs[p];
+      int32_t steps = where & 255;
+      if (steps & 1) {
+        AddStep<kPixels, 0>(x, c, w, s);
+        w += 64;
+        c += 4;
+      }
+      for (steps >>= 1; steps > 0; --steps) {
+        AddStep<kPixels, 0>(x, c, w, s);
+        AddStep<kPixels, 4>(x, c, w + 64, s);
+        w += 128;
+        c += 8;
+      }
+    } while (--runs > 0);
     TERN_UNROLL
     for (int i = 0; i < 2 * kPixels; ++i) {
       __m256i* a = reinterpret_cast<__m256i*>(acc + 8 * i);
       const __m256i product = _mm256_madd_epi16(s[i / 2][i % 2], Load(scales + 16 * (i % 2)));
       _mm256_store_si256(a, _mm256_add_epi32(_mm256_load_si256(a), product));
     }
-    scales += 32;
   }
   Finish<kPixels>(k, acc);
 }
 
-// 6 s16 and 6 s32 sums, two weights and two temporaries.
-template <int kPixels>
-void MediumTile(const TileArgs& k) {
-  __m256i acc[kPixels][2];
-  TERN_UNROLL
-  for (int p = 0; p < kPixels; ++p) acc[p][0] = acc[p][1] = _mm256_setzero_si256();
-  const int8_t* w = k.weights;
-  const int16_t* scales = k.scales;
-  const int32_t* program = k.program;
-  for (int32_t f = 0; f < k.flushes; ++f) {
-    __m256i s[kPixels][2];
-    SumFlush<kPixels>(k, w, program, s);
-    TERN_UNROLL
-    for (int i = 0; i < 2 * kPixels; ++i) {
-      acc[i / 2][i % 2] = _mm256_add_epi32(
-          acc[i / 2][i % 2],
-          _mm256_madd_epi16(s[i / 2][i % 2], Load(scales + 16 * (i % 2))));
-    }
-    scales += 32;
-  }
-  alignas(32) int32_t sums[kPixels * 16];
-  TERN_UNROLL
-  for (int i = 0; i < 2 * kPixels; ++i) {
-    _mm256_store_si256(reinterpret_cast<__m256i*>(sums + 8 * i), acc[i / 2][i % 2]);
-  }
-  Finish<kPixels>(k, sums);
-}
-
-// One half (8 output channels) of a short tile: 10 s32 sums, two weights, the scales and two
+// One half (8 output channels) of a pairs tile: 10 s32 sums, two weights, the scales and two
 // temporaries. The sums go to `out`.
 template <int kPixels>
-TERN_INLINE void ShortHalf(const TileArgs& k, int half, const uint8_t* const (&x)[kPixels],
+TERN_INLINE void PairsHalf(const TileArgs& k, int half, const uint8_t* const (&x)[kPixels],
                            int32_t* out) {
   __m256i acc[kPixels];
   TERN_UNROLL
@@ -264,23 +229,24 @@ TERN_INLINE void ShortHalf(const TileArgs& k, int half, const uint8_t* const (&x
 }
 
 template <int kPixels>
-void ShortTile(const TileArgs& k) {
+void PairsTile(const TileArgs& k) {
   alignas(32) int32_t acc[kPixels * 16];
   const uint8_t* x[kPixels];
   TERN_UNROLL
   for (int p = 0; p < kPixels; ++p) x[p] = k.inputs[p];
-  for (int half = 0; half < 2; ++half) ShortHalf<kPixels>(k, half, x, acc);
+  for (int half = 0; half < 2; ++half) PairsHalf<kPixels>(k, half, x, acc);
   Finish<kPixels>(k, acc);
 }
 
 }  // namespace
 
 const TileKernels kAvx2Tiles[kKinds] = {
-    {6, {nullptr, LongTile<1>, LongTile<2>, LongTile<3>, LongTile<4>, LongTile<5>, LongTile<6>}},
-    {3, {nullptr, MediumTile<1>, MediumTile<2>, MediumTile<3>}},
+    {6,
+     {nullptr, GeneralTile<1>, GeneralTile<2>, GeneralTile<3>, GeneralTile<4>, GeneralTile<5>,
+      GeneralTile<6>}},
     {10,
-     {nullptr, ShortTile<1>, ShortTile<2>, ShortTile<3>, ShortTile<4>, ShortTile<5>, ShortTile<6>,
-      ShortTile<7>, ShortTile<8>, ShortTile<9>, ShortTile<10>}},
+     {nullptr, PairsTile<1>, PairsTile<2>, PairsTile<3>, PairsTile<4>, PairsTile<5>, PairsTile<6>,
+      PairsTile<7>, PairsTile<8>, PairsTile<9>, PairsTile<10>}},
 };
 
 }  // namespace tern::kernels::tiled

@@ -1,7 +1,7 @@
 // AVX-512 (F, BW) tiles of the cluster convolutions: the arithmetic of cluster_conv_avx2.cc, one
 // register for a block of 16 output channels, and enough registers for the s32 sums as well.
 //
-// The steps are inline assembly for the reason given there. No library code here: it would be
+// The steps are inline assembly as there. No library code here: it would be
 // compiled with these flags for everyone.
 #include <immintrin.h>
 
@@ -61,7 +61,7 @@ TERN_INLINE void AddStep(const uint8_t* const (&x)[kPixels], int64_t c, const in
 }
 
 template <int kPixels>
-void SumTile(const TileArgs& k) {
+void GeneralTile(const TileArgs& k) {
   __m512i acc[kPixels];
   TERN_UNROLL
   for (int p = 0; p < kPixels; ++p) acc[p] = _mm512_setzero_si512();
@@ -104,7 +104,7 @@ void SumTile(const TileArgs& k) {
 }
 
 template <int kPixels>
-void ShortTile(const TileArgs& k) {
+void PairsTile(const TileArgs& k) {
   __m512i acc[kPixels];
   const uint8_t* x[kPixels];
   TERN_UNROLL
@@ -136,17 +136,15 @@ void ShortTile(const TileArgs& k) {
   Finish<kPixels>(k, acc);
 }
 
-#define TERN_TILES(Tile)                                                                    \
-  {                                                                                         \
-    10, {                                                                                   \
-      nullptr, Tile<1>, Tile<2>, Tile<3>, Tile<4>, Tile<5>, Tile<6>, Tile<7>, Tile<8>,      \
-          Tile<9>, Tile<10>                                                                 \
-    }                                                                                       \
-  }
-
 }  // namespace
 
-const TileKernels kAvx512Tiles[kKinds] = {TERN_TILES(SumTile), TERN_TILES(SumTile),
-                                          TERN_TILES(ShortTile)};
+const TileKernels kAvx512Tiles[kKinds] = {
+    {10,
+     {nullptr, GeneralTile<1>, GeneralTile<2>, GeneralTile<3>, GeneralTile<4>, GeneralTile<5>,
+      GeneralTile<6>, GeneralTile<7>, GeneralTile<8>, GeneralTile<9>, GeneralTile<10>}},
+    {10,
+     {nullptr, PairsTile<1>, PairsTile<2>, PairsTile<3>, PairsTile<4>, PairsTile<5>, PairsTile<6>,
+      PairsTile<7>, PairsTile<8>, PairsTile<9>, PairsTile<10>}},
+};
 
 }  // namespace tern::kernels::tiled

@@ -52,8 +52,7 @@ void Run(const PackedClusterConv& conv, const ClusterConvArgs& args, int64_t pix
         for (int kx = 0; kx < g.kw; ++kx, w += g.ic) {
           const int ix = ox * g.stride_w - g.pad_left + kx * g.dilation_w;
           const bool inside = iy >= 0 && iy < g.ih && ix >= 0 && ix < g.iw;
-          const uint8_t* x =
-              inside ? args.src + ((image * g.ih + iy) * g.iw + ix) * g.ic : padding;
+          const uint8_t* x = inside ? args.src + ((image * g.ih + iy) * g.iw + ix) * g.ic : padding;
           for (int c = 0; c < g.ic; ++c) acc += static_cast<int32_t>(w[c]) * x[c];
         }
       }

@@ -20,9 +20,6 @@ constexpr int MaxFlushSteps(int max_code) { return 32767 / (510 * max_code); }
 static_assert(MaxFlushSteps(1) == 64 && 510 * 1 * 64 <= 32767);
 static_assert(MaxFlushSteps(7) == 9 && 510 * 7 * 9 <= 32767);
 
-// At this mean number of steps per flush, keeping the s32 sums in memory becomes faster.
-constexpr int kLongFlushSteps = 6;
-
 // Activations of a pixel chunk: stay in the second-level cache (256 KB on the smallest AVX2
 // servers) while every block of output channels sweeps over them.
 constexpr int64_t kChunkBytes = 160 * 1024;
@@ -107,8 +104,8 @@ std::vector<Flush> MakeFlushes(const std::vector<Group>& groups, int taps, int m
     for (size_t part = 0; part < parts; ++part) {
       Flush flush{{group.clusters[0], group.clusters[1]}, {}};
       for (size_t i = total * part / parts; i < total * (part + 1) / parts; ++i) {
-        flush.steps.push_back({static_cast<int>(i / group.dwords.size()),
-                               group.dwords[i % group.dwords.size()]});
+        flush.steps.push_back(
+            {static_cast<int>(i / group.dwords.size()), group.dwords[i % group.dwords.size()]});
       }
       flushes.push_back(std::move(flush));
     }
@@ -227,18 +224,15 @@ void Pack(const QuantizedWeights& weights, PackedClusterConv& conv) {
 
   int dwords = (g.ic + 3) / 4;
   std::vector<Group> groups = MakeGroups(map);
-  Kind kind = kLong;
+  Kind kind = kGeneral;
   if (taps == 1 && map.paired() && map.n() == 4) {
-    kind = kShort;
+    kind = kPairs;
     // An odd last dword gets a partner without weights.
     if (groups.back().dwords.size() == 1) groups.back().dwords.push_back({dwords++, 0});
   }
   const std::vector<Flush> flushes = MakeFlushes(groups, taps, MaxFlushSteps(conv.max_code));
   int64_t steps = 0;
   for (const Flush& flush : flushes) steps += flush.steps.size();
-  if (kind != kShort && steps < static_cast<int64_t>(flushes.size()) * kLongFlushSteps) {
-    kind = kMedium;
-  }
 
   conv.layout = {kind, static_cast<int32_t>(flushes.size()), static_cast<int32_t>(steps),
                  4 * dwords};

@@ -9,18 +9,16 @@
 
 namespace tern::kernels::tiled {
 
-// How a tile adds up a flush, the run of steps that share their scales. A step is one dword of
-// four channels of one tap for each pixel, against 16 x 4 weights.
+// A step multiplies one dword of four channels of one tap, for each pixel, with 16 x 4 weights;
+// a flush is the run of steps that share their scales.
 enum Kind : int32_t {
-  // Six pixels, s16 sums in registers, s32 sums in memory: long flushes.
-  kLong = 0,
-  // Three pixels, s16 and s32 sums in registers: flushes of a few steps.
-  kMedium = 1,
-  // One tap, every flush exactly two steps on 8 consecutive channels; s32 sums in registers,
-  // s16 sums are temporaries: 1x1 with N = 4.
-  kShort = 2,
+  // Any flushes.
+  kGeneral = 0,
+  // One tap, and every flush exactly two steps on 8 consecutive channels: 1x1 with N = 4. The
+  // s16 sums are temporaries.
+  kPairs = 1,
 };
-inline constexpr int kKinds = 3;
+inline constexpr int kKinds = 2;
 
 // One tile: up to max_pixels consecutive output pixels x one block of 16 output channels.
 struct TileArgs {
@@ -28,7 +26,7 @@ struct TileArgs {
   const int8_t* weights;         // [steps][16 output channels][4 channels], 64-byte aligned
   const int16_t* scales;         // [flushes][16 output channels][2], 64-byte aligned
   // Per flush: the number of runs, then per run {first channel, tap << 8 | steps}; the steps
-  // of a run are consecutive dwords. Unused by kShort.
+  // of a run are consecutive dwords. Unused by kPairs.
   const int32_t* program;
   int32_t flushes;
 

@@ -48,9 +48,8 @@ absl::StatusOr<Isa> SelectIsa(absl::string_view cap) {
   for (Isa isa : {Isa::kScalar, Isa::kAvx2, Isa::kAvx512Vnni}) {
     if (cap == IsaName(isa)) return std::min(isa, DetectIsa());
   }
-  return absl::InvalidArgumentError(
-      absl::StrCat("unknown instruction set \"", cap,
-                   "\"; known: native, scalar, avx2, avx512vnni"));
+  return absl::InvalidArgumentError(absl::StrCat("unknown instruction set \"", cap,
+                                                 "\"; known: native, scalar, avx2, avx512vnni"));
 }
 
 std::vector<Isa> RunnableIsas() {

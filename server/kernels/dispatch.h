@@ -18,8 +18,8 @@ const char* IsaName(Isa isa);  // "scalar", "avx2", "avx512vnni"
 // The best instruction set of this CPU (and operating system) that this build knows.
 Isa DetectIsa();
 
-// DetectIsa() lowered to `cap` ("scalar", "avx2", "avx512vnni"; "" or "native" = no cap). A cap can only
-// lower the choice, so no setting can crash the server. INVALID_ARGUMENT naming the known
+// DetectIsa() lowered to `cap` ("scalar", "avx2", "avx512vnni"; "" or "native" = no cap). A cap can
+// only lower the choice, so no setting can crash the server. INVALID_ARGUMENT naming the known
 // values if `cap` is none of them.
 absl::StatusOr<Isa> SelectIsa(absl::string_view cap);
 

@@ -4,8 +4,7 @@
 
 // The AVX-512 machines run the AVX2 variants: these loops wait for memory.
 #if TERN_HAVE_AVX2
-#define TERN_DISPATCH(isa, call) \
-  return (isa) >= Isa::kAvx2 ? avx2::call : scalar::call
+#define TERN_DISPATCH(isa, call) return (isa) >= Isa::kAvx2 ? avx2::call : scalar::call
 #else
 #define TERN_DISPATCH(isa, call) return scalar::call
 #endif

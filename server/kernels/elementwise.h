@@ -1,5 +1,6 @@
 // Element-wise integer kernels between convolutions. The same contract as cluster_conv.h:
-// bit-exact in every variant, pure, any alignment, dst may equal a source, n elements.
+// bit-exact in every variant, pure, any alignment, n elements; dst may equal a source of the
+// same type and size.
 // `isa` must be <= DetectIsa().
 #ifndef TERN_SERVER_KERNELS_ELEMENTWISE_H_
 #define TERN_SERVER_KERNELS_ELEMENTWISE_H_
@@ -22,18 +23,20 @@ void DequantizeU8(Isa isa, const uint8_t* src, size_t n, QuantParams params, flo
 void LookupU8(Isa isa, const uint8_t* src, size_t n, const uint8_t* table, uint8_t* dst);
 
 // dst[i] = clamp(rint(fma(float(a[i]), ma, fma(float(b[i]), mb, offset))), lo, hi)
-void AddU8(Isa isa, const uint8_t* a, float ma, const uint8_t* b, float mb, float offset, uint8_t lo,
-           uint8_t hi, size_t n, uint8_t* dst);
+void AddU8(Isa isa, const uint8_t* a, float ma, const uint8_t* b, float mb, float offset,
+           uint8_t lo, uint8_t hi, size_t n, uint8_t* dst);
 
 // dst[i] = clamp(rint(fma(float(src[i]), m, offset)), 0, 255): another scale for the same reals.
 void RequantizeU8(Isa isa, const uint8_t* src, float m, float offset, size_t n, uint8_t* dst);
 
-// For pixels p < pixels: dst[p][c] = clamp(rint(fma(float((a[p][c] - za) * (b[c] - zb)), m, float(zy))), 0, 255):
-// the squeeze-excite multiplication of an NHWC tensor by one factor per channel.
+// For pixels p < pixels: dst[p][c] = clamp(rint(fma(float((a[p][c] - za) * (b[c] - zb)), m,
+// float(zy))), 0, 255): the squeeze-excite multiplication of an NHWC tensor by one factor per
+// channel.
 void MulChannelsU8(Isa isa, const uint8_t* a, int za, const uint8_t* b, int zb, float m, int zy,
                    size_t pixels, size_t channels, uint8_t* dst);
 
-// sums[c] = sum over pixels of src[p][c] (NHWC, pixels <= 2^23): global average pooling's numerator.
+// sums[c] = sum over pixels of src[p][c] (NHWC, pixels <= 2^23): global average pooling's
+// numerator.
 void SumPixelsU8(Isa isa, const uint8_t* src, size_t pixels, size_t channels, int32_t* sums);
 
 }  // namespace tern::kernels

@@ -53,8 +53,7 @@ void DequantizeU8(const uint8_t* src, size_t n, float scale, int zero_point, flo
   for (; i + 8 <= n; i += 8) {
     const __m256i q =
         _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(src + i)));
-    _mm256_storeu_ps(dst + i,
-                     _mm256_mul_ps(factor, _mm256_cvtepi32_ps(_mm256_sub_epi32(q, zero))));
+    _mm256_storeu_ps(dst + i, _mm256_mul_ps(factor, _mm256_cvtepi32_ps(_mm256_sub_epi32(q, zero))));
   }
   scalar::DequantizeU8(src + i, n - i, scale, zero_point, dst + i);
 }
@@ -76,8 +75,8 @@ void LookupU8(const uint8_t* src, size_t n, const uint8_t* table, uint8_t* dst) 
       __m256i result = _mm256_shuffle_epi8(rows[0], _mm256_adds_epu8(code, bias));
       for (int r = 1; r < 16; ++r) {
         code = _mm256_sub_epi8(code, row_size);
-        result = _mm256_or_si256(result,
-                                 _mm256_shuffle_epi8(rows[r], _mm256_adds_epu8(code, bias)));
+        result =
+            _mm256_or_si256(result, _mm256_shuffle_epi8(rows[r], _mm256_adds_epu8(code, bias)));
       }
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(dst + i), result);
     }

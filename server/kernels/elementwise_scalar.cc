@@ -34,8 +34,8 @@ void LookupU8(const uint8_t* src, size_t n, const uint8_t* table, uint8_t* dst) 
 void AddU8(const uint8_t* a, float ma, const uint8_t* b, float mb, float offset, uint8_t lo,
            uint8_t hi, size_t n, uint8_t* dst) {
   for (size_t i = 0; i < n; ++i) {
-    const float v = std::fma(static_cast<float>(a[i]), ma,
-                             std::fma(static_cast<float>(b[i]), mb, offset));
+    const float v =
+        std::fma(static_cast<float>(a[i]), ma, std::fma(static_cast<float>(b[i]), mb, offset));
     dst[i] = RoundAndClamp(v, lo, hi);
   }
 }

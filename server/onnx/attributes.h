@@ -32,8 +32,9 @@ class Attributes {
   // Marks an attribute as harmless whatever its value.
   void Ignore(absl::string_view name);
 
-  // INVALID_ARGUMENT: an attribute of the wrong type, or twice the same name. UNIMPLEMENTED:
-  // one that nobody has read.
+  // INVALID_ARGUMENT: an attribute read so far has the wrong type, or a name is given twice.
+  const absl::Status& status() const { return status_; }
+  // status(); UNIMPLEMENTED if nobody has read one.
   absl::Status Finish() const;
 
  private:

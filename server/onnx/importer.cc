@@ -129,9 +129,11 @@ absl::Status Importer::AddNode(NodeProto& proto) {
     return op.Invalid("has no output");
   }
   TERN_RETURN_IF_ERROR(op.Resolve(entry->least_inputs, entry->most_inputs));
-  TERN_RETURN_IF_ERROR(entry->handler(op));
-  const absl::Status status = op.attributes().Finish();
+  const absl::Status handled = entry->handler(op);
+  // A mistyped attribute reads as its default, so that error explains any other.
+  const absl::Status status = handled.ok() ? op.attributes().Finish() : op.attributes().status();
   if (!status.ok()) return absl::Status(status.code(), op.Prefix() + std::string(status.message()));
+  TERN_RETURN_IF_ERROR(handled);
   for (const std::string& output : proto.output()) {
     if (!output.empty() && items_.count(output) == 0) {
       TERN_RETURN_IF_ERROR(Define(output, {.unsupported = true}));

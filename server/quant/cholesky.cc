@@ -13,7 +13,8 @@ using Matrix = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowM
 using Map = Eigen::Map<Matrix>;
 using ConstMap = Eigen::Map<const Matrix>;
 
-// Columns eliminated at a time. The largest step, n * n * kPanel multiplications, stays below a second.
+// Columns eliminated at a time. The largest step, n * n * kPanel multiplications, stays below a
+// second.
 constexpr int kPanel = 64;
 constexpr int kRowBlock = 128;
 
@@ -23,7 +24,8 @@ bool Cancelled(const std::atomic<bool>* cancelled) {
 
 }  // namespace
 
-absl::Status CholeskyInPlace(int n, std::vector<double>& a, int threads, const std::atomic<bool>* cancelled) {
+absl::Status CholeskyInPlace(int n, std::vector<double>& a, int threads,
+                             const std::atomic<bool>* cancelled) {
   Map m(a.data(), n, n);
   for (int k = 0; k < n; k += kPanel) {
     if (Cancelled(cancelled)) return absl::CancelledError("quantisation cancelled");
@@ -31,7 +33,8 @@ absl::Status CholeskyInPlace(int n, std::vector<double>& a, int threads, const s
     for (int j = k; j < k + width; ++j) {
       double pivot = m(j, j) - m.row(j).segment(k, j - k).squaredNorm();
       if (!(pivot > 0)) {
-        return absl::FailedPreconditionError(absl::StrCat("covariance is not positive definite at column ", j));
+        return absl::FailedPreconditionError(
+            absl::StrCat("covariance is not positive definite at column ", j));
       }
       pivot = std::sqrt(pivot);
       m(j, j) = pivot;
@@ -64,8 +67,8 @@ absl::Status CholeskyInPlace(int n, std::vector<double>& a, int threads, const s
   return absl::OkStatus();
 }
 
-absl::Status CholeskySolveRows(int n, const std::vector<double>& l, int m, std::vector<double>& b, int threads,
-                               const std::atomic<bool>* cancelled) {
+absl::Status CholeskySolveRows(int n, const std::vector<double>& l, int m, std::vector<double>& b,
+                               int threads, const std::atomic<bool>* cancelled) {
   const ConstMap lower(l.data(), n, n);
   Map rhs(b.data(), m, n);
   constexpr int kRows = 16;
@@ -84,9 +87,10 @@ absl::Status CholeskySolveRows(int n, const std::vector<double>& l, int m, std::
   return absl::OkStatus();
 }
 
-absl::Status InverseCholeskyUpper(int n, const std::vector<double>& a, int threads, const std::atomic<bool>* cancelled,
-                                  std::vector<float>& u) {
-  // With P the reversal of order and P a P = L L^T: a = (P L P)(P L P)^T with P L P upper triangular, so U = P L^-1 P.
+absl::Status InverseCholeskyUpper(int n, const std::vector<double>& a, int threads,
+                                  const std::atomic<bool>* cancelled, std::vector<float>& u) {
+  // With P the reversal of order and P a P = L L^T: a = (P L P)(P L P)^T with P L P upper
+  // triangular, so U = P L^-1 P.
   std::vector<double> reversed(static_cast<size_t>(n) * n);
   const ConstMap source(a.data(), n, n);
   Map l(reversed.data(), n, n);
@@ -110,7 +114,8 @@ absl::Status InverseCholeskyUpper(int n, const std::vector<double>& a, int threa
     for (int i = 0; i < rows; ++i) {
       for (int j = 0; j < columns; ++j) {
         if (j > i) break;
-        u[static_cast<size_t>(rows - 1 - i) * n + (n - 1 - column - j)] = static_cast<float>(x(i, j));
+        u[static_cast<size_t>(rows - 1 - i) * n + (n - 1 - column - j)] =
+            static_cast<float>(x(i, j));
       }
     }
   }

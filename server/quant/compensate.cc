@@ -44,9 +44,16 @@ class Search {
  public:
   Search(const ClusterLayout& layout, int outputs, std::vector<float> target, std::vector<float> h,
          const CompensateOptions& options)
-      : layout_(layout), panels_(MakePanels(layout)), outputs_(outputs), columns_(layout.columns()),
-        clusters_(layout.clusters()), options_(options), target_(std::move(target)), h_(std::move(h)),
-        residual_(target_.size()), alpha_(static_cast<size_t>(outputs) * clusters_) {
+      : layout_(layout),
+        panels_(MakePanels(layout)),
+        outputs_(outputs),
+        columns_(layout.columns()),
+        clusters_(layout.clusters()),
+        options_(options),
+        target_(std::move(target)),
+        h_(std::move(h)),
+        residual_(target_.size()),
+        alpha_(static_cast<size_t>(outputs) * clusters_) {
     weights_.outputs = outputs;
     weights_.codes.resize(target_.size());
     double trace = 0;
@@ -71,12 +78,13 @@ class Search {
           }
         }
       }
-      engine::Sgemm(false, false, rows, columns_, columns_, 1.0f, difference.data(), columns_, h_.data(), columns_,
-                    0.0f, &residual_[At(row, 0)], columns_);
+      engine::Sgemm(false, false, rows, columns_, columns_, 1.0f, difference.data(), columns_,
+                    h_.data(), columns_, 0.0f, &residual_[At(row, 0)], columns_);
     });
   }
 
-  // Best code of each weight in turn, then the best scale of each cluster; on_grid: among the grid's scales.
+  // Best code of each weight in turn, then the best scale of each cluster; on_grid: among the
+  // grid's scales.
   absl::Status Sweep(bool on_grid) {
     return ForRowBlocks([&](int row, int rows) { SweepRows(on_grid, row, rows); });
   }
@@ -84,7 +92,8 @@ class Search {
   void RoundScalesToGrid() {
     RoundScales(options_.grid, clusters_, alpha_, weights_);
     for (int o = 0; o < outputs_; ++o) {
-      for (int g = 0; g < clusters_; ++g) alpha_[static_cast<size_t>(o) * clusters_ + g] = weights_.alpha(layout_, o, g);
+      for (int g = 0; g < clusters_; ++g)
+        alpha_[static_cast<size_t>(o) * clusters_ + g] = weights_.alpha(layout_, o, g);
     }
   }
 
@@ -95,7 +104,8 @@ class Search {
       for (int g = 0; g < clusters_; ++g) {
         const float alpha = alpha_[static_cast<size_t>(o) * clusters_ + g];
         for (int j = layout_.begin[g]; j < layout_.begin[g + 1]; ++j) {
-          error[j] = static_cast<double>(target_[At(o, j)]) - static_cast<double>(alpha) * weights_.codes[At(o, j)];
+          error[j] = static_cast<double>(target_[At(o, j)]) -
+                     static_cast<double>(alpha) * weights_.codes[At(o, j)];
         }
       }
       for (int i = 0; i < columns_; ++i) {
@@ -110,7 +120,9 @@ class Search {
   CodedWeights TakeWeights() { return std::move(weights_); }
 
  private:
-  size_t At(int64_t row, int64_t column) const { return static_cast<size_t>(row) * columns_ + column; }
+  size_t At(int64_t row, int64_t column) const {
+    return static_cast<size_t>(row) * columns_ + column;
+  }
 
   bool Cancelled() const {
     return options_.cancelled != nullptr && options_.cancelled->load(std::memory_order_relaxed);
@@ -130,7 +142,8 @@ class Search {
 
   void AssignRows(const std::vector<float>& u, int row, int rows) {
     const int max_code = options_.max_code;
-    std::vector<float> v(&target_[At(row, 0)], &target_[At(row, 0)] + static_cast<size_t>(rows) * columns_);
+    std::vector<float> v(&target_[At(row, 0)],
+                         &target_[At(row, 0)] + static_cast<size_t>(rows) * columns_);
     std::vector<float> error;
     for (const Panel& panel : panels_) {
       if (Cancelled()) return;
@@ -180,12 +193,13 @@ class Search {
         AddPanelWeights(panel, row + r, 1.0f, false, change);
       }
       if (panel.begin > 0) {
-        engine::Sgemm(false, false, rows, panel.begin, width, -1.0f, delta.data(), width, &h_[At(panel.begin, 0)],
-                      columns_, 1.0f, &residual_[At(row, 0)], columns_);
+        engine::Sgemm(false, false, rows, panel.begin, width, -1.0f, delta.data(), width,
+                      &h_[At(panel.begin, 0)], columns_, 1.0f, &residual_[At(row, 0)], columns_);
       }
       if (panel.end < columns_) {
         engine::Sgemm(false, false, rows, columns_ - panel.end, width, -1.0f, delta.data(), width,
-                      &h_[At(panel.begin, panel.end)], columns_, 1.0f, &residual_[At(row, panel.end)], columns_);
+                      &h_[At(panel.begin, panel.end)], columns_, 1.0f,
+                      &residual_[At(row, panel.end)], columns_);
       }
     }
   }
@@ -213,7 +227,8 @@ class Search {
       const float best = RoundInto(code + residual[j] / (h_[At(j, j)] * alpha), -limit, limit);
       if (best == code) continue;
       codes[j] = static_cast<int8_t>(best);
-      SubtractScaled((best - code) * alpha, &h_[At(j, panel.begin)], panel.end - panel.begin, residual + panel.begin);
+      SubtractScaled((best - code) * alpha, &h_[At(j, panel.begin)], panel.end - panel.begin,
+                     residual + panel.begin);
     }
   }
 
@@ -225,22 +240,26 @@ class Search {
     for (int j = layout_.begin[g]; j < layout_.begin[g + 1]; ++j) {
       if (codes[j] == 0) continue;
       slope += codes[j] * residual[j];
-      SubtractScaled(-static_cast<float>(codes[j]), &h_[At(j, panel.begin)], panel.end - panel.begin, product.data());
+      SubtractScaled(-static_cast<float>(codes[j]), &h_[At(j, panel.begin)],
+                     panel.end - panel.begin, product.data());
     }
     float curvature = 0;
-    for (int j = layout_.begin[g]; j < layout_.begin[g + 1]; ++j) curvature += codes[j] * product[j - panel.begin];
+    for (int j = layout_.begin[g]; j < layout_.begin[g + 1]; ++j)
+      curvature += codes[j] * product[j - panel.begin];
     if (!(curvature > smallest_curvature_)) return;
     float& alpha = alpha_[static_cast<size_t>(o) * clusters_ + g];
     float refitted = alpha + slope / curvature;
     if (on_grid) {
       const float step = weights_.steps[o];
-      const float scale = RoundInto(refitted / step, 1.0f, static_cast<float>(options_.grid.max_scale));
+      const float scale =
+          RoundInto(refitted / step, 1.0f, static_cast<float>(options_.grid.max_scale));
       weights_.scales[static_cast<size_t>(o) * clusters_ + g] = static_cast<uint8_t>(scale);
       refitted = scale * step;
     } else if (!(refitted > 0.1f * alpha)) {
       return;  // a scale never changes sign, and never collapses in one step
     }
-    SubtractScaled(refitted - alpha, product.data(), panel.end - panel.begin, residual + panel.begin);
+    SubtractScaled(refitted - alpha, product.data(), panel.end - panel.begin,
+                   residual + panel.begin);
     alpha = refitted;
   }
 
@@ -257,8 +276,12 @@ class Search {
 }  // namespace
 
 Moments::Moments(int columns, int outputs)
-    : columns_(columns), outputs_(outputs), xx_(static_cast<size_t>(columns) * columns),
-      zx_(static_cast<size_t>(outputs) * columns), x_(columns), z_(outputs) {}
+    : columns_(columns),
+      outputs_(outputs),
+      xx_(static_cast<size_t>(columns) * columns),
+      zx_(static_cast<size_t>(outputs) * columns),
+      x_(columns),
+      z_(outputs) {}
 
 void Moments::Add(int64_t count, const float* x, const float* z) {
   constexpr int kRows = 256;
@@ -266,14 +289,16 @@ void Moments::Add(int64_t count, const float* x, const float* z) {
   for (int row = 0; row < columns_; row += kRows) {
     const int rows = std::min(kRows, columns_ - row);
     const int width = row + rows;
-    engine::Sgemm(false, true, rows, width, count, 1.0f, x + row * count, count, x, count, 0.0f, product_.data(), width);
+    engine::Sgemm(false, true, rows, width, count, 1.0f, x + row * count, count, x, count, 0.0f,
+                  product_.data(), width);
     for (int r = 0; r < rows; ++r) {
       double* sums = &xx_[static_cast<size_t>(row + r) * columns_];
       const float* products = &product_[static_cast<size_t>(r) * width];
       for (int j = 0; j <= row + r; ++j) sums[j] += products[j];
     }
   }
-  engine::Sgemm(false, true, outputs_, columns_, count, 1.0f, z, count, x, count, 0.0f, product_.data(), columns_);
+  engine::Sgemm(false, true, outputs_, columns_, count, 1.0f, z, count, x, count, 0.0f,
+                product_.data(), columns_);
   for (size_t i = 0; i < zx_.size(); ++i) zx_[i] += product_[i];
   const auto add_sums = [count](const float* values, std::vector<double>& sums) {
     for (size_t j = 0; j < sums.size(); ++j) {
@@ -292,7 +317,8 @@ std::vector<double> Moments::InputCovariance() const {
   std::vector<double> h(xx_.size());
   for (int i = 0; i < columns_; ++i) {
     for (int j = 0; j <= i; ++j) {
-      const double value = xx_[static_cast<size_t>(i) * columns_ + j] / n - (x_[i] / n) * (x_[j] / n);
+      const double value =
+          xx_[static_cast<size_t>(i) * columns_ + j] / n - (x_[i] / n) * (x_[j] / n);
       h[static_cast<size_t>(i) * columns_ + j] = value;
       h[static_cast<size_t>(j) * columns_ + i] = value;
     }
@@ -334,8 +360,8 @@ absl::StatusOr<CodedWeights> Compensate(const ClusterLayout& layout, absl::Span<
     std::vector<float> product(target.size());
     {
       const std::vector<float> h_float(h.begin(), h.end());
-      engine::Sgemm(false, false, outputs, columns, columns, 1.0f, rows.data(), columns, h_float.data(), columns, 0.0f,
-                    product.data(), columns);
+      engine::Sgemm(false, false, outputs, columns, columns, 1.0f, rows.data(), columns,
+                    h_float.data(), columns, 0.0f, product.data(), columns);
     }
     std::vector<double> correction = moments.CrossCovariance();
     for (size_t i = 0; i < correction.size(); ++i) correction[i] -= product[i];
@@ -343,15 +369,16 @@ absl::StatusOr<CodedWeights> Compensate(const ClusterLayout& layout, absl::Span<
     std::vector<double> factor = h;
     add_to_diagonal(-options.target_damping * mean_diagonal);
     TERN_RETURN_IF_ERROR(CholeskyInPlace(columns, factor, options.threads, options.cancelled));
-    TERN_RETURN_IF_ERROR(
-        CholeskySolveRows(columns, factor, outputs, correction, options.threads, options.cancelled));
+    TERN_RETURN_IF_ERROR(CholeskySolveRows(columns, factor, outputs, correction, options.threads,
+                                           options.cancelled));
     for (size_t i = 0; i < target.size(); ++i) target[i] += static_cast<float>(correction[i]);
   }
 
   add_to_diagonal(options.damping * mean_diagonal);
   std::vector<float> u;
   TERN_RETURN_IF_ERROR(InverseCholeskyUpper(columns, h, options.threads, options.cancelled, u));
-  Search search(layout, outputs, std::move(target), std::vector<float>(h.begin(), h.end()), options);
+  Search search(layout, outputs, std::move(target), std::vector<float>(h.begin(), h.end()),
+                options);
   h = std::vector<double>();
   const auto trace = [&] {
     if (options.objective != nullptr) options.objective->push_back(search.Objective());

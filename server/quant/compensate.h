@@ -1,8 +1,8 @@
 // Layer-wise error compensation: codes and scales that keep a layer's output, not its weights,
 // close to the float network's, given the second moments of its quantised inputs.
 //
-// Follows GPTQ (Frantar et al. 2023) for the first assignment, with the scale of each cluster chosen
-// from the weights as compensated so far, then coordinate descent over codes and scales.
+// Follows GPTQ (Frantar et al. 2023) for the first assignment, with the scale of each cluster
+// chosen from the weights as compensated so far, then coordinate descent over codes and scales.
 // Everything is independent per output channel.
 #ifndef TERN_SERVER_QUANT_COMPENSATE_H_
 #define TERN_SERVER_QUANT_COMPENSATE_H_
@@ -18,7 +18,8 @@
 namespace tern::quant {
 
 // Second moments of a layer's input columns x [J] (im2col of the quantised input, in the order of a
-// ClusterLayout) and of its wanted output z [O], over sampled positions. Centred, because biases are refitted.
+// ClusterLayout) and of its wanted output z [O], over sampled positions. Centred, because biases
+// are refitted.
 class Moments {
  public:
   Moments(int columns, int outputs);
@@ -45,19 +46,21 @@ class Moments {
 struct CompensateOptions {
   int max_code = 1;
   ScaleGrid grid;
-  int sweeps = 3;              // of coordinate descent before scales are rounded; one more follows
-  double damping = 0.01;       // of H, as a share of its mean diagonal
+  int sweeps = 3;         // of coordinate descent before scales are rounded; one more follows
+  double damping = 0.01;  // of H, as a share of its mean diagonal
   double target_damping = 0.05;  // of H in the target's regression
   bool asymmetric_target = true;
   int threads = 1;
   const std::atomic<bool>* cancelled = nullptr;  // may be null
-  // May be null. Receives tr((W - Q) H (W - Q)^T), with the damped H and the target W, after the first assignment,
-  // after every sweep, after rounding of scales and after the last sweep. Slow; for tests.
+  // May be null. Receives tr((W - Q) H (W - Q)^T), with the damped H and the target W, after the
+  // first assignment, after every sweep, after rounding of scales and after the last sweep. Slow;
+  // for tests.
   std::vector<double>* objective = nullptr;
 };
 
 // `rows` [O, J] in the layout's order are the float weights. Chooses
-//   target = W + (cov(z, x) - W H) (H + target_damping)^-1: what float weights would best turn the quantised input into
+//   target = W + (cov(z, x) - W H) (H + target_damping)^-1: what float weights would best turn the
+//   quantised input into
 //     the wanted output (asymmetric target);
 //   codes and scales that minimise tr((target - Q) H (target - Q)^T).
 // Deterministic whatever the number of threads, as far as engine::Sgemm is. CANCELLED.

@@ -7,15 +7,17 @@ int64_t PlaneSize(const Shape& shape) { return shape.rank() == 4 ? shape[2] * sh
 
 }  // namespace
 
-void GatherColumns(const graph::Graph& graph, const graph::Node& node, const ClusterLayout& layout, const Tensor& input,
-                   const std::vector<int64_t>& positions, std::vector<float>& x) {
+void GatherColumns(const graph::Graph& graph, const graph::Node& node, const ClusterLayout& layout,
+                   const Tensor& input, const std::vector<int64_t>& positions,
+                   std::vector<float>& x) {
   const Shape& in = input.shape();
   const Shape& out = graph.shape(node.output);
   const bool image = in.rank() == 4;
   const int64_t channels = in[1], height = image ? in[2] : 1, width = image ? in[3] : 1;
   const int64_t out_width = out.rank() == 3 ? out[2] : 1;
   const int64_t out_plane = out.rank() == 3 ? out[1] * out[2] : 1;
-  const int64_t kernel_h = image ? node.weight.shape()[2] : 1, kernel_w = image ? node.weight.shape()[3] : 1;
+  const int64_t kernel_h = image ? node.weight.shape()[2] : 1,
+                kernel_w = image ? node.weight.shape()[3] : 1;
   const graph::ConvAttributes& conv = node.conv;
   const size_t count = positions.size();
   const float* data = input.data<float>().data();
@@ -44,7 +46,8 @@ void GatherColumns(const graph::Graph& graph, const graph::Node& node, const Clu
   }
 }
 
-void GatherOutputs(const Tensor& output, const std::vector<int64_t>& positions, std::vector<float>& z) {
+void GatherOutputs(const Tensor& output, const std::vector<int64_t>& positions,
+                   std::vector<float>& z) {
   const int64_t channels = output.shape()[1], plane = PlaneSize(output.shape());
   const size_t count = positions.size();
   const float* data = output.data<float>().data();

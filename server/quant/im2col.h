@@ -11,14 +11,17 @@
 
 namespace tern::quant {
 
-// Fills x [J, positions.size()] row-major with the inputs that the node's weights at each output position meet, rows
-// in the layout's order. `input` is f32 [n, c, h, w] ([n, c] for a fully connected layer); positions are
-// n * (oh * ow) + row * ow + column. Padding is 0. The node is an ungrouped kConv or a kFullyConnected.
-void GatherColumns(const graph::Graph& graph, const graph::Node& node, const ClusterLayout& layout, const Tensor& input,
-                   const std::vector<int64_t>& positions, std::vector<float>& x);
+// Fills x [J, positions.size()] row-major with the inputs that the node's weights at each output
+// position meet, rows in the layout's order. `input` is f32 [n, c, h, w] ([n, c] for a fully
+// connected layer); positions are n * (oh * ow) + row * ow + column. Padding is 0. The node is an
+// ungrouped kConv or a kFullyConnected.
+void GatherColumns(const graph::Graph& graph, const graph::Node& node, const ClusterLayout& layout,
+                   const Tensor& input, const std::vector<int64_t>& positions,
+                   std::vector<float>& x);
 
 // Fills z [O, positions.size()] with `output` f32 [n, o, oh, ow] ([n, o]) at the positions.
-void GatherOutputs(const Tensor& output, const std::vector<int64_t>& positions, std::vector<float>& z);
+void GatherOutputs(const Tensor& output, const std::vector<int64_t>& positions,
+                   std::vector<float>& z);
 
 }  // namespace tern::quant
 

@@ -17,7 +17,8 @@ constexpr float kSmallestRange = 1e-20f;
 QuantParams Spanning(float lo, float hi) {
   QuantParams params;
   params.scale = (hi - lo) / 255.0f;
-  params.zero_point = static_cast<int32_t>(std::clamp(std::nearbyint(-lo / params.scale), 0.0f, 255.0f));
+  params.zero_point =
+      static_cast<int32_t>(std::clamp(std::nearbyint(-lo / params.scale), 0.0f, 255.0f));
   return params;
 }
 

@@ -1,7 +1,5 @@
 #include "server/quant/placement.h"
 
-#include <algorithm>
-
 namespace tern::quant {
 namespace {
 
@@ -9,10 +7,13 @@ using graph::Graph;
 using graph::Node;
 using graph::OpType;
 
-bool IsWeighted(const Node& node) { return node.op == OpType::kConv || node.op == OpType::kFullyConnected; }
+bool IsWeighted(const Node& node) {
+  return node.op == OpType::kConv || node.op == OpType::kFullyConnected;
+}
 
 bool IsPerChannelOf(const Shape& small, const Shape& large) {
-  return small.rank() == 3 && large.rank() == 3 && small[0] == large[0] && small[1] == 1 && small[2] == 1;
+  return small.rank() == 3 && large.rank() == 3 && small[0] == large[0] && small[1] == 1 &&
+         small[2] == 1;
 }
 
 }  // namespace
@@ -25,12 +26,8 @@ bool HasIntegerRule(const Graph& graph, const Node& node) {
     case OpType::kSoftmax:
     case OpType::kSub:
     case OpType::kDiv:
+    case OpType::kReduceMean:
       return false;
-    case OpType::kReduceMean: {
-      std::vector<int> axes = node.axes;
-      std::sort(axes.begin(), axes.end());
-      return graph.shape(node.inputs[0]).rank() == 3 && axes == std::vector<int>{1, 2};
-    }
     case OpType::kAdd:
     case OpType::kMul: {
       const Shape& a = graph.shape(node.inputs[0]);

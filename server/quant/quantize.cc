@@ -10,7 +10,8 @@
 namespace tern::quant {
 namespace {
 
-// Larger clusters would be allowed by the arithmetic, but no layer gains from them that N = 0 (all) does not serve.
+// Larger clusters would be allowed by the arithmetic, but no layer gains from them that N = 0 (all)
+// does not serve.
 constexpr uint32_t kMaxClusterSize = 256;
 
 }  // namespace
@@ -18,25 +19,31 @@ constexpr uint32_t kMaxClusterSize = 256;
 absl::Status ValidateRecipe(const v1::Recipe& recipe) {
   const int weights = recipe.weights();
   if (weights != v1::INT8 && weights != v1::INT4_CLUSTER && weights != v1::TERNARY_CLUSTER) {
-    const std::string name = v1::WeightType_IsValid(weights) ? v1::WeightType_Name(recipe.weights()) : "unknown";
-    return absl::InvalidArgumentError(absl::StrCat("recipe.weights is ", name, " (", weights,
-                                                   "); wanted INT8, INT4_CLUSTER or TERNARY_CLUSTER"));
+    const std::string name =
+        v1::WeightType_IsValid(weights) ? v1::WeightType_Name(recipe.weights()) : "unknown";
+    return absl::InvalidArgumentError(
+        absl::StrCat("recipe.weights is ", name, " (", weights,
+                     "); wanted INT8, INT4_CLUSTER or TERNARY_CLUSTER"));
   }
   if (recipe.cluster_size() > kMaxClusterSize) {
     return absl::InvalidArgumentError(absl::StrCat("recipe.cluster_size is ", recipe.cluster_size(),
-                                                   "; wanted 1..", kMaxClusterSize, ", or 0 for all channels"));
+                                                   "; wanted 1..", kMaxClusterSize,
+                                                   ", or 0 for all channels"));
   }
   if (!v1::ActivationType_IsValid(recipe.activations())) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("recipe.activations is ", static_cast<int>(recipe.activations()), "; wanted AFFINE or DFP8"));
+    return absl::InvalidArgumentError(absl::StrCat("recipe.activations is ",
+                                                   static_cast<int>(recipe.activations()),
+                                                   "; wanted AFFINE or DFP8"));
   }
   if (!v1::Method_IsValid(recipe.method())) {
-    return absl::InvalidArgumentError(absl::StrCat("recipe.method is ", static_cast<int>(recipe.method()),
+    return absl::InvalidArgumentError(absl::StrCat("recipe.method is ",
+                                                   static_cast<int>(recipe.method()),
                                                    "; wanted COMPENSATED, CORRECTED or DIRECT"));
   }
   if (recipe.has_max_top1_drop() && !(recipe.max_top1_drop() <= 1.0)) {
-    return absl::InvalidArgumentError(absl::StrCat("recipe.max_top1_drop is ", recipe.max_top1_drop(),
-                                                   "; wanted a fraction of at most 1 (0.01 is one point)"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("recipe.max_top1_drop is ", recipe.max_top1_drop(),
+                     "; wanted a fraction of at most 1 (0.01 is one point)"));
   }
   return absl::OkStatus();
 }
@@ -46,26 +53,30 @@ absl::StatusOr<QuantizeResult> Quantize(const graph::Graph& graph, const Tensor&
   TERN_RETURN_IF_ERROR(ValidateRecipe(options.recipe));
   TERN_RETURN_IF_ERROR(graph::Validate(graph));
   if (options.threads < 1) {
-    return absl::InvalidArgumentError(absl::StrCat("threads is ", options.threads, "; wanted at least 1"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("threads is ", options.threads, "; wanted at least 1"));
   }
   int weighted = 0;
   for (const graph::Node& node : graph.nodes) {
     if (node.quantized) {
-      return absl::InvalidArgumentError(absl::StrCat("the network is quantised already (", node.name, ")"));
+      return absl::InvalidArgumentError(
+          absl::StrCat("the network is quantised already (", node.name, ")"));
     }
     weighted += node.op == graph::OpType::kConv || node.op == graph::OpType::kFullyConnected;
   }
-  if (weighted == 0) return absl::InvalidArgumentError("the network has no convolution or fully connected layer");
+  if (weighted == 0)
+    return absl::InvalidArgumentError("the network has no convolution or fully connected layer");
   const Shape& sample = graph.shape(graph.input);
   const Shape& got = calibration.shape();
   if (calibration.dtype() != DType::kF32 || got.rank() != sample.rank() + 1 || got[0] < 1 ||
       got != sample.WithBatch(got[0])) {
-    return absl::InvalidArgumentError(absl::StrCat("calibration images are ", Name(calibration.dtype()), " ",
-                                                   got.ToString(), "; wanted f32 [n, ...", sample.ToString(),
-                                                   "] with n >= 1"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("calibration images are ", Name(calibration.dtype()), " ", got.ToString(),
+                     "; wanted f32 [n, ...", sample.ToString(), "] with n >= 1"));
   }
   for (float v : calibration.data<float>()) {
-    if (!(std::fabs(v) <= FLT_MAX)) return absl::InvalidArgumentError("calibration images hold non-finite values");
+    if (!(std::fabs(v) <= FLT_MAX))
+      return absl::InvalidArgumentError("calibration images hold non-finite values");
   }
   return Walk(graph, calibration, options).Run();
 }

@@ -30,16 +30,17 @@ struct QuantizeOptions {
 
 struct QuantizeResult {
   graph::Graph graph;  // quantised; valid
-  // Fills: recipe, calibration_images, layers, float_nodes, float_macs_share, bits_per_weight, float_bytes,
-  // multiplications_removed, sqnr_db, calibration_agreement, seconds, warnings. The caller adds the rest.
+  // Fills: recipe, calibration_images, layers, float_nodes, float_macs_share, bits_per_weight,
+  // float_bytes, multiplications_removed, sqnr_db, calibration_agreement, seconds, warnings. The
+  // caller adds the rest.
   v1::QuantizationReport report;
 };
 
-// Quantises `graph` (float, after graph::Optimize) with `calibration`, f32 NCHW [n, c, h, w], n >= 1, already
-// preprocessed. Deterministic for a recipe (its seed included), images and thread count.
-// INVALID_ARGUMENT: recipe out of range (cluster size, type), calibration of another shape or with non-finite values;
-// FAILED_PRECONDITION: the network produces non-finite values on the calibration images (names the layer);
-// CANCELLED.
+// Quantises `graph` (float, after graph::Optimize) with `calibration`, f32 NCHW [n, c, h, w], n >=
+// 1, already preprocessed. Deterministic for a recipe (its seed included), images and thread count.
+// INVALID_ARGUMENT: recipe out of range (cluster size, type), calibration of another shape or with
+// non-finite values; FAILED_PRECONDITION: the network produces non-finite values on the calibration
+// images (names the layer); CANCELLED.
 absl::StatusOr<QuantizeResult> Quantize(const graph::Graph& graph, const Tensor& calibration,
                                         const QuantizeOptions& options);
 

@@ -1,4 +1,5 @@
-// Rounding that compiles to two additions; the baseline instruction set has no rounding instruction.
+// Rounding that compiles to two additions; the baseline instruction set has no rounding
+// instruction.
 #ifndef TERN_SERVER_QUANT_ROUNDING_H_
 #define TERN_SERVER_QUANT_ROUNDING_H_
 

@@ -35,7 +35,9 @@ constexpr int kMaxCompensatedColumns = 6144;
 // Floats of im2col in memory at a time.
 constexpr int64_t kGatherElements = int64_t{1} << 24;
 
-bool IsWeighted(const Node& node) { return node.op == OpType::kConv || node.op == OpType::kFullyConnected; }
+bool IsWeighted(const Node& node) {
+  return node.op == OpType::kConv || node.op == OpType::kFullyConnected;
+}
 
 WeightScheme SchemeOf(v1::WeightType type) {
   switch (type) {
@@ -48,7 +50,9 @@ WeightScheme SchemeOf(v1::WeightType type) {
   }
 }
 
-int64_t PlaneSize(const Tensor& t) { return t.shape().rank() == 4 ? t.shape()[2] * t.shape()[3] : 1; }
+int64_t PlaneSize(const Tensor& t) {
+  return t.shape().rank() == 4 ? t.shape()[2] * t.shape()[3] : 1;
+}
 
 double Decibels(double signal, double noise) {
   if (noise <= 0) return 200.0;  // exact; more is beyond f32
@@ -115,11 +119,14 @@ Tensor ToCodes(const Tensor& real, const QuantParams& params) {
   Tensor codes(DType::kU8, real.shape());
   const auto source = real.data<float>();
   auto target = codes.data<uint8_t>();
-  // The range is clamped before the zero point is added, so that the rounding trick sees small numbers.
-  const float lo = static_cast<float>(-params.zero_point), hi = static_cast<float>(255 - params.zero_point);
+  // The range is clamped before the zero point is added, so that the rounding trick sees small
+  // numbers.
+  const float lo = static_cast<float>(-params.zero_point),
+              hi = static_cast<float>(255 - params.zero_point);
   const float zero = static_cast<float>(params.zero_point);
   for (size_t i = 0; i < source.size(); ++i) {
-    target[i] = static_cast<uint8_t>(static_cast<int>(RoundInto(source[i] / params.scale, lo, hi) + zero));
+    target[i] =
+        static_cast<uint8_t>(static_cast<int>(RoundInto(source[i] / params.scale, lo, hi) + zero));
   }
   return codes;
 }
@@ -129,12 +136,14 @@ Tensor ToReal(const Tensor& codes, const QuantParams& params) {
   const auto source = codes.data<uint8_t>();
   auto target = real.data<float>();
   const float zero = static_cast<float>(params.zero_point);
-  for (size_t i = 0; i < source.size(); ++i) target[i] = params.scale * (static_cast<float>(source[i]) - zero);
+  for (size_t i = 0; i < source.size(); ++i)
+    target[i] = params.scale * (static_cast<float>(source[i]) - zero);
   return real;
 }
 
 // Scales of an already coded layer, multiplied per row and put on the grid again.
-void RescaleRows(const std::vector<double>& factor, const ScaleGrid& grid, QuantizedWeights& weights) {
+void RescaleRows(const std::vector<double>& factor, const ScaleGrid& grid,
+                 QuantizedWeights& weights) {
   const int outputs = static_cast<int>(factor.size());
   const int clusters = static_cast<int>(weights.cluster_scales.shape()[1]);
   std::vector<float> alpha(static_cast<size_t>(outputs) * clusters);
@@ -152,8 +161,14 @@ void RescaleRows(const std::vector<double>& factor, const ScaleGrid& grid, Quant
 }  // namespace
 
 Walk::Walk(const graph::Graph& graph, const Tensor& calibration, const QuantizeOptions& options)
-    : graph_(graph), calibration_(calibration), options_(options), recipe_(options.recipe), placement_(Place(graph)),
-      last_reader_(graph.values.size(), -1), live_(graph.values.size()), report_of_(graph.values.size(), -1),
+    : graph_(graph),
+      calibration_(calibration),
+      options_(options),
+      recipe_(options.recipe),
+      placement_(Place(graph)),
+      last_reader_(graph.values.size(), -1),
+      live_(graph.values.size()),
+      report_of_(graph.values.size(), -1),
       started_(absl::Now()) {
   result_.graph = graph;
   const int nodes = static_cast<int>(graph.nodes.size());
@@ -191,10 +206,11 @@ void Walk::Warn(std::string message) {
 
 void Walk::ChooseImages() {
   const int nodes = static_cast<int>(graph_.nodes.size());
-  // Bytes per image at the fullest moment: an f32 and a u8 copy of each live value, and the layer's f32 result before
-  // its range is known.
+  // Bytes per image at the fullest moment: an f32 and a u8 copy of each live value, and the layer's
+  // f32 result before its range is known.
   const auto bytes = [&](ValueId id) {
-    const int64_t quantised = placement_.values[id] == Codes::kFloat || placement_.values[id] == Codes::kConcat ? 4 : 1;
+    const int64_t quantised =
+        placement_.values[id] == Codes::kFloat || placement_.values[id] == Codes::kConcat ? 4 : 1;
     return graph_.shape(id).elements() * (4 + quantised);
   };
   int64_t live = bytes(graph_.input), peak = live;
@@ -210,14 +226,17 @@ void Walk::ChooseImages() {
     }
   }
   const int64_t available = calibration_.shape()[0];
-  const int64_t images = std::clamp<int64_t>(kMemoryLimit / std::max<int64_t>(peak, 1), 1, available);
+  const int64_t images =
+      std::clamp<int64_t>(kMemoryLimit / std::max<int64_t>(peak, 1), 1, available);
   if (images < available) {
-    Warn(absl::StrCat("only ", images, " of ", available, " calibration images are used: the activations of all would take ",
+    Warn(absl::StrCat("only ", images, " of ", available,
+                      " calibration images are used: the activations of all would take ",
                       available * peak >> 20, " MiB, more than ", kMemoryLimit >> 20));
   }
   images_.resize(images);
   for (int64_t i = 0; i < images; ++i) images_[i] = i * available / images;
-  const int64_t batch = std::clamp<int64_t>(kBatchElements / graph_.shape(graph_.input).elements(), 16, 128);
+  const int64_t batch =
+      std::clamp<int64_t>(kBatchElements / graph_.shape(graph_.input).elements(), 16, 128);
   for (int64_t i = 0; i < images; i += batch) batches_.push_back(static_cast<int>(i));
   batches_.push_back(static_cast<int>(images));
 
@@ -228,9 +247,11 @@ void Walk::ChooseImages() {
       cost += 3.0 * static_cast<double>(images) * MultiplyAccumulates(graph_, node);
       const double outputs = static_cast<double>(node.weight.shape()[0]);
       const double columns = static_cast<double>(node.weight.elements()) / outputs;
-      const double positions = static_cast<double>(graph_.shape(node.output).elements()) / outputs * images;
+      const double positions =
+          static_cast<double>(graph_.shape(node.output).elements()) / outputs * images;
       if (method == v1::COMPENSATED && node.conv.groups == 1 && columns <= kMaxCompensatedColumns) {
-        cost += columns * columns * (0.6 * std::min<double>(positions, kMaxPositions) + 10 * outputs + 8 * columns);
+        cost += columns * columns *
+                (0.6 * std::min<double>(positions, kMaxPositions) + 10 * outputs + 8 * columns);
       }
     }
     cost_.push_back(cost);
@@ -279,8 +300,8 @@ absl::Status Walk::StartWithInput() {
   for (int b = 0; b < batch_count(); ++b) {
     Tensor batch(DType::kF32, sample.WithBatch(batch_images(b)));
     for (int i = 0; i < batch_images(b); ++i) {
-      std::memcpy(batch.data<float>().data() + i * elements, source + images_[batches_[b] + i] * elements,
-                  elements * sizeof(float));
+      std::memcpy(batch.data<float>().data() + i * elements,
+                  source + images_[batches_[b] + i] * elements, elements * sizeof(float));
     }
     input.quantised.push_back(batch);
     input.reference.push_back(std::move(batch));
@@ -308,7 +329,8 @@ absl::StatusOr<std::vector<Tensor>> Walk::RunNodeOn(const Node& node, bool refer
         inputs.push_back(&reals.back());
       }
     }
-    TERN_ASSIGN_OR_RETURN(Tensor result, engine::RunFloatNode(graph_, node, inputs, options_.threads));
+    TERN_ASSIGN_OR_RETURN(Tensor result,
+                          engine::RunFloatNode(graph_, node, inputs, options_.threads));
     results.push_back(std::move(result));
   }
   return results;
@@ -328,7 +350,8 @@ absl::Status Walk::RunOther(int index) {
   return absl::OkStatus();
 }
 
-absl::Status Walk::RunReference(LayerData& data, const ClusterLayout& layout, Moments* moments, Activation& out) {
+absl::Status Walk::RunReference(LayerData& data, const ClusterLayout& layout, Moments* moments,
+                                Activation& out) {
   const Node& node = *data.node;
   Node plain = node;  // weights and bias alone
   plain.inputs.resize(1);
@@ -339,14 +362,16 @@ absl::Status Walk::RunReference(LayerData& data, const ClusterLayout& layout, Mo
   data.target_square.assign(outputs, 0);
   const int64_t plane = graph_.shape(node.output).elements() / outputs;
   const double share =
-      std::min(1.0, static_cast<double>(kMaxPositions) / static_cast<double>(plane * static_cast<int64_t>(images_.size())));
+      std::min(1.0, static_cast<double>(kMaxPositions) /
+                        static_cast<double>(plane * static_cast<int64_t>(images_.size())));
   const int64_t chunk = std::max<int64_t>(256, kGatherElements / layout.columns());
   std::mt19937_64 random(recipe_.seed() * 0x9E3779B97F4A7C15u + static_cast<uint64_t>(node.output));
   std::vector<float> x, z;
   for (int b = 0; b < batch_count(); ++b) {
     TERN_RETURN_IF_ERROR(CheckCancelled());
-    TERN_ASSIGN_OR_RETURN(Tensor y, engine::RunFloatNode(graph_, plain, {&live_[node.inputs[0]].reference[b]},
-                                                         options_.threads));
+    TERN_ASSIGN_OR_RETURN(Tensor y,
+                          engine::RunFloatNode(graph_, plain, {&live_[node.inputs[0]].reference[b]},
+                                               options_.threads));
     Tensor target = y;
     if (residual != graph::kNoValue) {
       Accumulate(live_[residual].reference[b], 1.0f, y);
@@ -360,15 +385,18 @@ absl::Status Walk::RunReference(LayerData& data, const ClusterLayout& layout, Mo
     data.count += plane * batch_images(b);
     if (moments != nullptr) {
       const int64_t all = plane * batch_images(b);
-      const int64_t keep = std::max<int64_t>(1, static_cast<int64_t>(share * static_cast<double>(all)));
+      const int64_t keep =
+          std::max<int64_t>(1, static_cast<int64_t>(share * static_cast<double>(all)));
       const Tensor input = Real(node.inputs[0], b);
       for (int64_t first = 0; first < keep; first += chunk) {
         TERN_RETURN_IF_ERROR(CheckCancelled());
         std::vector<int64_t> positions(std::min(chunk, keep - first));
         // One position in each of `keep` equal stretches.
         for (size_t i = 0; i < positions.size(); ++i) {
-          const double at = static_cast<double>(first) + static_cast<double>(i) + (keep == all ? 0.5 : Uniform(random));
-          positions[i] = std::min(all - 1, static_cast<int64_t>(at * static_cast<double>(all) / static_cast<double>(keep)));
+          const double at = static_cast<double>(first) + static_cast<double>(i) +
+                            (keep == all ? 0.5 : Uniform(random));
+          positions[i] = std::min(all - 1, static_cast<int64_t>(at * static_cast<double>(all) /
+                                                                static_cast<double>(keep)));
         }
         GatherColumns(graph_, node, layout, input, positions, x);
         GatherOutputs(target, positions, z);
@@ -393,7 +421,8 @@ absl::Status Walk::RunQuantised(const Node& node, const Tensor& weight, std::vec
   for (int b = 0; b < batch_count(); ++b) {
     TERN_RETURN_IF_ERROR(CheckCancelled());
     const Tensor input = Real(node.inputs[0], b);
-    TERN_ASSIGN_OR_RETURN(Tensor y, engine::RunFloatNode(graph_, plain, {&input}, options_.threads));
+    TERN_ASSIGN_OR_RETURN(Tensor y,
+                          engine::RunFloatNode(graph_, plain, {&input}, options_.threads));
     AddChannelSums(y, sum, square);
     out.push_back(std::move(y));
   }
@@ -434,14 +463,16 @@ absl::Status Walk::MatchVariance(const LayerData& data, QuantizedWeights& weight
   const double n = static_cast<double>(data.count);
   std::vector<double> factor(sum.size());
   for (size_t o = 0; o < factor.size(); ++o) {
-    const double wanted = data.target_square[o] / n - data.target_sum[o] / n * data.target_sum[o] / n;
+    const double wanted =
+        data.target_square[o] / n - data.target_sum[o] / n * data.target_sum[o] / n;
     const double got = square[o] / n - sum[o] / n * sum[o] / n;
     // The bounds keep a channel that is nearly constant on the calibration images from exploding.
     factor[o] = got > 1e-12 ? std::clamp(std::sqrt(std::max(wanted, 0.0) / got), 0.3, 3.0) : 1.0;
   }
   ScaleGrid grid;
-  grid.max_scale = MaxScaleWithoutOverflow(static_cast<int>(weights.codes.elements() / weights.codes.shape()[0]),
-                                           MaxCode(weights.scheme));
+  grid.max_scale =
+      MaxScaleWithoutOverflow(static_cast<int>(weights.codes.elements() / weights.codes.shape()[0]),
+                              MaxCode(weights.scheme));
   grid.power_of_two_step = recipe_.activations() == v1::DFP8;
   RescaleRows(factor, grid, weights);
   return absl::OkStatus();
@@ -460,13 +491,15 @@ absl::Status Walk::RunWeighted(int index) {
   }
   const bool clustered = data.scheme != WeightScheme::kInt8;
   const int channels = static_cast<int>(node.weight.shape()[1]);
-  if (clustered) data.cluster_size = recipe_.cluster_size() == 0 ? channels : static_cast<int>(recipe_.cluster_size());
+  if (clustered)
+    data.cluster_size =
+        recipe_.cluster_size() == 0 ? channels : static_cast<int>(recipe_.cluster_size());
   const ClusterLayout layout = MakeClusterLayout(channels, columns / channels, data.cluster_size);
 
   bool compensate = data.method == v1::COMPENSATED && clustered;
   if (compensate && columns > kMaxCompensatedColumns) {
-    Warn(absl::StrCat(node.name, " has ", columns, " weights per output, more than ", kMaxCompensatedColumns,
-                      ": corrected instead of compensated"));
+    Warn(absl::StrCat(node.name, " has ", columns, " weights per output, more than ",
+                      kMaxCompensatedColumns, ": corrected instead of compensated"));
     data.method = v1::CORRECTED;
     compensate = false;
   }
@@ -476,7 +509,8 @@ absl::Status Walk::RunWeighted(int index) {
   if (compensate) moments.emplace(columns, outputs);
   TERN_RETURN_IF_ERROR(RunReference(data, layout, moments ? &*moments : nullptr, out));
   ReportProgress(&node);
-  TERN_ASSIGN_OR_RETURN(QuantizedWeights weights, ChooseWeights(data, layout, moments ? &*moments : nullptr));
+  TERN_ASSIGN_OR_RETURN(QuantizedWeights weights,
+                        ChooseWeights(data, layout, moments ? &*moments : nullptr));
   moments.reset();
   if (clustered && data.method == v1::CORRECTED) TERN_RETURN_IF_ERROR(MatchVariance(data, weights));
   ReportProgress(&node);
@@ -488,7 +522,8 @@ absl::Status Walk::RunWeighted(int index) {
   if (data.method != v1::DIRECT) {
     auto bias = quantised.bias.data<float>();
     for (int o = 0; o < outputs; ++o) {
-      correction[o] = static_cast<float>((data.target_sum[o] - sum[o]) / static_cast<double>(data.count));
+      correction[o] =
+          static_cast<float>((data.target_sum[o] - sum[o]) / static_cast<double>(data.count));
       bias[o] += correction[o];
     }
   }
@@ -516,7 +551,8 @@ absl::Status Walk::RunWeighted(int index) {
       noise += error * error;
     }
   }
-  result_.report.mutable_layers(report_of_[node.output])->set_output_sqnr_db(Decibels(signal, noise));
+  result_.report.mutable_layers(report_of_[node.output])
+      ->set_output_sqnr_db(Decibels(signal, noise));
   return absl::OkStatus();
 }
 
@@ -557,7 +593,8 @@ void Walk::SetParams(ValueId id, const QuantParams& params) {
   const int producer = graph_.ProducerOf(id);
   if (producer < 0 || graph_.nodes[producer].op != OpType::kConcat) return;
   for (ValueId part : graph_.nodes[producer].inputs) {
-    if (placement_.values[part] == Codes::kConcat && !result_.graph.values[part].quant) SetParams(part, params);
+    if (placement_.values[part] == Codes::kConcat && !result_.graph.values[part].quant)
+      SetParams(part, params);
   }
 }
 
@@ -566,9 +603,9 @@ absl::Status Walk::CheckFinite(const Node& node, const Activation& activation) c
     bool finite = true;
     for (float v : batch.data<float>()) finite &= std::fabs(v) <= FLT_MAX;
     if (!finite) {
-      return absl::FailedPreconditionError(absl::StrCat(
-          "the float network produces non-finite values on the calibration images in ", node.name, " (",
-          graph::Name(node.op), ")"));
+      return absl::FailedPreconditionError(
+          absl::StrCat("the float network produces non-finite values on the calibration images in ",
+                       node.name, " (", graph::Name(node.op), ")"));
     }
   }
   return absl::OkStatus();
@@ -579,7 +616,8 @@ void Walk::Release(int index) {
     if (last_reader_[id] == index) live_[id] = Activation();
   }
   // A result that nobody reads; the graph is normally free of them.
-  if (last_reader_[graph_.nodes[index].output] < 0) live_[graph_.nodes[index].output] = Activation();
+  if (last_reader_[graph_.nodes[index].output] < 0)
+    live_[graph_.nodes[index].output] = Activation();
 }
 
 void Walk::FillLayerReport(int index, const LayerData& data) {
@@ -591,10 +629,13 @@ void Walk::FillLayerReport(int index, const LayerData& data) {
   layer.set_scheme(Name(weights.scheme));
   layer.set_cluster_size(static_cast<uint32_t>(weights.cluster_size));
   layer.set_weights(static_cast<uint64_t>(weights.codes.elements()));
-  layer.set_bits_per_weight(static_cast<double>(StoredBits(weights)) / static_cast<double>(weights.codes.elements()));
+  layer.set_bits_per_weight(static_cast<double>(StoredBits(weights)) /
+                            static_cast<double>(weights.codes.elements()));
   layer.set_macs(static_cast<uint64_t>(MultiplyAccumulates(graph_, graph_.nodes[index])));
   layer.set_multiplications_removed(MultiplicationsRemoved(weights));
-  layer.set_weight_bits(weights.scheme == WeightScheme::kInt8 ? 7 : weights.scheme == WeightScheme::kInt4Cluster ? 4 : 2);
+  layer.set_weight_bits(weights.scheme == WeightScheme::kInt8          ? 7
+                        : weights.scheme == WeightScheme::kInt4Cluster ? 4
+                                                                       : 2);
 }
 
 void Walk::FillReport() {
@@ -608,7 +649,8 @@ void Walk::FillReport() {
     bits += layer.bits_per_weight() * static_cast<double>(layer.weights());
     macs += static_cast<double>(layer.macs());
     removed += layer.multiplications_removed() * static_cast<double>(layer.macs());
-    if (layer.scheme() == Name(WeightScheme::kTernaryCluster) && layer.bits_per_weight() >= 4.0) ++ternary_pointwise;
+    if (layer.scheme() == Name(WeightScheme::kTernaryCluster) && layer.bits_per_weight() >= 4.0)
+      ++ternary_pointwise;
   }
   report.set_bits_per_weight(weights > 0 ? bits / weights : 0);
   report.set_float_bytes(static_cast<uint64_t>(4 * weights));
@@ -629,9 +671,11 @@ void Walk::FillReport() {
     for (int i = 0; i < batch_images(b); ++i, got += classes, wanted += classes) {
       for (int64_t k = 0; k < classes; ++k) {
         signal += static_cast<double>(wanted[k]) * wanted[k];
-        noise += (static_cast<double>(got[k]) - wanted[k]) * (static_cast<double>(got[k]) - wanted[k]);
+        noise +=
+            (static_cast<double>(got[k]) - wanted[k]) * (static_cast<double>(got[k]) - wanted[k]);
       }
-      same += std::max_element(got, got + classes) - got == std::max_element(wanted, wanted + classes) - wanted;
+      same += std::max_element(got, got + classes) - got ==
+              std::max_element(wanted, wanted + classes) - wanted;
     }
   }
   report.set_sqnr_db(Decibels(signal, noise));
@@ -639,12 +683,14 @@ void Walk::FillReport() {
   report.set_seconds(absl::ToDoubleSeconds(absl::Now() - started_));
 
   if (report.calibration_agreement().value() < 0.8) {
-    Warn(absl::StrFormat("the quantised network agrees with the float one on only %.1f %% of the calibration images",
-                         100 * report.calibration_agreement().value()));
+    Warn(absl::StrFormat(
+        "the quantised network agrees with the float one on only %.1f %% of the calibration images",
+        100 * report.calibration_agreement().value()));
   }
   if (ternary_pointwise > 0) {
     Warn(absl::StrCat(ternary_pointwise, " ternary layers take 4 or more bits per weight with N = ",
-                      recipe_.cluster_size(), "; 4-bit codes with a larger N would be smaller and more accurate there"));
+                      recipe_.cluster_size(),
+                      "; 4-bit codes with a larger N would be smaller and more accurate there"));
   }
 }
 

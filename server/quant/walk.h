@@ -14,8 +14,8 @@
 
 namespace tern::quant {
 
-// A tensor on the calibration images, in batches: in the float network, and in the quantised one, as u8 codes
-// with the value's parameters or as f32 where it has none (yet).
+// A tensor on the calibration images, in batches: in the float network, and in the quantised one,
+// as u8 codes with the value's parameters or as f32 where it has none (yet).
 struct Activation {
   std::vector<Tensor> reference;
   std::vector<Tensor> quantised;
@@ -36,8 +36,9 @@ class Walk {
     WeightScheme scheme = WeightScheme::kInt8;
     v1::Method method = v1::COMPENSATED;
     int cluster_size = 0;
-    std::vector<double> target_sum, target_square;  // per output channel, of what the layer should give
-    int64_t count = 0;                              // values per output channel
+    std::vector<double> target_sum,
+        target_square;  // per output channel, of what the layer should give
+    int64_t count = 0;  // values per output channel
   };
 
   absl::Status CheckCancelled() const;
@@ -50,16 +51,21 @@ class Walk {
   absl::Status RunOther(int index);
   absl::Status RunWeighted(int index);
 
-  // Float outputs (with the residual and the clip) into `out`, statistics into `data` and `moments` (may be null).
-  absl::Status RunReference(LayerData& data, const ClusterLayout& layout, Moments* moments, Activation& out);
-  // Quantised convolution without bias correction, residual and clip: [batch] f32; sums per output channel.
+  // Float outputs (with the residual and the clip) into `out`, statistics into `data` and `moments`
+  // (may be null).
+  absl::Status RunReference(LayerData& data, const ClusterLayout& layout, Moments* moments,
+                            Activation& out);
+  // Quantised convolution without bias correction, residual and clip: [batch] f32; sums per output
+  // channel.
   absl::Status RunQuantised(const graph::Node& node, const Tensor& weight, std::vector<Tensor>& out,
                             std::vector<double>& sum, std::vector<double>& square);
-  absl::StatusOr<QuantizedWeights> ChooseWeights(LayerData& data, const ClusterLayout& layout, const Moments* moments);
+  absl::StatusOr<QuantizedWeights> ChooseWeights(LayerData& data, const ClusterLayout& layout,
+                                                 const Moments* moments);
   // Rescales rows so that the variance of the layer's output matches the float network's.
   absl::Status MatchVariance(const LayerData& data, QuantizedWeights& weights);
 
-  // Gives value `id` its parameters by what its (float) quantised activation holds, and turns it into codes.
+  // Gives value `id` its parameters by what its (float) quantised activation holds, and turns it
+  // into codes.
   void Observe(graph::ValueId id);
   // Sets the parameters; codes if the activation is live; concatenated parts follow.
   void SetParams(graph::ValueId id, const QuantParams& params);
@@ -80,13 +86,13 @@ class Walk {
   const v1::Recipe& recipe_;
   const Placement placement_;
   QuantizeResult result_;
-  std::vector<int> last_reader_;      // by ValueId: the last node that reads it
-  std::vector<int> weighted_;         // node indices
-  std::vector<int64_t> images_;       // calibration images in use
-  std::vector<int> batches_;          // batch b is images_[batches_[b]] .. images_[batches_[b + 1] - 1]
-  std::vector<Activation> live_;      // by ValueId
-  std::vector<int> report_of_;        // by ValueId: index of the layer report of its producer, or -1
-  std::vector<double> cost_;          // by node, in multiply-accumulates or so, for the estimate of time
+  std::vector<int> last_reader_;  // by ValueId: the last node that reads it
+  std::vector<int> weighted_;     // node indices
+  std::vector<int64_t> images_;   // calibration images in use
+  std::vector<int> batches_;      // batch b is images_[batches_[b]] .. images_[batches_[b + 1] - 1]
+  std::vector<Activation> live_;  // by ValueId
+  std::vector<int> report_of_;    // by ValueId: index of the layer report of its producer, or -1
+  std::vector<double> cost_;  // by node, in multiply-accumulates or so, for the estimate of time
   double cost_done_ = 0, cost_all_ = 0;
   int layers_done_ = 0;
   absl::Time started_;

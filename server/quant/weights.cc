@@ -59,8 +59,8 @@ std::vector<int8_t> FromLayout(const ClusterLayout& layout, absl::Span<const int
 }
 
 float TernaryScale(absl::Span<const float> values) {
-  // For the support of the k largest magnitudes with sum S_k the best scale is S_k / k and the squared
-  // error falls by S_k^2 / k.
+  // For the support of the k largest magnitudes with sum S_k the best scale is S_k / k and the
+  // squared error falls by S_k^2 / k.
   std::vector<float> magnitudes(values.size());
   for (size_t i = 0; i < values.size(); ++i) magnitudes[i] = std::fabs(values[i]);
   std::sort(magnitudes.begin(), magnitudes.end(), std::greater<float>());
@@ -113,7 +113,8 @@ int MaxInt8CodeWithoutOverflow(int64_t columns) {
   return static_cast<int>(std::clamp<int64_t>(limit, 1, kMaxInt8Code));
 }
 
-void RoundScales(const ScaleGrid& grid, int clusters, absl::Span<const float> alpha, CodedWeights& weights) {
+void RoundScales(const ScaleGrid& grid, int clusters, absl::Span<const float> alpha,
+                 CodedWeights& weights) {
   const int outputs = weights.outputs;
   const float max_scale = static_cast<float>(grid.max_scale);
   weights.scales.resize(alpha.size());
@@ -126,7 +127,8 @@ void RoundScales(const ScaleGrid& grid, int clusters, absl::Span<const float> al
   for (int o = 0; o < outputs; ++o) {
     const absl::Span<const float> row = alpha.subspan(static_cast<size_t>(o) * clusters, clusters);
     float step = layer_step;
-    if (!grid.power_of_two_step) step = std::max(*std::max_element(row.begin(), row.end()) / max_scale, 1e-30f);
+    if (!grid.power_of_two_step)
+      step = std::max(*std::max_element(row.begin(), row.end()) / max_scale, 1e-30f);
     weights.steps[o] = step;
     for (int g = 0; g < clusters; ++g) {
       const float scale = std::clamp(std::nearbyint(row[g] / step), 1.0f, max_scale);
@@ -135,8 +137,8 @@ void RoundScales(const ScaleGrid& grid, int clusters, absl::Span<const float> al
   }
 }
 
-CodedWeights NearestWeights(const ClusterLayout& layout, int outputs, absl::Span<const float> rows, int max_code,
-                            const ScaleGrid& grid) {
+CodedWeights NearestWeights(const ClusterLayout& layout, int outputs, absl::Span<const float> rows,
+                            int max_code, const ScaleGrid& grid) {
   const size_t columns = layout.column.size();
   const int clusters = layout.clusters();
   CodedWeights weights;
@@ -159,8 +161,8 @@ CodedWeights NearestWeights(const ClusterLayout& layout, int outputs, absl::Span
   return weights;
 }
 
-QuantizedWeights ToQuantizedWeights(const ClusterLayout& layout, const CodedWeights& weights, WeightScheme scheme, int n,
-                                    const Shape& shape) {
+QuantizedWeights ToQuantizedWeights(const ClusterLayout& layout, const CodedWeights& weights,
+                                    WeightScheme scheme, int n, const Shape& shape) {
   QuantizedWeights result;
   result.scheme = scheme;
   result.codes = Tensor::Of<int8_t>(shape, FromLayout(layout, weights.codes));
@@ -177,8 +179,9 @@ QuantizedWeights NearestInt8(const Tensor& weight) {
   const int outputs = static_cast<int>(weight.shape()[0]);
   const int columns = static_cast<int>(weight.elements() / outputs);
   const ClusterLayout layout = MakeClusterLayout(columns, 1, 0);
-  CodedWeights coded = NearestWeights(layout, outputs, weight.data<float>(), MaxInt8CodeWithoutOverflow(columns),
-                                      ScaleGrid{.max_scale = 1});
+  CodedWeights coded =
+      NearestWeights(layout, outputs, weight.data<float>(), MaxInt8CodeWithoutOverflow(columns),
+                     ScaleGrid{.max_scale = 1});
   return ToQuantizedWeights(layout, coded, WeightScheme::kInt8, 0, weight.shape());
 }
 

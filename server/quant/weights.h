@@ -62,7 +62,8 @@ inline int NearestCode(float v, float scale, int max_code) {
 // What cluster scales may be.
 struct ScaleGrid {
   int max_scale = kMaxClusterScale;  // integers 1 .. max_scale
-  bool power_of_two_step = false;    // one power-of-two step for the layer, else one float step per row
+  bool power_of_two_step =
+      false;  // one power-of-two step for the layer, else one float step per row
 };
 
 // The largest cluster scale for rows of `columns` codes of magnitude <= max_code that keeps
@@ -74,35 +75,37 @@ int MaxInt8CodeWithoutOverflow(int64_t columns);
 // Weights of one layer on a grid: real weight = steps[o] * scales[o][g] * codes[o][position].
 struct CodedWeights {
   int outputs = 0;
-  std::vector<int8_t> codes;   // [outputs, columns], in the layout's order
+  std::vector<int8_t> codes;    // [outputs, columns], in the layout's order
   std::vector<uint8_t> scales;  // [outputs, G], 1 .. 127
-  std::vector<float> steps;    // [outputs], > 0
+  std::vector<float> steps;     // [outputs], > 0
 
   float alpha(const ClusterLayout& layout, int o, int g) const {
     return steps[o] * static_cast<float>(scales[static_cast<size_t>(o) * layout.clusters() + g]);
   }
 };
 
-// Puts real scales alpha [outputs, G] on the grid. The step is alpha's maximum of the row (or the layer,
-// rounded up to a power of two) over max_scale; a scale is never 0, which would kill a cluster.
-void RoundScales(const ScaleGrid& grid, int clusters, absl::Span<const float> alpha, CodedWeights& weights);
+// Puts real scales alpha [outputs, G] on the grid. The step is alpha's maximum of the row (or the
+// layer, rounded up to a power of two) over max_scale; a scale is never 0, which would kill a
+// cluster.
+void RoundScales(const ScaleGrid& grid, int clusters, absl::Span<const float> alpha,
+                 CodedWeights& weights);
 
-// Nearest codes: per row and cluster InitialScale, codes by it, then RoundScales. `rows` is in the layout's
-// order, [outputs, columns].
-CodedWeights NearestWeights(const ClusterLayout& layout, int outputs, absl::Span<const float> rows, int max_code,
-                            const ScaleGrid& grid);
+// Nearest codes: per row and cluster InitialScale, codes by it, then RoundScales. `rows` is in the
+// layout's order, [outputs, columns].
+CodedWeights NearestWeights(const ClusterLayout& layout, int outputs, absl::Span<const float> rows,
+                            int max_code, const ScaleGrid& grid);
 
-// As stored in a graph; `shape` is the float weight's shape. `n` is stored as the cluster size (0 for int8, whose
-// layout has one cluster and whose scales must be 1).
-QuantizedWeights ToQuantizedWeights(const ClusterLayout& layout, const CodedWeights& weights, WeightScheme scheme, int n,
-                                    const Shape& shape);
+// As stored in a graph; `shape` is the float weight's shape. `n` is stored as the cluster size (0
+// for int8, whose layout has one cluster and whose scales must be 1).
+QuantizedWeights ToQuantizedWeights(const ClusterLayout& layout, const CodedWeights& weights,
+                                    WeightScheme scheme, int n, const Shape& shape);
 
 // Per-channel int8 of any convolution or fully connected weight, grouped ones too: for each output
 // channel the better of the scales of UniformScale.
 QuantizedWeights NearestInt8(const Tensor& weight);
 
-// Bits that one layer's codes and cluster scales take in an artifact: 8, 4 or 2 per weight and 8 per
-// cluster scale. Steps and biases (one float each per output channel) are not counted.
+// Bits that one layer's codes and cluster scales take in an artifact: 8, 4 or 2 per weight and 8
+// per cluster scale. Steps and biases (one float each per output channel) are not counted.
 int64_t StoredBits(const QuantizedWeights& weights);
 
 // Share of the layer's multiplications that became additions: 1 - G / columns for ternary layers

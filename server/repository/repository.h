@@ -13,9 +13,7 @@
 
 #include <cstdint>
 #include <functional>
-#include <map>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <vector>
 
@@ -36,7 +34,7 @@ enum class State { kLoading, kReady, kUnavailable, kUnloaded };
 struct VersionInfo {
   std::string model;
   uint64_t version = 0;
-  bool is_default = false;
+  bool is_default = false;  // in a LoadedModel: when it was loaded
   State state = State::kLoading;
   std::string reason;  // of kUnavailable
   std::string scheme;  // fp32, int8, int4-cluster, ternary-cluster; "" until first read
@@ -72,12 +70,14 @@ struct RepositoryOptions {
   std::string root;
   engine::PlanOptions plan;
   metrics::Metrics* metrics = nullptr;  // not owned; may be null in tests
-  // Makes what serves a version. Called outside locks. May be null (tests): versions have no servable.
+  // Makes what serves a version. Called outside the lookup lock; must not change the repository. May be null (tests):
+  // Acquire then returns null.
   std::function<absl::StatusOr<std::shared_ptr<Servable>>(std::shared_ptr<const LoadedModel>)> make_servable;
   uint64_t max_file_bytes = 2ull << 30;
 };
 
-// Thread safe. Loading happens on the calling thread, outside the lock that lookups take.
+// Thread safe. Loading happens on the calling thread, outside the lock that lookups take. Changes of one model
+// exclude each other; those of different models rarely wait for each other.
 class Repository {
  public:
   // Creates `root` if needed, cleans up after a crash, and loads every version found. A version that cannot
@@ -94,19 +94,28 @@ class Repository {
   std::vector<VersionInfo> List(absl::string_view model) const;  // "" = all; ordered by name, version
 
   // Stores the ONNX bytes as a new version (the first creates the model with this contract and labels; later
-  // ones must have the same input shape and number of classes) and loads it. The first becomes default.
-  // INVALID_ARGUMENT: name, contract, labels, ONNX; UNIMPLEMENTED: operator. Nothing is stored on failure.
+  // ones must have the same contract, input shape and number of classes, and the same labels or none) and loads it.
+  // The first becomes default. A version's number is one more than any that the model had.
+  // INVALID_ARGUMENT: name, contract, labels, ONNX; UNIMPLEMENTED: operator; RESOURCE_EXHAUSTED: too large, or the
+  // disk is full. Nothing is stored on failure.
   absl::StatusOr<VersionInfo> Import(absl::string_view model, absl::string_view onnx,
                                      const v1::Preprocessing& preprocessing,
                                      const std::vector<std::string>& labels, bool set_default);
-  // Stores a quantised version and loads it. NOT_FOUND if the model does not exist.
+  // Stores a quantised version and loads it. NOT_FOUND if the model does not exist; INVALID_ARGUMENT if the artifact
+  // has another input shape or number of classes. Nothing is stored on failure.
   // The self-test must pass before it is published.
   absl::StatusOr<VersionInfo> Publish(absl::string_view model, const artifact::Artifact& artifact, bool set_default);
 
+  // Loads from disk what is not loaded, also folders that were put there since Open. A version that serves is
+  // replaced without a gap; if that fails, the old one goes on serving and the error is returned.
+  // Version 0 = default. NOT_FOUND.
   absl::StatusOr<VersionInfo> Load(absl::string_view model, uint64_t version);
+  // FAILED_PRECONDITION for the default version; NOT_FOUND. Returns when its last batch is done.
   absl::StatusOr<VersionInfo> Unload(absl::string_view model, uint64_t version);
+  // FAILED_PRECONDITION if the version is not ready; NOT_FOUND; INVALID_ARGUMENT for version 0.
   absl::StatusOr<VersionInfo> SetDefault(absl::string_view model, uint64_t version);
-  // version 0 = the whole model. Returns how many versions were removed.
+  // version 0 = the whole model; so is the last version. FAILED_PRECONDITION for the default version while others
+  // exist; NOT_FOUND. Returns how many versions were removed.
   absl::StatusOr<uint64_t> Delete(absl::string_view model, uint64_t version);
 
   // The optimised float graph of a float version, read from disk, and the SHA-256 of its file.
@@ -124,7 +133,6 @@ class Repository {
   void Shutdown();
 
  private:
-  struct Entry;
   struct Impl;
   explicit Repository(std::unique_ptr<Impl> impl);
   std::unique_ptr<Impl> impl_;

@@ -83,7 +83,8 @@ double Measure(const Layer& layer, const Config& config, Isa isa, int batch, dou
   AlignedBuffer src(static_cast<size_t>(batch) * g.ih * g.iw * g.ic);
   AlignedBuffer dst(pixels * g.oc);
   AlignedBuffer scratch(ClusterConvScratchBytes(conv));
-  for (size_t i = 0; i < src.size_bytes(); ++i) src.as<uint8_t>()[i] = static_cast<uint8_t>(random());
+  for (size_t i = 0; i < src.size_bytes(); ++i)
+    src.as<uint8_t>()[i] = static_cast<uint8_t>(random());
   const std::vector<float> multiplier(g.oc, 1e-4f);
   const std::vector<float> offset(g.oc, 100.0f);
 
@@ -98,8 +99,8 @@ double Measure(const Layer& layer, const Config& config, Isa isa, int batch, dou
   using Clock = std::chrono::steady_clock;
   const auto start = Clock::now();
   double best = 1e9;
-  for (int runs = 0; runs < 3 || std::chrono::duration<double>(Clock::now() - start).count() < seconds;
-       ++runs) {
+  for (int runs = 0;
+       runs < 3 || std::chrono::duration<double>(Clock::now() - start).count() < seconds; ++runs) {
     const auto begin = Clock::now();
     RunClusterConv(conv, args, 0, pixels, 0, OutputBlocks(g));
     best = std::min(best, std::chrono::duration<double>(Clock::now() - begin).count());

@@ -124,7 +124,7 @@ class MainJob(unittest.TestCase):
         for version, report in self.reports.items():
             self.assertEqual(report["version"], version)
             self.assertEqual(report["model"], "demo")
-        listed = {v["version"]: v for v in self.server.json("models")["models"]}
+        listed = {v["version"]: v for v in self.server.json("models")["versions"]}
         self.assertEqual(sorted(v for v in listed if v <= 5), [1, 2, 3, 4, 5])
         self.assertLess(self.reports[4]["bytes"], self.reports[2]["bytes"])
         self.assertLess(self.reports[2]["bytes"], listed[1]["bytes"])
@@ -196,13 +196,13 @@ class MainJob(unittest.TestCase):
             self.assertGreater(metric(text, "tern_stage_duration_seconds_count", stage=stage), 0)
 
     def test_accuracy_gate_refuses_to_publish(self):
-        before = len(self.server.json("models")["models"])
+        before = len(self.server.json("models")["versions"])
         gate = self.server.run("quantize", "--model", "demo", "--from", "1", "--weights", "ternary", "--cluster", "64",
                                "--method", "direct", "--calibration", calibration(), "--calibration-count", "20",
                                "--evaluation", photos(), "--max-top1-drop", "0.0", "--json")
         self.assertEqual(gate.returncode, 3, gate.stderr)
         self.assertFalse(json.loads(gate.stdout)["published"])
-        self.assertEqual(len(self.server.json("models")["models"]), before)
+        self.assertEqual(len(self.server.json("models")["versions"]), before)
 
     def test_bench_reports_rates_for_server_and_engine(self):
         served = self.server.json("bench", "--model", "demo", "--version", "2", "--data", photos(), "--concurrency", "4",
@@ -235,7 +235,7 @@ class Crashes(unittest.TestCase):
         self.addCleanup(shutil.rmtree, self.repository)
 
     def states(self, server):
-        return {(v["model"], v["version"]): v["state"] for v in server.json("models")["models"]}
+        return {(v["model"], v["version"]): v["state"] for v in server.json("models")["versions"]}
 
     def test_damaged_and_half_written_versions_are_marked_and_others_serve(self):
         server = Server(self.repository, "--demo")

@@ -20,9 +20,9 @@
 namespace tern::kernels {
 namespace {
 
-using ::testing::ElementsAreArray;
 using tern::testing::Guard;
 using tern::testing::GuardedBuffer;
+using ::testing::ElementsAreArray;
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr WeightScheme kTernary = WeightScheme::kTernaryCluster;
@@ -47,8 +47,8 @@ struct Problem {
 
 // A geometry with the output size that the padding gives. Pads: top, left, bottom, right.
 ConvGeometry Geometry(int ih, int iw, int ic, int oc, int kh, int kw, int stride_h = 1,
-                      int stride_w = 1, std::array<int, 4> pads = {0, 0, 0, 0},
-                      int dilation_h = 1, int dilation_w = 1) {
+                      int stride_w = 1, std::array<int, 4> pads = {0, 0, 0, 0}, int dilation_h = 1,
+                      int dilation_w = 1) {
   ConvGeometry g;
   g.ih = ih;
   g.iw = iw;
@@ -150,7 +150,8 @@ std::vector<float> Expected(const Problem& problem, const std::vector<int32_t>& 
   std::vector<float> results(accumulators.size());
   for (size_t i = 0; i < results.size(); ++i) {
     const size_t o = i % problem.g.oc;
-    float v = std::fma(static_cast<float>(accumulators[i]), problem.multiplier[o], problem.offset[o]);
+    float v =
+        std::fma(static_cast<float>(accumulators[i]), problem.multiplier[o], problem.offset[o]);
     if (!problem.residual.empty()) {
       v = std::fma(static_cast<float>(problem.residual[i]), problem.residual_multiplier, v);
     }
@@ -220,9 +221,9 @@ std::string Describe(const Problem& problem) {
   std::ostringstream out;
   out << Name(problem.weights.scheme) << " N=" << problem.weights.cluster_size << " batch "
       << problem.batch << " in " << g.ih << "x" << g.iw << "x" << g.ic << " out " << g.oh << "x"
-      << g.ow << "x" << g.oc << " kernel " << g.kh << "x" << g.kw << " stride " << g.stride_h
-      << "," << g.stride_w << " pad " << g.pad_top << "," << g.pad_left << " dilation "
-      << g.dilation_h << "," << g.dilation_w << " zero point " << int{problem.zero_point}
+      << g.ow << "x" << g.oc << " kernel " << g.kh << "x" << g.kw << " stride " << g.stride_h << ","
+      << g.stride_w << " pad " << g.pad_top << "," << g.pad_left << " dilation " << g.dilation_h
+      << "," << g.dilation_w << " zero point " << int{problem.zero_point}
       << (problem.f32 ? " f32" : " u8");
   return out.str();
 }
@@ -234,7 +235,8 @@ void ExpectSame(const std::vector<float>& got, const std::vector<float>& expecte
   for (size_t i = 0; i < got.size(); ++i) {
     if (std::memcmp(&got[i], &expected[i], sizeof(float)) != 0) {
       FAIL() << "pixel " << i / problem.g.oc << " output channel " << i % problem.g.oc << ": got "
-             << got[i] << ", expected " << expected[i] << "\n" << Describe(problem);
+             << got[i] << ", expected " << expected[i] << "\n"
+             << Describe(problem);
     }
   }
 }
@@ -313,8 +315,8 @@ TEST_P(ClusterConvTest, AgreesForStridesDilationsAndPadding) {
       for (int stride_h : {1, 2, 3}) {
         for (int stride_w : {1, 2}) {
           for (int dilation : {1, 2}) {
-            const ConvGeometry g = Geometry(13, 14, 6, 18, kh, kw, stride_h, stride_w, pad,
-                                            dilation, 3 - dilation);
+            const ConvGeometry g =
+                Geometry(13, 14, 6, 18, kh, kw, stride_h, stride_w, pad, dilation, 3 - dilation);
             Check(MakeProblem(g, 4, kTernary, seed++), GetParam());
             if (HasFatalFailure()) return;
           }
@@ -504,8 +506,8 @@ TEST_P(ClusterConvTest, EachFmaRoundsOnce) {
 
 // One channel, weight 1: the accumulator is the activation.
 Problem Identity(const std::vector<uint8_t>& values) {
-  Problem problem = MakeProblem(Geometry(1, static_cast<int>(values.size()), 1, 16, 1, 1), 4,
-                                kTernary, 1);
+  Problem problem =
+      MakeProblem(Geometry(1, static_cast<int>(values.size()), 1, 16, 1, 1), 4, kTernary, 1);
   for (int8_t& code : problem.weights.codes.data<int8_t>()) code = 1;
   for (int8_t& scale : problem.weights.cluster_scales.data<int8_t>()) scale = 1;
   problem.src = values;

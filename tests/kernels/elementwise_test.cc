@@ -16,6 +16,7 @@ namespace {
 
 using tern::testing::Guard;
 using tern::testing::GuardedBuffer;
+using ::testing::Each;
 
 constexpr Guard kGuards[] = {Guard::kAfter, Guard::kBefore};
 constexpr size_t kSizes[] = {0, 1, 2, 3, 7, 8, 9, 15, 16, 31, 32, 33, 64, 72, 257, 1000};
@@ -34,11 +35,20 @@ uint8_t ToU8(float v, float lo, float hi) {
 class ElementwiseTest : public IsaTest {};
 
 TEST_P(ElementwiseTest, QuantizesAsTheParametersSay) {
-  std::vector<float> reals = {0.0f, -0.0f, 0.25f, 0.75f, 1.25f, -0.25f, 1e30f, -1e30f,
+  std::vector<float> reals = {0.0f,
+                              -0.0f,
+                              0.25f,
+                              0.75f,
+                              1.25f,
+                              -0.25f,
+                              1e30f,
+                              -1e30f,
                               std::numeric_limits<float>::infinity(),
                               -std::numeric_limits<float>::infinity(),
                               std::numeric_limits<float>::denorm_min(),
-                              std::numeric_limits<float>::max(), 3e9f, -3e9f};
+                              std::numeric_limits<float>::max(),
+                              3e9f,
+                              -3e9f};
   std::mt19937 random(1);
   std::uniform_real_distribution<float> uniform(-100.0f, 100.0f);
   while (reals.size() < 1000) reals.push_back(uniform(random));
@@ -64,7 +74,7 @@ TEST_P(ElementwiseTest, QuantizesNaNToTheZeroPoint) {
   const std::vector<float> src(17, std::numeric_limits<float>::quiet_NaN());
   std::vector<uint8_t> dst(17);
   QuantizeF32(GetParam(), src.data(), 17, QuantParams{0.5f, 99}, dst.data());
-  EXPECT_THAT(dst, ::testing::Each(99));
+  EXPECT_THAT(dst, Each(99));
 }
 
 TEST_P(ElementwiseTest, DequantizesAsTheParametersSay) {
@@ -72,7 +82,8 @@ TEST_P(ElementwiseTest, DequantizesAsTheParametersSay) {
   for (const QuantParams& params : {QuantParams{0.5f, 0}, QuantParams{0.3137f, 128}}) {
     for (Guard guard : kGuards) {
       for (size_t n : kSizes) {
-        const GuardedBuffer<uint8_t> src(std::vector<uint8_t>(codes.begin(), codes.begin() + n), guard);
+        const GuardedBuffer<uint8_t> src(std::vector<uint8_t>(codes.begin(), codes.begin() + n),
+                                         guard);
         GuardedBuffer<float> dst(n, guard);
         DequantizeU8(GetParam(), src.data(), n, params, dst.data());
         for (size_t i = 0; i < n; ++i) ASSERT_EQ(dst.data()[i], params.Dequantize(src.data()[i]));
@@ -106,8 +117,9 @@ TEST_P(ElementwiseTest, AddsWithOneRoundingPerFma) {
     uint8_t lo, hi;
   };
   // The second set makes every other sum a tie.
-  for (const Factors& f : {Factors{0.7371f, 0.4213f, -20.123f, 0, 255}, Factors{0.5f, 1.0f, 0.0f, 10, 200},
-                           Factors{-1e30f, 1e30f, 3.0f, 0, 255}}) {
+  for (const Factors& f :
+       {Factors{0.7371f, 0.4213f, -20.123f, 0, 255}, Factors{0.5f, 1.0f, 0.0f, 10, 200},
+        Factors{-1e30f, 1e30f, 3.0f, 0, 255}}) {
     for (Guard guard : kGuards) {
       for (size_t n : kSizes) {
         const GuardedBuffer<uint8_t> left(std::vector<uint8_t>(a.begin(), a.begin() + n), guard);
@@ -183,6 +195,33 @@ TEST_P(ElementwiseTest, SumsPixelsPerChannel) {
       }
     }
   }
+}
+
+// The product cancels against the offset down to a tie, give or take the error of the product
+// in f32: rounding the product by itself loses the direction in which it lies.
+TEST_P(ElementwiseTest, EachFmaRoundsOnce) {
+  int telling = 0;
+  for (int code = 1; code < 256; ++code) {
+    const float m = -253.5f / static_cast<float>(code);
+    const float offset = 255.0f;
+    volatile float product = static_cast<float>(code) * m;
+    const uint8_t expected = ToU8(std::fma(static_cast<float>(code), m, offset), 0.0f, 255.0f);
+    telling += expected != ToU8(product + offset, 0.0f, 255.0f);
+
+    const std::vector<uint8_t> codes(8, static_cast<uint8_t>(code));
+    const std::vector<uint8_t> zeros(8, 0);
+    std::vector<uint8_t> dst(8);
+    RequantizeU8(GetParam(), codes.data(), m, offset, 8, dst.data());
+    ASSERT_THAT(dst, Each(expected));
+    AddU8(GetParam(), codes.data(), m, zeros.data(), 1.0f, offset, 0, 255, 8, dst.data());
+    ASSERT_THAT(dst, Each(expected));
+    AddU8(GetParam(), zeros.data(), 1.0f, codes.data(), m, offset, 0, 255, 8, dst.data());
+    ASSERT_THAT(dst, Each(expected));
+    const std::vector<uint8_t> ones(8, 1);
+    MulChannelsU8(GetParam(), codes.data(), 0, ones.data(), 0, m, 255, 1, 8, dst.data());
+    ASSERT_THAT(dst, Each(expected));
+  }
+  EXPECT_GT(telling, 10);
 }
 
 INSTANTIATE_TEST_SUITE_P(Isas, ElementwiseTest, kAllIsas, IsaSuffix);

@@ -29,8 +29,10 @@ Tensor Simulate(const graph::Graph& graph, const Tensor& input, int threads) {
     const int64_t n = std::min(kBatch, all - first);
     std::vector<Tensor> values(graph.values.size());
     values[graph.input] = Tensor(DType::kF32, graph.shape(graph.input).WithBatch(n));
-    std::memcpy(values[graph.input].raw(), input.data<float>().data() + first * elements, n * elements * sizeof(float));
-    if (graph.values[graph.input].quant) RoundToCodes(*graph.values[graph.input].quant, values[graph.input]);
+    std::memcpy(values[graph.input].raw(), input.data<float>().data() + first * elements,
+                n * elements * sizeof(float));
+    if (graph.values[graph.input].quant)
+      RoundToCodes(*graph.values[graph.input].quant, values[graph.input]);
     for (const graph::Node& node : real.nodes) {
       std::vector<const Tensor*> inputs;
       for (graph::ValueId id : node.inputs) {
@@ -42,7 +44,8 @@ Tensor Simulate(const graph::Graph& graph, const Tensor& input, int threads) {
         std::abort();
       }
       values[node.output] = *std::move(result);
-      if (graph.values[node.output].quant) RoundToCodes(*graph.values[node.output].quant, values[node.output]);
+      if (graph.values[node.output].quant)
+        RoundToCodes(*graph.values[node.output].quant, values[node.output]);
     }
     std::memcpy(logits.data<float>().data() + first * graph.classes(), values[graph.output].raw(),
                 n * graph.classes() * sizeof(float));

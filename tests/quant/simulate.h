@@ -1,5 +1,5 @@
-// Runs float and quantised graphs in f32 (quantised values and weights dequantised, results rounded to
-// codes), for accuracy checks on many images.
+// Runs float and quantised graphs in f32 (quantised values and weights dequantised, results rounded
+// to codes), for accuracy checks on many images.
 #ifndef TERN_TESTS_QUANT_SIMULATE_H_
 #define TERN_TESTS_QUANT_SIMULATE_H_
 

@@ -29,6 +29,7 @@ NETWORKS = [
     "efficientnet_b0", "regnet_x_400mf", "regnet_y_400mf",
 ]
 BATCH = 2
+MEASURED = 8  # images behind the batch normalisation's statistics
 SIDE = {"inception_v3": 299}  # others 224
 
 
@@ -43,21 +44,22 @@ def build(name, seed):
     model.eval()
     side = SIDE.get(name, 224)
     # Running statistics near those of real activations, else a deep random network's signal
-    # dies or explodes on its way to the logits: one pass that measures them, then noise.
+    # dies or explodes on its way to the logits, and with it the comparison: random scales and
+    # shifts first, one pass that measures, then a little noise on what was measured.
     norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
-    for norm in norms:
-        norm.train()
-        norm.momentum = 1.0
     with torch.no_grad():
+        for norm in norms:
+            norm.weight.uniform_(0.7, 1.4)
+            norm.bias.normal_(0.0, 0.2)
+            norm.momentum = 1.0
+            norm.train()
         if norms:
-            model(torch.randn(BATCH, 3, side, side))
+            model(torch.randn(MEASURED, 3, side, side))
         for norm in norms:
             norm.eval()
             deviation = norm.running_var.sqrt()
-            norm.running_mean += 0.2 * deviation * torch.randn_like(deviation)
-            norm.running_var *= torch.empty_like(deviation).uniform_(0.8, 1.25)
-            norm.weight.uniform_(0.8, 1.25)
-            norm.bias.normal_(0.0, 0.2)
+            norm.running_mean += 0.05 * deviation * torch.randn_like(deviation)
+            norm.running_var *= torch.empty_like(deviation).uniform_(0.9, 1.1)
         image = torch.randn(BATCH, 3, side, side)
         logits = model(image)
     if not torch.isfinite(logits).all() or logits.std() < 1e-4:

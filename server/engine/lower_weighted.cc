@@ -1,0 +1,420 @@
+// Convolutions and fully connected layers: oneDNN in f32 and int8, our kernels for cluster weights.
+#include "server/engine/lowering.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <mutex>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "server/base/log.h"
+#include "server/base/status_macros.h"
+#include "server/tensor/cluster.h"
+
+namespace tern::engine {
+namespace {
+
+using dnnl::memory;
+using graph::Node;
+using graph::OpType;
+using graph::ValueId;
+using tag = memory::format_tag;
+
+}  // namespace
+
+// Integer weights of a layer in plain OIHW order, as products of code and cluster scale.
+struct IntegerWeights {
+  std::vector<int8_t> values;
+  std::vector<int64_t> sums;  // per output channel
+  int largest = 0;            // magnitude
+};
+
+absl::StatusOr<IntegerWeights> Expand(const Node& node) {
+  const QuantizedWeights& q = *node.quantized;
+  const Shape& shape = q.codes.shape();
+  const int64_t outputs = shape[0], channels = shape[1], taps = shape.elements() / (outputs * channels);
+  const bool clustered = q.scheme != WeightScheme::kInt8;
+  const ClusterMap map(static_cast<int>(channels), clustered ? q.cluster_size : 1);
+  const auto codes = q.codes.data<int8_t>();
+  const auto scales = q.cluster_scales.data<int8_t>();
+  IntegerWeights result;
+  result.values.resize(codes.size());
+  result.sums.resize(outputs);
+  for (int64_t o = 0, i = 0; o < outputs; ++o) {
+    for (int64_t c = 0; c < channels; ++c) {
+      const int scale = clustered ? scales[o * map.clusters() + map.cluster_of(static_cast<int>(c))] : 1;
+      for (int64_t t = 0; t < taps; ++t, ++i) {
+        const int w = scale * codes[i];
+        result.sums[o] += w;
+        result.largest = std::max(result.largest, std::abs(w));
+        // 4-bit products leave s8; only their sums are of use then.
+        result.values[i] = static_cast<int8_t>(w);
+      }
+    }
+  }
+  return result;
+}
+
+// Packed weights of one oneDNN layer. Different batches may want different layouts; each is made once and
+// shared by all sessions. Thread safe.
+class PackedWeights {
+ public:
+  PackedWeights(const memory::desc& plain, const void* data) : versions_{memory(plain, onednn::Engine())} {
+    std::memcpy(versions_[0].get_data_handle(), data, plain.get_size());
+  }
+
+  // Throws dnnl::error.
+  memory Get(const memory::desc& wanted) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (const memory& version : versions_) {
+      if (version.get_desc() == wanted) return version;
+    }
+    memory packed(wanted, onednn::Engine());
+    dnnl::stream stream(onednn::Engine());
+    onednn::Reorder(stream, versions_[0], packed);
+    // The plain copy has served: later layouts are made from the first packed one.
+    if (first_) versions_.clear();
+    first_ = false;
+    versions_.push_back(packed);
+    return packed;
+  }
+
+  size_t bytes() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    size_t sum = 0;
+    for (const memory& version : versions_) sum += version.get_desc().get_size();
+    return sum;
+  }
+
+ private:
+  std::mutex mutex_;
+  bool first_ = true;
+  std::vector<memory> versions_;
+};
+
+memory FloatVector(const std::vector<float>& values) {
+  memory result({{static_cast<memory::dim>(values.size())}, memory::data_type::f32, tag::x}, onednn::Engine());
+  std::memcpy(result.get_data_handle(), values.data(), values.size() * sizeof(float));
+  return result;
+}
+
+bool IsDepthwise(const Node& node, const Shape& x) { return node.conv.groups > 1 && node.conv.groups == x[0]; }
+
+absl::Status Lowering::LowerFloatWeighted(const Node& node) {
+  const Tensor weight = node.quantized ? Dequantize(*node.quantized) : node.weight;
+  const bool conv = node.op == OpType::kConv;
+  const Shape &x = graph_.shape(node.inputs[0]), &y = graph_.shape(node.output);
+  onednn::Epilogue epilogue;
+  epilogue.sum = node.has_residual();
+  epilogue.clip = node.clip;
+  const auto bias_values = node.bias.data<float>();
+  auto bias = std::make_shared<memory>(FloatVector({bias_values.begin(), bias_values.end()}));
+  const memory::dims w_dims = WeightDims(node, weight.shape());
+  auto weights = std::make_shared<PackedWeights>(
+      memory::desc(w_dims, memory::data_type::f32, PlainTag(node)), weight.raw());
+
+  // Candidates of (input, output) format, best first.
+  std::vector<std::pair<Format, Format>> candidates;
+  const bool blocks = conv && !onednn::PrefersNhwc() && y[0] >= kChannelBlock;
+  if (blocks && (x[0] >= kChannelBlock || IsDepthwise(node, x))) {
+    candidates.push_back({Format::kF32Blocked, Format::kF32Blocked});
+  } else if (blocks && x[0] <= 4 && node.conv.groups == 1) {
+    candidates.push_back({Format::kF32Planar, Format::kF32Blocked});
+  }
+  candidates.push_back({Format::kF32, Format::kF32});
+  std::optional<std::pair<Format, Format>> chosen;
+  std::string implementation;
+  absl::Status failure;
+  for (const auto& candidate : candidates) {
+    onednn::Primitive primitive;
+    const absl::Status made = onednn::Guard(absl::StrCat("node ", node.name), [&] {
+      primitive = MakeWeighted(node, candidate.first, candidate.second, w_dims, epilogue, x, y, options_.max_batch);
+    });
+    if (!made.ok()) {
+      failure = made;
+      continue;
+    }
+    const bool fast = absl::StartsWith(primitive.implementation, "jit") || absl::StartsWith(primitive.implementation, "brg");
+    if (candidate.first != Format::kF32 && !fast) continue;
+    TERN_RETURN_IF_ERROR(onednn::Guard(absl::StrCat("node ", node.name), [&] { weights->Get(primitive.weights); }));
+    chosen = candidate;
+    implementation = primitive.implementation;
+    break;
+  }
+  if (!chosen) return failure;
+  const auto [x_format, y_format] = *chosen;
+  SetFloatImplementation(node, absl::StrCat("onednn:", implementation));
+  program_.weight_bytes += weights->bytes() + bias_values.size() * sizeof(float);
+
+  const int src = Get(node.inputs[0], x_format);
+  const int residual = node.has_residual() ? Get(node.inputs[1], y_format) : -1;
+  const int dst = NewBuffer(y_format, y);
+  AddWeightedStep(node, src, residual, dst, w_dims, epilogue, x, y, weights, bias);
+  StoreFloat(node.output, dst);
+  return absl::OkStatus();
+}
+
+memory::dims Lowering::WeightDims(const Node& node, const Shape& w) {
+  if (node.op == OpType::kFullyConnected) return {w[0], w[1]};
+  const int64_t groups = node.conv.groups;
+  if (groups == 1) return {w[0], w[1], w[2], w[3]};
+  return {groups, w[0] / groups, w[1], w[2], w[3]};
+}
+
+tag Lowering::PlainTag(const Node& node) {
+  if (node.op == OpType::kFullyConnected) return tag::oi;
+  return node.conv.groups == 1 ? tag::oihw : tag::goihw;
+}
+
+onednn::Primitive Lowering::MakeWeighted(const Node& node, Format x_format, Format y_format, const memory::dims& w_dims, const onednn::Epilogue& epilogue, const Shape& x, const Shape& y, int64_t batch, bool padded) {
+  const auto type = x_format == Format::kU8 ? memory::data_type::s8 : memory::data_type::f32;
+  const memory::desc weights(w_dims, type, tag::any);
+  const memory::desc bias({y[0]}, memory::data_type::f32, tag::x);
+  if (node.op == OpType::kFullyConnected) {
+    return onednn::MakeInnerProduct(Desc(x_format, x, batch), weights, bias, Desc(y_format, y, batch), epilogue);
+  }
+  const auto& conv = node.conv;
+  onednn::ConvolutionSpec spec;
+  spec.src = Desc(x_format, x, batch);
+  spec.weights = weights;
+  spec.bias = bias;
+  spec.dst = Desc(y_format, y, batch);
+  spec.strides = {conv.stride_h, conv.stride_w};
+  spec.dilations = {conv.dilation_h, conv.dilation_w};
+  spec.pads_begin = padded ? memory::dims{0, 0} : memory::dims{conv.pad_top, conv.pad_left};
+  spec.pads_end = padded ? memory::dims{0, 0} : memory::dims{conv.pad_bottom, conv.pad_right};
+  return onednn::MakeConvolution(spec, epilogue);
+}
+
+void Lowering::AddWeightedStep(const Node& node, int src, int residual, int dst, const memory::dims& w_dims, const onednn::Epilogue& epilogue, const Shape& x, const Shape& y, std::shared_ptr<PackedWeights> weights, std::shared_ptr<memory> bias, bool padded) {
+  std::vector<int> reads{src};
+  if (residual >= 0) reads.push_back(residual);
+  Step& step = AddStep(std::move(reads), {dst});
+  if (residual >= 0) {
+    // The convolution reads pixels of `src` after it wrote others of dst.
+    if (residual != src) step.in_place = {{residual, dst}};
+    step.copy_from = residual;
+    step.copy_to = dst;
+  }
+  const Format x_format = buffer(src).format, y_format = buffer(dst).format;
+  // The node's name and attributes only: its weights are packed already.
+  auto attributes = std::make_shared<Node>();
+  attributes->name = node.name;
+  attributes->op = node.op;
+  attributes->conv = node.conv;
+  step.make = [=](const RunContext& run) {
+    const auto primitive = MakeWeighted(*attributes, x_format, y_format, w_dims, epilogue, x, y, run.batch, padded);
+    Executable executable;
+    executable.primitive = primitive.primitive;
+    executable.args = primitive.constant_args;
+    executable.args.insert({{DNNL_ARG_SRC, Wrap(run, src, primitive.src)},
+                            {DNNL_ARG_WEIGHTS, weights->Get(primitive.weights)},
+                            {DNNL_ARG_BIAS, *bias},
+                            {DNNL_ARG_DST, Wrap(run, dst, primitive.dst)}});
+    return executable;
+  };
+}
+
+absl::Status Lowering::LowerIntegerWeighted(const Node& node) {
+  const QuantParams x = *quant(node.inputs[0]);
+  const bool codes_out = quant(node.output).has_value();
+  const QuantParams y = codes_out ? *quant(node.output) : QuantParams{1.0f, 0};
+  TERN_ASSIGN_OR_RETURN(const IntegerWeights weights, Expand(node));
+  const QuantizedWeights& q = *node.quantized;
+  const auto bias = node.bias.data<float>();
+  const int64_t outputs = q.codes.shape()[0];
+  double residual_ratio = 0, residual_zero = 0;
+  if (node.has_residual()) {
+    const QuantParams r = *quant(node.inputs[1]);
+    residual_ratio = static_cast<double>(r.scale) / y.scale;
+    residual_zero = r.zero_point;
+  }
+  std::vector<float> multiplier(outputs), offset(outputs);
+  for (int64_t o = 0; o < outputs; ++o) {
+    const double m = static_cast<double>(x.scale) * q.steps[o] / y.scale;
+    multiplier[o] = static_cast<float>(m);
+    offset[o] = static_cast<float>(static_cast<double>(bias[o]) / y.scale + y.zero_point -
+                                   static_cast<double>(x.zero_point) * weights.sums[o] * m - residual_zero * residual_ratio);
+  }
+  graph::ClipRange clamp{0.0f, 255.0f};
+  if (codes_out) {
+    const auto [lo, hi] = ClipCodes(node.clip, y);
+    clamp = {static_cast<float>(lo), static_cast<float>(hi)};
+  } else {
+    constexpr float kInfinity = std::numeric_limits<float>::infinity();
+    clamp = node.clip.value_or(graph::ClipRange{-kInfinity, kInfinity});
+  }
+  const bool expands = q.scheme == WeightScheme::kTernaryCluster && options_.expand_ternary_on_vnni &&
+                       options_.isa == kernels::Isa::kAvx512Vnni && onednn::ExactInt8();
+  if (q.scheme != WeightScheme::kInt8 && !expands) {
+    return LowerCluster(node, multiplier, offset, static_cast<float>(residual_ratio), clamp);
+  }
+  return LowerInt8(node, weights, multiplier, offset, residual_ratio, clamp);
+}
+
+absl::Status Lowering::LowerInt8(const Node& node, const IntegerWeights& integers, const std::vector<float>& multiplier, const std::vector<float>& offset, double residual_ratio, graph::ClipRange clamp) {
+  if (integers.largest > 63 && !onednn::ExactInt8()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("node ", node.name, ": int8 weights reach ", integers.largest, ", but oneDNN on ", onednn::IsaName(),
+                     " saturates above 63 (no VNNI); quantise with 7-bit weights"));
+  }
+  const bool codes_out = quant(node.output).has_value();
+  const Format y_format = codes_out ? Format::kU8 : Format::kF32;
+  const Shape& y = graph_.shape(node.output);
+  Shape x = graph_.shape(node.inputs[0]);
+  onednn::Epilogue epilogue;
+  epilogue.scales = multiplier;
+  epilogue.sum = node.has_residual();
+  // A float result takes its residual as reals, whose zero point is gone.
+  std::vector<float> bias = offset;
+  epilogue.sum_scale = static_cast<float>(residual_ratio);
+  if (node.has_residual() && !codes_out) {
+    const QuantParams r = *quant(node.inputs[1]);
+    for (float& b : bias) b += static_cast<float>(r.zero_point * residual_ratio);
+    epilogue.sum_scale = 1.0f;
+  }
+  // u8 results saturate at 0 and 255 by themselves.
+  const bool clamps = codes_out ? clamp.lo > 0.0f || clamp.hi < 255.0f : node.clip.has_value();
+  if (clamps) epilogue.clip = clamp;
+
+  // oneDNN pads with 0. Where the zero point is another code, the input is padded first.
+  const auto& conv = node.conv;
+  const int zero = quant(node.inputs[0])->zero_point;
+  const bool has_pads = node.op == OpType::kConv && (conv.pad_top | conv.pad_left | conv.pad_bottom | conv.pad_right) != 0;
+  const bool padded = zero != 0 && has_pads;
+  if (padded) x = Shape{x[0], x[1] + conv.pad_top + conv.pad_bottom, x[2] + conv.pad_left + conv.pad_right};
+
+  const memory::dims w_dims = WeightDims(node, node.quantized->codes.shape());
+  onednn::Primitive primitive;
+  TERN_RETURN_IF_ERROR(onednn::Guard(absl::StrCat("node ", node.name), [&] {
+    primitive = MakeWeighted(node, Format::kU8, y_format, w_dims, epilogue, x, y, options_.max_batch, padded);
+  }));
+  if (absl::StartsWith(primitive.implementation, "ref")) {
+    TERN_LOG_WARN("node {}: oneDNN has no fast int8 implementation ({}), it runs in float", node.name,
+                  primitive.implementation);
+    return LowerFloatWeighted(node);
+  }
+  auto weights = std::make_shared<PackedWeights>(memory::desc(w_dims, memory::data_type::s8, PlainTag(node)),
+                                                 integers.values.data());
+  TERN_RETURN_IF_ERROR(onednn::Guard(absl::StrCat("node ", node.name), [&] { weights->Get(primitive.weights); }));
+  auto bias_memory = std::make_shared<memory>(FloatVector(onednn::BiasBesideScales(bias, multiplier)));
+  layer().implementation = absl::StrCat("onednn:", primitive.implementation);
+  program_.weight_bytes += weights->bytes() + bias.size() * sizeof(float);
+
+  int src = Get(node.inputs[0], Format::kU8);
+  if (padded) src = Pad(src, node, zero);
+  const int residual = node.has_residual() ? Get(node.inputs[1], y_format) : -1;
+  const int dst = NewBuffer(y_format, y);
+  AddWeightedStep(node, src, residual, dst, w_dims, epilogue, x, y, weights, bias_memory, padded);
+  Define(node.output, dst);
+  return absl::OkStatus();
+}
+
+int Lowering::Pad(int src, const Node& node, int zero) {
+  const auto conv = node.conv;
+  const Shape shape = buffer(src).shape;
+  const int result = NewBuffer(Format::kU8, Shape{shape[0], shape[1] + conv.pad_top + conv.pad_bottom,
+                                                  shape[2] + conv.pad_left + conv.pad_right});
+  AddStep({src}, {result}).loop = [=](const RunContext& run) {
+    PadCodes(run.at<uint8_t>(src), run.batch, shape, conv.pad_top, conv.pad_left, conv.pad_bottom, conv.pad_right,
+             static_cast<uint8_t>(zero), run.at<uint8_t>(result));
+  };
+  return result;
+}
+
+absl::Status Lowering::LowerCluster(const Node& node, const std::vector<float>& multiplier, const std::vector<float>& offset, float residual_multiplier, graph::ClipRange clamp) {
+  const Shape &x = graph_.shape(node.inputs[0]), &y = graph_.shape(node.output), &w = node.quantized->codes.shape();
+  kernels::ConvGeometry geometry;
+  geometry.ic = static_cast<int>(x[0]);
+  geometry.oc = static_cast<int>(y[0]);
+  if (node.op == OpType::kConv) {
+    geometry.ih = static_cast<int>(x[1]);
+    geometry.iw = static_cast<int>(x[2]);
+    geometry.oh = static_cast<int>(y[1]);
+    geometry.ow = static_cast<int>(y[2]);
+    geometry.kh = static_cast<int>(w[2]);
+    geometry.kw = static_cast<int>(w[3]);
+    geometry.stride_h = node.conv.stride_h;
+    geometry.stride_w = node.conv.stride_w;
+    geometry.pad_top = node.conv.pad_top;
+    geometry.pad_left = node.conv.pad_left;
+    geometry.dilation_h = node.conv.dilation_h;
+    geometry.dilation_w = node.conv.dilation_w;
+  }
+  struct Layer {
+    kernels::PackedClusterConv packed;
+    std::vector<float> multiplier, offset;
+  };
+  auto cluster = std::make_shared<Layer>();
+  cluster->packed = kernels::PackClusterConv(geometry, *node.quantized, options_.isa);
+  cluster->multiplier = multiplier;
+  cluster->offset = offset;
+  layer().implementation = absl::StrCat("tern:", kernels::IsaName(cluster->packed.isa));
+  program_.weight_bytes += cluster->packed.bytes() + (multiplier.size() + offset.size()) * sizeof(float);
+  program_.scratch_bytes = std::max(program_.scratch_bytes, kernels::ClusterConvScratchBytes(cluster->packed));
+
+  const bool codes_out = quant(node.output).has_value();
+  const int src = Get(node.inputs[0], Format::kU8);
+  const int residual = node.has_residual() ? Get(node.inputs[1], Format::kU8) : -1;
+  const int dst = NewBuffer(codes_out ? Format::kU8 : Format::kF32, y);
+  std::vector<int> reads{src};
+  if (residual >= 0) reads.push_back(residual);
+  const uint8_t zero = static_cast<uint8_t>(quant(node.inputs[0])->zero_point);
+  Step& step = AddStep(std::move(reads), {dst});
+  if (residual >= 0 && residual != src && codes_out) step.in_place = {{residual, dst}};
+  step.loop = [=](const RunContext& run) {
+    kernels::ClusterConvArgs args;
+    args.src = run.at<uint8_t>(src);
+    args.batch = run.batch;
+    args.src_zero_point = zero;
+    args.multiplier = cluster->multiplier.data();
+    args.offset = cluster->offset.data();
+    if (residual >= 0) args.residual = run.at<uint8_t>(residual);
+    args.residual_multiplier = residual_multiplier;
+    if (codes_out) {
+      args.dst = run.at<uint8_t>(dst);
+    } else {
+      args.dst_f32 = run.at<float>(dst);
+    }
+    args.lo = clamp.lo;
+    args.hi = clamp.hi;
+    RunCluster(run, cluster->packed, args);
+  };
+  Define(node.output, dst);
+  return absl::OkStatus();
+}
+
+void Lowering::RunCluster(const RunContext& run, const kernels::PackedClusterConv& packed, kernels::ClusterConvArgs args) {
+  const auto& g = packed.geometry;
+  const int64_t pixels = int64_t{run.batch} * g.oh * g.ow;
+  const int blocks = kernels::OutputBlocks(g);
+  int parts = 1;  // of the pixels
+  int64_t least = std::numeric_limits<int64_t>::max();
+  for (int p = 1; p <= run.threads; ++p) {
+    if (run.threads % p != 0) continue;
+    const int b = run.threads / p;
+    const int64_t cost = ((pixels + p - 1) / p) * ((blocks + b - 1) / b);
+    if (cost <= least) {
+      least = cost;
+      parts = p;
+    }
+  }
+  const int channel_parts = run.threads / parts;
+  if (run.threads == 1) {
+    args.scratch = run.scratch;
+    kernels::RunClusterConv(packed, args, 0, pixels, 0, blocks);
+    return;
+  }
+#pragma omp parallel for schedule(static, 1) num_threads(run.threads)
+  for (int task = 0; task < parts * channel_parts; ++task) {
+    const int64_t p = task % parts, b = task / parts;
+    kernels::ClusterConvArgs own = args;
+    own.scratch = run.thread_scratch();
+    kernels::RunClusterConv(packed, own, pixels * p / parts, pixels * (p + 1) / parts,
+                            static_cast<int>(blocks * b / channel_parts), static_cast<int>(blocks * (b + 1) / channel_parts));
+  }
+}
+
+}  // namespace tern::engine

@@ -1,0 +1,165 @@
+// Internal: how a graph becomes steps. One object lowers one graph; the methods are grouped in lower.cc (buffers,
+// dispatch), lower_weighted.cc (convolutions, fully connected layers), lower_integer.cc (other operators on codes) and
+// lower_float.cc (other operators in float).
+#ifndef TERN_SERVER_ENGINE_LOWERING_H_
+#define TERN_SERVER_ENGINE_LOWERING_H_
+
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "server/engine/float_ops.h"
+#include "server/engine/integer_ops.h"
+#include "server/engine/program.h"
+#include "server/kernels/cluster_conv.h"
+
+namespace tern::engine {
+
+class PackedWeights;
+struct IntegerWeights;
+
+class Lowering {
+ public:
+  Lowering(const graph::Graph& graph, const PlanOptions& options) : graph_(graph), options_(options) {}
+
+  absl::StatusOr<Program> Run();
+
+ private:
+  // ---- Buffers -----------------------------------------------------------------------------
+
+  LayerInfo& layer() { return program_.layers[node_]; }
+  const std::optional<QuantParams>& quant(ValueId id) const { return graph_.values[id].quant; }
+  Buffer& buffer(int id) { return program_.buffers[id]; }
+
+  int NewBuffer(Format format, const Shape& shape);
+
+  Step& AddStep(std::vector<int> reads, std::vector<int> writes);
+
+  // Declares buffer `b` to be value `id`, in the format in which it is defined.
+  void Define(ValueId id, int b);
+
+  // Declares f32 buffer `b` to hold the reals of value `id`, and quantises them if the value is defined as u8.
+  void StoreFloat(ValueId id, int b);
+
+  // A buffer with the f32 content of f32 buffer `b` in another order.
+  int Convert(int b, Format format);
+
+  // The buffer that holds value `id` in `format`; converts it if there is none. kU8 only if it is quantised.
+  int Get(ValueId id, Format format);
+
+  // One f32 sample, in a format that is not blocked.
+  int Constant(const graph::Value& value, Format format);
+
+  // The f32 format that a consumer without a preference of its own should take.
+  Format Current(ValueId id);
+
+  static memory::desc Desc(Format format, const Shape& shape, int64_t batch);
+
+  static memory Wrap(const RunContext& run, int b, const memory::desc& desc);
+
+  // ---- Nodes -------------------------------------------------------------------------------
+
+  absl::Status LowerNode(const Node& node);
+
+  // True if every input is u8. Constants stay float, and their operator with them.
+  bool IsInteger(const Node& node) const;
+
+  // Names what runs a float node; in a quantised network that is an island.
+  void SetFloatImplementation(const Node& node, const std::string& implementation);
+
+  // ---- Convolution and fully connected, float ------------------------------------------------
+
+  absl::Status LowerFloatWeighted(const Node& node);
+
+  static memory::dims WeightDims(const Node& node, const Shape& w);
+  static tag PlainTag(const Node& node);
+
+  // The oneDNN primitive of a weighted node. x is the input's sample shape, which for integer layers may be
+  // padded already: then `node`'s own pads do not count. Throws dnnl::error.
+  static onednn::Primitive MakeWeighted(const Node& node, Format x_format, Format y_format, const memory::dims& w_dims,
+                                        const onednn::Epilogue& epilogue, const Shape& x, const Shape& y, int64_t batch,
+                                        bool padded = false);
+
+  void AddWeightedStep(const Node& node, int src, int residual, int dst, const memory::dims& w_dims,
+                       const onednn::Epilogue& epilogue, const Shape& x, const Shape& y,
+                       std::shared_ptr<PackedWeights> weights, std::shared_ptr<memory> bias, bool padded = false);
+
+  // ---- Convolution and fully connected, integer ----------------------------------------------
+
+  absl::Status LowerIntegerWeighted(const Node& node);
+
+  absl::Status LowerInt8(const Node& node, const IntegerWeights& integers, const std::vector<float>& multiplier,
+                         const std::vector<float>& offset, double residual_ratio, graph::ClipRange clamp);
+
+  int Pad(int src, const Node& node, int zero);
+
+  absl::Status LowerCluster(const Node& node, const std::vector<float>& multiplier, const std::vector<float>& offset,
+                            float residual_multiplier, graph::ClipRange clamp);
+
+  // Cuts the layer for the team into a grid of pixel ranges and output-channel ranges, whichever is more even:
+  // late layers have few pixels, early ones few channels.
+  static void RunCluster(const RunContext& run, const kernels::PackedClusterConv& packed, kernels::ClusterConvArgs args);
+
+  // ---- Other operators on codes --------------------------------------------------------------
+
+  // An operand's place without its address, which only a run knows.
+  struct Place {
+    int buffer;
+    Shape shape;
+    Strides strides;
+    int64_t batch_stride;
+
+    template <typename T>
+    Operand<T> At(const RunContext& run) const {
+      using Plain = std::remove_const_t<T>;
+      return {run.at<Plain>(buffer), shape, strides, batch_stride};
+    }
+  };
+  Place PlaceOf(int b);
+
+  // False if the operator has no integer form.
+  bool LowerInteger(const Node& node);
+
+  // Whether a reshape moves no byte: both sides lie in row-major order.
+  static bool IsView(Format format, const Shape& in, const Shape& out);
+
+  // Another value over the same memory.
+  void DefineView(const Node& node, int src);
+
+  void LowerIntegerCopy(const Node& node, int src);
+
+  // dst[to_offset + i . to] = table[src[from_offset + i . from]] for every index i; fill >= 0: the rest of dst.
+  void AddCopy(int src, int dst, std::vector<int64_t> dims, const Strides& from, int64_t from_offset, const Strides& to,
+               int64_t to_offset, int fill, std::optional<Table> table);
+
+  // Max or average pooling over oneDNN in the formats of the two buffers; false if oneDNN refuses.
+  bool AddPooling(const Node& node, int src, int dst);
+
+  // ---- Channel shuffle -----------------------------------------------------------------------
+
+  // reshape [c,h,w] -> [g,c/g,h,w], transpose, reshape back: one gather of channels. Recognised at its first node
+  // (whose result and the next one's then exist nowhere); the other two are found done.
+  bool TryShuffle(const Node& node);
+
+  // ---- Other operators in float --------------------------------------------------------------
+
+  absl::Status LowerFloat(const Node& node);
+
+  const graph::Graph& graph_;
+  const PlanOptions& options_;
+  Program program_;
+  int node_ = 0;
+  bool quantized_ = false;
+  std::vector<std::map<Format, int>> formats_;  // by ValueId: its buffers
+  std::map<ValueId, int> fused_;                // values that exist nowhere
+};
+
+}  // namespace tern::engine
+
+#endif  // TERN_SERVER_ENGINE_LOWERING_H_

@@ -1,0 +1,141 @@
+#include "server/repository/load.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "server/base/status_macros.h"
+#include "server/graph/passes.h"
+#include "server/image/image.h"
+#include "server/onnx/import.h"
+#include "server/repository/storage.h"
+
+namespace tern::repository {
+namespace {
+
+// How the weights of a graph are stored.
+struct WeightSummary {
+  std::string scheme = "fp32";  // the one with the fewest bits
+  uint32_t cluster_size = 0;
+  double bits_per_weight = 32;
+};
+
+WeightSummary Summarize(const graph::Graph& graph) {
+  WeightSummary summary;
+  int least_bits = 32;
+  double bits = 0, weights = 0;
+  for (const graph::Node& node : graph.nodes) {
+    if (!node.quantized.has_value()) {
+      if (node.op == graph::OpType::kConv || node.op == graph::OpType::kFullyConnected) {
+        bits += 32.0 * node.weight.elements();
+        weights += node.weight.elements();
+      }
+      continue;
+    }
+    const QuantizedWeights& quantized = *node.quantized;
+    const int code_bits = quantized.scheme == WeightScheme::kTernaryCluster ? 2
+                          : quantized.scheme == WeightScheme::kInt4Cluster  ? 4
+                                                                            : 8;
+    if (code_bits < least_bits) {
+      least_bits = code_bits;
+      summary.scheme = Name(quantized.scheme);
+      summary.cluster_size = quantized.cluster_size;
+    }
+    const double scales = quantized.cluster_scales.empty() ? 0 : quantized.cluster_scales.elements();
+    bits += code_bits * static_cast<double>(quantized.codes.elements()) + 8 * scales;
+    weights += quantized.codes.elements();
+  }
+  if (weights > 0) summary.bits_per_weight = bits / weights;
+  return summary;
+}
+
+void Describe(const graph::Graph& graph, LoadedModel& loaded) {
+  const WeightSummary summary = Summarize(graph);
+  VersionInfo& info = loaded.info;
+  info.scheme = summary.scheme;
+  info.cluster_size = summary.cluster_size;
+  info.bits_per_weight = summary.bits_per_weight;
+  if (loaded.report.recipe().weights() != v1::WEIGHT_TYPE_UNSPECIFIED) {
+    info.cluster_size = loaded.report.recipe().cluster_size();  // as asked for; 0 = all channels
+  }
+  if (loaded.report.bits_per_weight() > 0) info.bits_per_weight = loaded.report.bits_per_weight();
+  info.classes = graph.classes();
+  info.input_shape = graph.shape(graph.input);
+}
+
+}  // namespace
+
+absl::Status CheckContract(const graph::Graph& graph, const v1::Preprocessing& contract) {
+  const Shape& shape = graph.shape(graph.input);
+  // Larger images than any network takes; keeps sizes inside int for the image code.
+  constexpr int64_t kMaxSide = 1 << 14;
+  if (shape.rank() != 3 || shape[0] != 3 || shape[1] > kMaxSide || shape[2] > kMaxSide) {
+    return absl::InvalidArgumentError(absl::StrCat("the network's input is ", shape.ToString(),
+                                                   ", want [3, h, w] with sides of at most ", kMaxSide));
+  }
+  return image::ValidatePreprocessing(contract, static_cast<int>(shape[1]), static_cast<int>(shape[2]));
+}
+
+absl::StatusOr<std::shared_ptr<LoadedModel>> LoadVersion(const std::string& model_folder,
+                                                         const std::string& version_folder,
+                                                         const RepositoryOptions& options) {
+  TERN_ASSIGN_OR_RETURN(const VersionFile file, FindVersionFile(version_folder, options.max_file_bytes));
+  auto loaded = std::make_shared<LoadedModel>();
+  TERN_ASSIGN_OR_RETURN(loaded->config, ReadConfig(model_folder));
+  engine::PlanOptions plan_options = options.plan;
+  plan_options.max_batch =
+      std::max(plan_options.max_batch, static_cast<int>(loaded->config.batching().max_batch_size()));
+
+  graph::Graph graph;
+  if (file.quantized) {
+    auto artifact = artifact::Read(file.path);
+    if (!artifact.ok()) return artifact.status();
+    loaded->preprocessing = artifact->preprocessing;
+    loaded->report = artifact->report;
+    TERN_RETURN_IF_ERROR(Annotate(CheckContract(artifact->graph, loaded->preprocessing), file.path));
+    auto plan = engine::Plan::Create(artifact->graph, plan_options);
+    if (!plan.ok()) return Annotate(plan.status(), file.path);
+    TERN_RETURN_IF_ERROR(Annotate(SelfTest(*artifact, **plan), file.path));
+    loaded->plan = *std::move(plan);
+    loaded->labels = std::move(artifact->labels);
+    graph = std::move(artifact->graph);
+  } else {
+    TERN_ASSIGN_OR_RETURN(const std::string bytes, ReadRegularFile(file.path, options.max_file_bytes));
+    auto imported = onnx::Import(bytes);
+    if (!imported.ok()) return Annotate(imported.status(), file.path);
+    graph = *std::move(imported);
+    graph::Optimize(graph);
+    loaded->preprocessing = loaded->config.preprocessing();
+    TERN_RETURN_IF_ERROR(Annotate(CheckContract(graph, loaded->preprocessing),
+                                  absl::StrCat(model_folder, "/", kConfigFile)));
+    auto plan = engine::Plan::Create(graph, plan_options);
+    if (!plan.ok()) return Annotate(plan.status(), file.path);
+    loaded->plan = *std::move(plan);
+  }
+  if (loaded->labels.empty()) {
+    TERN_ASSIGN_OR_RETURN(loaded->labels, ReadLabels(model_folder, loaded->config, graph.classes()));
+  }
+  if (!loaded->labels.empty() && static_cast<int64_t>(loaded->labels.size()) != graph.classes()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(file.path, ": ", loaded->labels.size(), " labels for ", graph.classes(), " classes"));
+  }
+  Describe(graph, *loaded);
+  loaded->info.file_bytes = file.bytes;
+  loaded->info.state = State::kReady;
+  return loaded;
+}
+
+metrics::ReportGauges GaugesOf(const v1::QuantizationReport& report) {
+  metrics::ReportGauges gauges;
+  if (report.top1().total() > 0 && report.float_top1().value() > 0) {
+    gauges.top1_ratio = report.top1().value() / report.float_top1().value();
+  }
+  if (report.agreement().total() > 0) gauges.top1_agreement = report.agreement().value();
+  for (const v1::LayerReport& layer : report.layers()) {
+    gauges.layer_sqnr_db.emplace_back(layer.name(), layer.output_sqnr_db());
+    gauges.layer_clipped.emplace_back(layer.name(), layer.output_clipped());
+  }
+  return gauges;
+}
+
+}  // namespace tern::repository

@@ -1,0 +1,31 @@
+// Files of one version -> a network ready to run.
+#ifndef TERN_SERVER_REPOSITORY_LOAD_H_
+#define TERN_SERVER_REPOSITORY_LOAD_H_
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "server/repository/repository.h"
+
+namespace tern::repository {
+
+// Reads config, labels and network, checks that they fit each other, plans, and runs the self-test. The result's
+// identity (model, version, is_default, metric_labels) is the caller's to fill in; its state is kReady.
+// Errors are those of the parts, naming the file. Thread safe.
+absl::StatusOr<std::shared_ptr<LoadedModel>> LoadVersion(const std::string& model_folder,
+                                                         const std::string& version_folder,
+                                                         const RepositoryOptions& options);
+
+// INVALID_ARGUMENT unless the graph takes [3, h, w] images that `contract` can make.
+absl::Status CheckContract(const graph::Graph& graph, const v1::Preprocessing& contract);
+
+// What the gauges show of a report.
+metrics::ReportGauges GaugesOf(const v1::QuantizationReport& report);
+
+}  // namespace tern::repository
+
+#endif  // TERN_SERVER_REPOSITORY_LOAD_H_

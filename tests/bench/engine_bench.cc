@@ -1,0 +1,202 @@
+// Milliseconds per image of one network in float, int8, ternary and 4-bit, side by side.
+//
+//   engine_bench --onnx FILE [--isa scalar|avx2|native] [--batch 1,8] [--threads 1] [--rounds 15]
+//                [--schemes float,int8,ternary:64] [--layers]
+//
+// Rounds are interleaved, so that a slow moment of the machine meets every scheme. Weights are rounded directly:
+// the numbers are typical, the accuracy is not. First and last layers are int8 in every quantised network.
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <fstream>
+#include <iterator>
+#include <map>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "server/engine/ops.h"
+#include "server/engine/plan.h"
+#include "server/graph/passes.h"
+#include "server/onnx/import.h"
+#include "tests/engine/quantize_graph.h"
+
+namespace tern::engine {
+namespace {
+
+struct Flags {
+  std::string onnx, isa = "native";
+  std::vector<int> batches{1, 8};
+  std::vector<std::string> schemes{"float", "int8", "ternary:4", "ternary:16", "ternary:64", "int4:64"};
+  int threads = 1;
+  int rounds = 15;
+  bool layers = false;
+};
+
+[[noreturn]] void Fail(const std::string& message) {
+  std::fprintf(stderr, "engine_bench: %s\n", message.c_str());
+  std::exit(2);
+}
+
+template <typename T>
+T Check(absl::StatusOr<T> result) {
+  if (!result.ok()) Fail(result.status().ToString());
+  return *std::move(result);
+}
+
+int Number(const std::string& text) {
+  int value = 0;
+  if (!absl::SimpleAtoi(text, &value) || value < 1) Fail(absl::StrCat("not a positive number: ", text));
+  return value;
+}
+
+Flags Parse(int argc, char** argv) {
+  Flags flags;
+  for (int i = 1; i < argc; ++i) {
+    const std::string flag = argv[i];
+    if (flag == "--layers") {
+      flags.layers = true;
+      continue;
+    }
+    if (i + 1 >= argc) Fail(absl::StrCat("no value for ", flag));
+    const std::string value = argv[++i];
+    if (flag == "--onnx") {
+      flags.onnx = value;
+    } else if (flag == "--isa") {
+      flags.isa = value;
+    } else if (flag == "--threads") {
+      flags.threads = Number(value);
+    } else if (flag == "--rounds") {
+      flags.rounds = Number(value);
+    } else if (flag == "--schemes") {
+      flags.schemes = absl::StrSplit(value, ',');
+    } else if (flag == "--batch") {
+      flags.batches.clear();
+      for (absl::string_view batch : absl::StrSplit(value, ',')) flags.batches.push_back(Number(std::string(batch)));
+    } else {
+      Fail(absl::StrCat("unknown flag ", flag));
+    }
+  }
+  if (flags.onnx.empty()) Fail("--onnx FILE is missing");
+  return flags;
+}
+
+// Ranges of every value on one random image.
+testing::Ranges Measure(const graph::Graph& graph) {
+  std::vector<Tensor> values(graph.values.size());
+  Tensor input(DType::kF32, graph.shape(graph.input).WithBatch(1));
+  std::mt19937 random(1);
+  std::normal_distribution<float> normal;
+  for (float& v : input.data<float>()) v = normal(random);
+  for (size_t id = 0; id < values.size(); ++id) {
+    values[id] = graph.values[id].constant ? *graph.values[id].constant : Tensor(DType::kF32, {1});
+  }
+  values[graph.input] = std::move(input);
+  for (const graph::Node& node : graph.nodes) {
+    std::vector<const Tensor*> inputs;
+    for (graph::ValueId id : node.inputs) inputs.push_back(&values[id]);
+    values[node.output] = Check(RunFloatNode(graph, node, inputs, 1));
+  }
+  return testing::RangesOf(values);
+}
+
+graph::Graph InScheme(const graph::Graph& graph, const testing::Ranges& ranges, const std::string& name) {
+  if (name == "float") return graph;
+  testing::QuantizeOptions options;
+  options.first_and_last_int8 = true;
+  const std::vector<std::string> parts = absl::StrSplit(name, ':');
+  const std::map<std::string, WeightScheme> schemes{
+      {"int8", WeightScheme::kInt8}, {"ternary", WeightScheme::kTernaryCluster}, {"int4", WeightScheme::kInt4Cluster}};
+  const auto scheme = schemes.find(parts[0]);
+  if (scheme == schemes.end()) Fail(absl::StrCat("unknown scheme ", name));
+  options.scheme = scheme->second;
+  options.cluster_size = parts.size() > 1 ? Number(parts[1]) : 4;
+  return testing::QuantizeGraph(graph, ranges, options);
+}
+
+struct Contender {
+  std::string name;
+  std::shared_ptr<const Plan> plan;
+  Session session;
+  std::vector<double> milliseconds;  // per image
+  std::vector<absl::Duration> layers;
+};
+
+void PrintLayers(const std::vector<Contender>& contenders, int rounds, int batch) {
+  std::printf("\n%-44s %9s", "layer, us per image", "MMAC");
+  for (const Contender& c : contenders) std::printf(" %36s", c.name.c_str());
+  std::printf("\n");
+  for (size_t i = 0; i < contenders[0].layers.size(); ++i) {
+    const LayerInfo& first = contenders[0].plan->layers()[i];
+    std::printf("%-44.44s %9.2f", absl::StrCat(first.op, " ", first.name).c_str(), first.macs / 1e6);
+    for (const Contender& c : contenders) {
+      std::printf(" %9.1f %-26.26s", absl::ToDoubleMicroseconds(c.layers[i]) / rounds / batch,
+                  c.plan->layers()[i].implementation.c_str());
+    }
+    std::printf("\n");
+  }
+}
+
+int Main(int argc, char** argv) {
+  const Flags flags = Parse(argc, argv);
+  const kernels::Isa isa = Check(kernels::SelectIsa(flags.isa));
+  if (const absl::Status status = CapOneDnnIsa(isa); !status.ok()) Fail(status.ToString());
+  std::ifstream file(flags.onnx, std::ios::binary);
+  if (!file) Fail(absl::StrCat("cannot open ", flags.onnx));
+  graph::Graph graph = Check(onnx::Import(std::string(std::istreambuf_iterator<char>(file), {})));
+  graph::Optimize(graph);
+  const testing::Ranges ranges = Measure(graph);
+  std::printf("%s, isa %s, %d threads\n", flags.onnx.c_str(), kernels::IsaName(isa), flags.threads);
+
+  for (int batch : flags.batches) {
+    std::vector<Contender> contenders;
+    for (const std::string& name : flags.schemes) {
+      PlanOptions options;
+      options.isa = isa;
+      options.max_batch = batch;
+      // Ternary is measured on our kernels even where int8 would serve it.
+      options.expand_ternary_on_vnni = false;
+      auto plan = Check(Plan::Create(InScheme(graph, ranges, name), options));
+      Session session = Check(plan->NewSession(flags.threads));
+      std::mt19937 random(2);
+      std::normal_distribution<float> normal;
+      for (float& v : session.input()) v = normal(random);
+      contenders.push_back({name, plan, std::move(session), {}, {}});
+    }
+    for (int round = -1; round < flags.rounds; ++round) {
+      for (Contender& c : contenders) {
+        const auto begin = std::chrono::steady_clock::now();
+        const absl::Status status =
+            flags.layers && round >= 0 ? c.session.RunProfiled(batch, c.layers).status() : c.session.Run(batch).status();
+        if (!status.ok()) Fail(status.ToString());
+        const std::chrono::duration<double, std::milli> time = std::chrono::steady_clock::now() - begin;
+        if (round >= 0) c.milliseconds.push_back(time.count() / batch);
+      }
+    }
+    std::printf("\nbatch %d\n%-14s %10s %10s %12s %12s %12s %12s\n", batch, "scheme", "min ms", "median ms", "min/float",
+                "min/int8", "weights MiB", "arena MiB");
+    std::map<std::string, double> best;
+    for (Contender& c : contenders) {
+      std::sort(c.milliseconds.begin(), c.milliseconds.end());
+      best[c.name] = c.milliseconds[0];
+    }
+    for (const Contender& c : contenders) {
+      const auto speed = [&](const char* base) { return best.count(base) != 0 ? best[base] / best[c.name] : 0.0; };
+      std::printf("%-14s %10.3f %10.3f %11.2fx %11.2fx %12.1f %12.1f\n", c.name.c_str(), best[c.name],
+                  c.milliseconds[c.milliseconds.size() / 2], speed("float"), speed("int8"),
+                  static_cast<double>(c.plan->weight_bytes()) / (1 << 20),
+                  static_cast<double>(c.plan->activation_bytes()) / (1 << 20));
+    }
+    if (flags.layers) PrintLayers(contenders, flags.rounds, batch);
+  }
+  return 0;
+}
+
+}  // namespace
+}  // namespace tern::engine
+
+int main(int argc, char** argv) { return tern::engine::Main(argc, argv); }

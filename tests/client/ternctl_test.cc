@@ -1,0 +1,414 @@
+// The real binary against the fake server: forms, JSON keys, exit codes.
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+
+#include <cstdlib>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "tests/client/fake_server.h"
+#include "tests/client/folder.h"
+
+namespace tern::client {
+namespace {
+
+using nlohmann::json;
+using testing::HasSubstr;
+
+struct Output {
+  int code = -1;
+  std::string out;
+  std::string err;
+
+  json Json() const {
+    EXPECT_TRUE(json::accept(out)) << out;
+    return json::accept(out) ? json::parse(out) : json();
+  }
+};
+
+class TernctlTest : public testing::Test {
+ protected:
+  // Runs `ternctl <arguments>`, as a shell would, with the fake server's addresses in the
+  // environment.
+  Output Run(const std::string& arguments, const std::string& input = "") const {
+    folder_.Write("stdin", input);
+    const std::string command = "cd '" + folder_.path() + "' && TERN_SERVER=" + fake_.server() +
+                                " TERN_ADMIN=" + fake_.admin() + " '" TERNCTL_PATH "' " +
+                                arguments + " <stdin >stdout 2>stderr";
+    const int status = std::system(command.c_str());
+    return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, folder_.Read("stdout"),
+            folder_.Read("stderr")};
+  }
+
+  // Ten classes of `per_class` images whose class the fake server sees.
+  void MakeImageFolder(const std::string& name, int per_class) const {
+    for (int c = 0; c < 10; ++c) {
+      for (int i = 0; i < per_class; ++i) {
+        folder_.Write(name + "/class" + std::to_string(c) + "/" + std::to_string(i) + ".jpg",
+                      std::to_string(c) + " image " + std::to_string(i));
+      }
+    }
+  }
+
+  FakeServer fake_;
+  Folder folder_;
+};
+
+TEST_F(TernctlTest, ClassifiesOneImage) {
+  folder_.Write("cat.jpg", "3");
+  const Output text = Run("classify --model demo cat.jpg");
+  EXPECT_EQ(text.code, 0) << text.err;
+  EXPECT_THAT(text.out, HasSubstr("class-3"));
+  EXPECT_THAT(text.out, HasSubstr("0.5000"));
+  const Output output = Run("classify --model demo --version 2 --top-k 3 --json cat.jpg");
+  EXPECT_EQ(output.code, 0) << output.err;
+  const json answer = output.Json();
+  EXPECT_EQ(answer["count"], 1);
+  EXPECT_EQ(answer["images"][0]["file"], "cat.jpg");
+  EXPECT_EQ(answer["images"][0]["classes"].size(), 3u);
+  EXPECT_EQ(answer["images"][0]["classes"][0]["index"], 3);
+  EXPECT_EQ(answer["images"][0]["version"], 2);
+  EXPECT_EQ(fake_.seen().classify.back().top_k(), 3u);
+}
+
+TEST_F(TernctlTest, ClassifiesStandardInput) {
+  const Output output = Run("classify --model demo --json -", "5 from a pipe");
+  EXPECT_EQ(output.code, 0) << output.err;
+  EXPECT_EQ(output.Json()["images"][0]["classes"][0]["index"], 5);
+}
+
+TEST_F(TernctlTest, ABadImageInAFolderIsReportedAndTheRestAnswered) {
+  MakeImageFolder("photos", 2);
+  folder_.Write("photos/class4/1.jpg", "x");
+  const Output output = Run("classify --model demo --send-labels --json photos");
+  EXPECT_EQ(output.code, 1);
+  EXPECT_THAT(output.err, HasSubstr("INVALID_ARGUMENT"));
+  EXPECT_THAT(output.err, HasSubstr("class4/1.jpg"));
+  const json answer = output.Json();
+  EXPECT_EQ(answer["count"], 19);
+  EXPECT_EQ(answer["errors"], 1);
+  ASSERT_EQ(answer["images"].size(), 20u);
+  for (size_t i = 0; i < 20; ++i) {
+    const json& image = answer["images"][i];
+    if (i == 9) {
+      EXPECT_EQ(image["error"]["code"], "INVALID_ARGUMENT");
+    } else {
+      EXPECT_EQ(image["classes"][0]["index"], i / 2);
+    }
+  }
+  EXPECT_EQ(fake_.seen().classify[7].label(), 3u);
+}
+
+TEST_F(TernctlTest, EvaluateSendsLabelsAndPrintsItsKeys) {
+  MakeImageFolder("test", 3);
+  const Output output =
+      Run("evaluate --model demo --version 2 --data test --reference-version 1 --json");
+  EXPECT_EQ(output.code, 0) << output.err;
+  const json answer = output.Json();
+  EXPECT_EQ(answer["images"], 30);
+  EXPECT_EQ(answer["top1"], 1.0);
+  EXPECT_EQ(answer["top5"], 1.0);
+  EXPECT_EQ(answer["top1_ci95"].size(), 2u);
+  EXPECT_EQ(answer["agreement"], 0.5);
+  EXPECT_EQ(answer["agreement_ci95"].size(), 2u);
+  EXPECT_EQ(fake_.seen().evaluate.reference_version(), 1u);
+
+  const Output shifted = Run("evaluate --model demo --data test --label-offset 1 --json");
+  EXPECT_EQ(shifted.code, 0) << shifted.err;
+  EXPECT_EQ(shifted.Json()["top1"], 0.0);
+  EXPECT_TRUE(shifted.Json()["agreement"].is_null());
+
+  const Output limited = Run("evaluate --model demo --data test --limit 10 --json");
+  EXPECT_EQ(limited.code, 0) << limited.err;
+  std::set<uint32_t> classes;
+  for (const auto& sample : fake_.seen().samples) classes.insert(sample.label());
+  EXPECT_EQ(classes.size(), 10u);
+}
+
+TEST_F(TernctlTest, QuantizeSendsTheRecipeAndPrintsItsKeys) {
+  MakeImageFolder("train", 20);
+  MakeImageFolder("test", 3);
+  const Output output =
+      Run("quantize --model demo --from 1 --weights ternary --cluster 64 --method corrected "
+          "--activations dfp8 --calibration train --calibration-count 50 --evaluation test "
+          "--seed 9 --set-default --json");
+  EXPECT_EQ(output.code, 0) << output.err;
+  const json answer = output.Json();
+  EXPECT_EQ(answer["model"], "demo");
+  EXPECT_EQ(answer["version"], 3);
+  EXPECT_EQ(answer["published"], true);
+  EXPECT_EQ(answer["bits_per_weight"], 4.1);
+  EXPECT_EQ(answer["bytes"], 123456);
+  EXPECT_EQ(answer["multiplications_removed"], 0.7);
+  EXPECT_EQ(answer["float_top1"], 0.9);
+  EXPECT_EQ(answer["top1"], 0.8);
+  EXPECT_EQ(answer["agreement"], 0.85);
+  EXPECT_EQ(answer["sqnr_db"], 15.25);
+  EXPECT_EQ(answer["layers"][0]["name"], "conv1");
+  EXPECT_EQ(answer["report"]["calibration_images"], 50);
+  EXPECT_EQ(answer["report"]["evaluation_images"], 30);
+
+  const Seen seen = fake_.seen();
+  EXPECT_EQ(seen.quantize.source_version(), 1u);
+  EXPECT_TRUE(seen.quantize.set_default());
+  EXPECT_EQ(seen.quantize.recipe().weights(), v1::TERNARY_CLUSTER);
+  EXPECT_EQ(seen.quantize.recipe().cluster_size(), 64u);
+  EXPECT_EQ(seen.quantize.recipe().method(), v1::CORRECTED);
+  EXPECT_EQ(seen.quantize.recipe().activations(), v1::DFP8);
+  EXPECT_EQ(seen.quantize.recipe().seed(), 9u);
+  EXPECT_FALSE(seen.quantize.recipe().has_max_top1_drop());
+  std::vector<int> per_class(10, 0);
+  for (const auto& sample : seen.samples) {
+    EXPECT_NE(sample.calibration(), sample.evaluation());
+    if (sample.calibration()) ++per_class[sample.label()];
+  }
+  EXPECT_THAT(per_class, testing::Each(5));
+}
+
+TEST_F(TernctlTest, TheSameSeedSendsTheSameImages) {
+  MakeImageFolder("train", 20);
+  const std::string command =
+      "quantize --model demo --weights int4 --cluster all --calibration train "
+      "--calibration-count 30 --json --seed ";
+  std::vector<std::vector<std::string>> sent;
+  for (const char* seed : {"0", "0", "1"}) {
+    EXPECT_EQ(Run(command + seed).code, 0);
+    EXPECT_EQ(fake_.seen().quantize.recipe().cluster_size(), 0u);
+    std::vector<std::string> names;
+    for (const auto& sample : fake_.seen().samples) names.push_back(sample.name());
+    sent.push_back(names);
+  }
+  EXPECT_EQ(sent[0], sent[1]);
+  EXPECT_NE(sent[0], sent[2]);
+}
+
+TEST_F(TernctlTest, AnImageOfBothUsesIsSentOnce) {
+  MakeImageFolder("photos", 2);
+  const Output output =
+      Run("quantize --model demo --weights int8 --calibration photos --evaluation photos --json");
+  EXPECT_EQ(output.code, 0) << output.err;
+  const Seen seen = fake_.seen();
+  EXPECT_EQ(seen.samples.size(), 20u);
+  for (const auto& sample : seen.samples) {
+    EXPECT_TRUE(sample.calibration());
+    EXPECT_TRUE(sample.evaluation());
+  }
+}
+
+TEST_F(TernctlTest, AGateThatWasNotMetExitsWith3AndPrintsTheReport) {
+  MakeImageFolder("photos", 1);
+  const std::string command =
+      "quantize --model demo --weights int8 --calibration photos --evaluation photos "
+      "--max-top1-drop 0.05";
+  const Output text = Run(command);
+  EXPECT_EQ(text.code, 3);
+  EXPECT_THAT(text.out, HasSubstr("conv1"));
+  EXPECT_THAT(text.out, HasSubstr("not published"));
+  EXPECT_THAT(text.err, HasSubstr("FAILED_PRECONDITION"));
+  const Output output = Run(command + " --json");
+  EXPECT_EQ(output.code, 3);
+  EXPECT_EQ(output.Json()["published"], false);
+  EXPECT_EQ(output.Json()["top1"], 0.8);
+}
+
+TEST_F(TernctlTest, AJobThatCannotStartExitsWith1) {
+  MakeImageFolder("photos", 1);
+  const Output output =
+      Run("quantize --model demo --from 2 --weights int8 --calibration photos --json");
+  EXPECT_EQ(output.code, 1);
+  EXPECT_EQ(output.out, "");
+  EXPECT_THAT(output.err, HasSubstr("FAILED_PRECONDITION: version 2 is not float"));
+}
+
+TEST_F(TernctlTest, WrongUsageExitsWith2) {
+  MakeImageFolder("photos", 1);
+  for (const char* arguments :
+       {"", "frobnicate", "classify --model demo", "classify a.jpg", "models --frob",
+        "evaluate --model demo --data no-such-folder",
+        "quantize --model demo --weights int3 --calibration photos",
+        "quantize --model demo --weights int8 --cluster 257 --calibration photos",
+        "quantize --model demo --weights int8 --cluster four --calibration photos",
+        "bench --model demo", "bench --model demo --data photos --batch 8",
+        "bench --model demo --data photos --rate 10 --concurrency 3", "delete --model demo",
+        "delete --model demo --all --version 1", "unload --model demo",
+        "export --model demo --output - --json"}) {
+    const Output output = Run(arguments);
+    EXPECT_EQ(output.code, 2) << arguments << ": " << output.err;
+    EXPECT_EQ(output.out, "") << arguments;
+    EXPECT_NE(output.err, "") << arguments;
+  }
+}
+
+TEST_F(TernctlTest, HelpIsNoError) {
+  const Output output = Run("--help");
+  EXPECT_EQ(output.code, 0);
+  EXPECT_THAT(output.out, HasSubstr("Examples"));
+  EXPECT_EQ(Run("quantize --help").code, 0);
+}
+
+TEST_F(TernctlTest, FailedCallsNameTheCodeOnStandardErrorOnly) {
+  folder_.Write("a.jpg", "1");
+  folder_.Write("net.onnx", "bytes");
+  MakeImageFolder("photos", 1);
+  for (const char* arguments :
+       {"models missing", "report --model missing", "load --model missing",
+        "unload --model missing --version 1", "set-default --model missing --version 1",
+        "delete --model missing --version 1", "evaluate --model missing --data photos",
+        "quantize --model missing --weights int8 --calibration photos",
+        "bench --model missing --data photos", "bench --model missing --engine",
+        "label --request-id none --label 1", "health --service unknown"}) {
+    const Output output = Run(std::string(arguments) + " --json");
+    EXPECT_EQ(output.code, 1) << arguments;
+    EXPECT_EQ(output.out, "") << arguments;
+    EXPECT_THAT(output.err, HasSubstr("ternctl: NOT_FOUND: ")) << arguments;
+  }
+  const Output classify = Run("classify --model missing a.jpg");
+  EXPECT_EQ(classify.code, 1);
+  EXPECT_THAT(classify.err, HasSubstr("NOT_FOUND"));
+}
+
+TEST_F(TernctlTest, OptionsWinOverTheEnvironment) {
+  const Output down = Run("models --admin 127.0.0.1:1");
+  EXPECT_EQ(down.code, 1);
+  EXPECT_THAT(down.err, HasSubstr("UNAVAILABLE: server at 127.0.0.1:1"));
+  const Output before = Run("--server 127.0.0.1:1 health");
+  EXPECT_EQ(before.code, 1);
+}
+
+TEST_F(TernctlTest, BenchClosedLoopPrintsItsKeys) {
+  MakeImageFolder("photos", 1);
+  const Output output =
+      Run("bench --model demo --data photos --concurrency 4 --seconds 0.3 --warmup 0.1 --json");
+  EXPECT_EQ(output.code, 0) << output.err;
+  const json answer = output.Json();
+  EXPECT_GT(answer["images_per_second"], 0);
+  EXPECT_GT(answer["ms_per_image"], 0);
+  EXPECT_LE(answer["p50_ms"], answer["p90_ms"]);
+  EXPECT_LE(answer["p90_ms"], answer["p99_ms"]);
+  EXPECT_EQ(answer["errors"], 0);
+  EXPECT_EQ(answer["mean_batch_size"], 2.0);
+}
+
+TEST_F(TernctlTest, BenchOpenLoopCountsErrors) {
+  folder_.Write("photos/a.jpg", "1");
+  folder_.Write("photos/b.jpg", "x");
+  // Which of the two comes first, and so is the trial call, depends on the seed.
+  Output output;
+  for (const char* seed : {"0", "1", "2", "3", "4", "5"}) {
+    output = Run(std::string("bench --model demo --data photos --rate 200 --arrivals fixed "
+                             "--seconds 0.3 --warmup 0 --json --seed ") +
+                 seed);
+    if (output.code == 0) break;
+    EXPECT_THAT(output.err, HasSubstr("INVALID_ARGUMENT"));
+  }
+  ASSERT_EQ(output.code, 0) << output.err;
+  const json answer = output.Json();
+  EXPECT_EQ(answer["mode"], "open");
+  EXPECT_NEAR(answer["errors"].get<double>(), 30, 1);
+  EXPECT_EQ(answer["errors_by_code"]["INVALID_ARGUMENT"], answer["errors"]);
+}
+
+TEST_F(TernctlTest, BenchOfTheEngineAndProfilePrintTheirKeys) {
+  const Output engine =
+      Run("bench --engine --model demo --version 2 --batch 8 --threads 1 --seconds 5 --json");
+  EXPECT_EQ(engine.code, 0) << engine.err;
+  const json answer = engine.Json();
+  EXPECT_EQ(answer["images_per_second"], 800);
+  EXPECT_EQ(answer["ms_per_image"], 1.25);
+  EXPECT_EQ(answer["p50_ms"], 10);
+  EXPECT_EQ(answer["p90_ms"], 11);
+  EXPECT_EQ(answer["p99_ms"], 12);
+  EXPECT_EQ(answer["errors"], 0);
+  const Output profile = Run("profile --model demo --version 2");
+  EXPECT_EQ(profile.code, 0) << profile.err;
+  EXPECT_THAT(profile.out, HasSubstr("cluster_avx2"));
+  EXPECT_EQ(Run("profile --model demo --json").Json()["layers"][0]["ms"], 0.25);
+}
+
+TEST_F(TernctlTest, ImportSendsContractLabelsAndBytes) {
+  folder_.Write("net.onnx", "onnx bytes");
+  folder_.Write("labels", "cat\ndog\n");
+  const Output output =
+      Run("import --name demo --onnx net.onnx --preprocess cifar10 --labels labels --json");
+  EXPECT_EQ(output.code, 0) << output.err;
+  EXPECT_EQ(output.Json()["version"], 1);
+  const Seen seen = fake_.seen();
+  EXPECT_EQ(seen.imported_bytes, "onnx bytes");
+  EXPECT_EQ(seen.import.preprocessing().resize_size(), 32u);
+  EXPECT_THAT(seen.import.labels(), testing::ElementsAre("cat", "dog"));
+  const Output unknown = Run("import --name demo --onnx net.onnx --preprocess imagnet");
+  EXPECT_EQ(unknown.code, 1);
+  EXPECT_THAT(unknown.err, HasSubstr("NOT_FOUND: preprocessing 'imagnet'"));
+}
+
+TEST_F(TernctlTest, ListsModelsAndShowsReports) {
+  const Output models = Run("models");
+  EXPECT_EQ(models.code, 0) << models.err;
+  EXPECT_THAT(models.out, HasSubstr("ternary-cluster"));
+  EXPECT_EQ(Run("models --json").Json()["versions"].size(), 2u);
+  const Output report = Run("report --model demo --version 2");
+  EXPECT_EQ(report.code, 0) << report.err;
+  EXPECT_THAT(report.out, HasSubstr("75.00 %"));
+  EXPECT_THAT(report.out, HasSubstr("80.00 % (79.00..81.00)"));
+  EXPECT_THAT(report.out, HasSubstr("warning: layer conv1 clips"));
+  EXPECT_EQ(Run("report --model demo --version 2 --json").Json()["report"]["bytes"], 123456);
+  EXPECT_TRUE(Run("report --model demo --json").Json()["report"].is_null());
+}
+
+TEST_F(TernctlTest, CompareMeasuresEveryVersionOnTheSameImages) {
+  MakeImageFolder("photos", 1);
+  const Output text = Run("compare --model demo --data photos --seconds 0.1");
+  EXPECT_EQ(text.code, 0) << text.err;
+  EXPECT_THAT(text.out, HasSubstr("ternary-cluster N=4"));
+  const json answer = Run("compare --model demo --data photos --seconds 0.1 --json").Json();
+  ASSERT_EQ(answer["versions"].size(), 2u);
+  for (const json& version : answer["versions"]) {
+    EXPECT_EQ(version["accuracy"]["images"], 10);
+    EXPECT_EQ(version["accuracy"]["top1"], 1.0);
+    EXPECT_EQ(version["accuracy"]["agreement"], 0.5);
+    EXPECT_GT(version["speed"]["images_per_second"], 0);
+  }
+}
+
+TEST_F(TernctlTest, ExportWritesTheWholeFileOrNone) {
+  const Output output = Run("export --model demo --version 2 --output copy.tern --json");
+  EXPECT_EQ(output.code, 0) << output.err;
+  EXPECT_TRUE(folder_.Read("copy.tern") == FakeServer::ExportedBytes());
+  EXPECT_EQ(output.Json()["bytes"], FakeServer::ExportedBytes().size());
+  const Output to_stdout = Run("export --model demo --output -");
+  EXPECT_TRUE(to_stdout.out == FakeServer::ExportedBytes());
+
+  const Output broken = Run("export --model missing --output half.tern");
+  EXPECT_EQ(broken.code, 1);
+  EXPECT_THAT(broken.err, HasSubstr("DATA_LOSS"));
+  for (const auto& entry : std::filesystem::directory_iterator(folder_.path())) {
+    EXPECT_THAT(entry.path().string(), testing::Not(HasSubstr("half.tern")));
+  }
+}
+
+TEST_F(TernctlTest, VersionCommandsReachTheServer) {
+  EXPECT_EQ(Run("set-default --model demo --version 2").code, 0);
+  EXPECT_EQ(Run("unload --model demo --version 1").code, 0);
+  EXPECT_EQ(Run("load --model demo --version 1 --json").code, 0);
+  EXPECT_EQ(Run("delete --model demo --version 2").code, 0);
+  const Output all = Run("delete --model demo --all --json");
+  EXPECT_EQ(all.Json()["versions_removed"], 2);
+  EXPECT_THAT(fake_.seen().calls,
+              testing::ElementsAre("SetDefault demo 2", "Unload demo 1", "Load demo 1",
+                                   "Delete demo 2", "Delete demo 0"));
+}
+
+TEST_F(TernctlTest, HealthAndLabel) {
+  const Output health = Run("health");
+  EXPECT_EQ(health.code, 0) << health.err;
+  EXPECT_EQ(health.out, "SERVING\n");
+  EXPECT_EQ(Run("health --service loading").code, 1);
+  const Output label = Run("label --request-id r1 --label 3 --json");
+  EXPECT_EQ(label.code, 0) << label.err;
+  EXPECT_EQ(label.Json()["top1"], true);
+}
+
+}  // namespace
+}  // namespace tern::client

@@ -1,0 +1,317 @@
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+
+#include "absl/strings/str_replace.h"
+#include "server/engine/plan.h"
+#include "server/reference/execute.h"
+#include "tests/engine/graph_builder.h"
+#include "tests/engine/quantize_graph.h"
+
+namespace tern::engine {
+namespace {
+
+using namespace testing;  // NOLINT(build/namespaces): the builder's vocabulary
+
+Graph Quantized(const Graph& graph, const QuantizeOptions& options) {
+  GraphBuilder random({1}, 3);
+  const auto values = reference::ExecuteFloat(graph, random.Random(graph.shape(graph.input).WithBatch(4)));
+  EXPECT_TRUE(values.ok()) << values.status();
+  return QuantizeGraph(graph, RangesOf(*values), options);
+}
+
+// How far the engine is from the reference on one value, in codes (u8) or relative to the largest real (f32).
+struct Difference {
+  double worst = 0;
+  double share = 0;  // of elements that differ at all
+};
+
+Difference Compare(const Value& value, const Tensor& got, const Tensor& wanted) {
+  Difference d;
+  int64_t different = 0;
+  const auto real = got.data<float>();
+  if (!value.quant) {
+    d.worst = RelativeDifference(real, wanted.data<float>());
+    return d;
+  }
+  for (size_t i = 0; i < real.size(); ++i) {
+    const long code = std::lround(real[i] / value.quant->scale) + value.quant->zero_point;
+    const double off = std::abs(static_cast<double>(code - wanted.data<uint8_t>()[i]));
+    d.worst = std::max(d.worst, off);
+    different += off > 0;
+  }
+  d.share = static_cast<double>(different) / static_cast<double>(real.size());
+  return d;
+}
+
+struct Case {
+  Graph graph;
+  PlanOptions options;
+  int batch = 2;
+  int threads = 1;
+};
+
+// Calls check(node, layer, difference) for every node whose value can be fetched.
+template <typename Check>
+void ForEveryNode(const Case& c, const Tensor& input, Check check) {
+  const auto expected = reference::ExecuteQuantized(c.graph, input);
+  ASSERT_TRUE(expected.ok()) << expected.status();
+  auto plan = Plan::Create(c.graph, c.options);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  auto session = (*plan)->NewSession(c.threads);
+  ASSERT_TRUE(session.ok()) << session.status();
+  const Shape& s = input.shape();
+  NchwToNhwc(input.data<float>().data(), s[0], s[1], s[2], s[3], session->input().data());
+  for (size_t i = 0; i < c.graph.nodes.size(); ++i) {
+    const Node& node = c.graph.nodes[i];
+    const auto got = session->RunAndFetch(c.batch, node.output);
+    if (got.status().code() == absl::StatusCode::kInvalidArgument) continue;  // fused away
+    ASSERT_TRUE(got.ok()) << got.status();
+    check(node, (*plan)->layers()[i], Compare(c.graph.values[node.output], *got, (*expected)[node.output]));
+  }
+  const auto logits = session->Run(c.batch);
+  ASSERT_TRUE(logits.ok()) << logits.status();
+  ASSERT_EQ(static_cast<int64_t>(logits->size()), c.batch * c.graph.classes());
+}
+
+Tensor InputFor(const Graph& graph, int batch) {
+  GraphBuilder random({1}, 31 + batch);
+  return random.Random(graph.shape(graph.input).WithBatch(batch));
+}
+
+class QuantizedZooTest : public ::testing::TestWithParam<NamedGraph> {};
+
+// A code that oneDNN rounds otherwise moves later layers, so whole networks are compared with a margin; the
+// bound of one code is tested layer by layer below.
+TEST_P(QuantizedZooTest, Int8NetworksStayBesideTheReference) {
+  for (int batch : {1, 2, 7}) {
+    Case c{Quantized(GetParam().graph, {}), {}, batch, batch == 2 ? 3 : 1};
+    c.options.max_batch = 7;
+    ForEveryNode(c, InputFor(c.graph, batch), [&](const Node& node, const LayerInfo& layer, const Difference& d) {
+      if (c.graph.values[node.output].quant) {
+        EXPECT_LE(d.worst, 2) << node.name << " by " << layer.implementation << ", batch " << batch;
+        EXPECT_LE(d.share, 0.01) << node.name << " by " << layer.implementation << ", batch " << batch;
+      } else {
+        EXPECT_LE(d.worst, 2e-2) << node.name << " by " << layer.implementation << ", batch " << batch;
+      }
+    });
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Zoo, QuantizedZooTest, ::testing::ValuesIn(Zoo()),
+                         [](const auto& info) { return info.param.name; });
+
+// Networks whose every layer Tern runs itself.
+std::vector<NamedGraph> OwnLayers() {
+  std::vector<NamedGraph> graphs;
+  {
+    GraphBuilder b({12, 9, 10});
+    ConvAttributes uneven = Strided(2, 1);
+    uneven.pad_left = 2;
+    ValueId x = b.Conv(b.input(), 20, 3, uneven, kReluRange);
+    x = b.Conv(x, 33, 1, {}, kRelu6Range);
+    ConvAttributes dilated = Strided(1, 2);
+    dilated.dilation_h = dilated.dilation_w = 2;
+    x = b.Conv(x, 16, 3, dilated);
+    x = b.FullyConnected(b.Flatten(x), 24, kReluRange);
+    graphs.push_back({"Chain", b.Finish(b.FullyConnected(x, 10))});
+  }
+  {
+    GraphBuilder b({16, 8, 8});
+    const ValueId skip = b.Conv(b.input(), 16, 1, {}, kReluRange);
+    ValueId x = b.Conv(skip, 16, 3, Strided(1, 1), kReluRange);
+    x = b.Conv(x, 16, 3, Strided(1, 1), kReluRange, skip);
+    const ValueId self = b.Conv(x, 16, 3, Strided(1, 1), {}, x);
+    x = b.Conv(self, 16, 1, {}, {}, x);
+    x = b.Binary(OpType::kAdd, x, self, kReluRange);
+    x = b.Pool(OpType::kAveragePool, x, Window(3, 2, 1));
+    x = b.GlobalAverage(b.Concat({x, x}));
+    x = b.Flatten(x);
+    const ValueId flat = b.FullyConnected(x, 16);
+    graphs.push_back({"Residuals", b.Finish(b.FullyConnected(flat, 16, {}, flat))});
+  }
+  return graphs;
+}
+
+struct OwnCase {
+  std::string name;
+  Graph graph;
+  WeightScheme scheme;
+  int cluster_size;
+  kernels::Isa isa;
+};
+
+std::vector<OwnCase> OwnCases() {
+  std::vector<OwnCase> cases;
+  for (const NamedGraph& named : OwnLayers()) {
+    for (WeightScheme scheme : {WeightScheme::kTernaryCluster, WeightScheme::kInt4Cluster}) {
+      for (int n : {4, 5, 64}) {
+        for (kernels::Isa isa : kernels::RunnableIsas()) {
+          cases.push_back({absl::StrReplaceAll(absl::StrCat(named.name, "_", Name(scheme), "_", n, "_", kernels::IsaName(isa)),
+                                               {{"-", "_"}}),
+                           named.graph, scheme, n, isa});
+        }
+      }
+    }
+  }
+  return cases;
+}
+
+class OwnKernelsTest : public ::testing::TestWithParam<OwnCase> {};
+
+TEST_P(OwnKernelsTest, AreBitIdenticalToTheReference) {
+  for (int batch : {1, 3}) {
+    QuantizeOptions quantize;
+    quantize.scheme = GetParam().scheme;
+    quantize.cluster_size = GetParam().cluster_size;
+    Case c{Quantized(GetParam().graph, quantize), {}, batch, batch};
+    c.options.isa = GetParam().isa;
+    c.options.expand_ternary_on_vnni = false;
+    c.options.max_batch = 3;
+    ForEveryNode(c, InputFor(c.graph, batch), [&](const Node& node, const LayerInfo& layer, const Difference& d) {
+      EXPECT_EQ(d.worst, 0) << node.name << " by " << layer.implementation << ", batch " << batch;
+      if (node.quantized) {
+        EXPECT_EQ(layer.implementation, absl::StrCat("tern:", kernels::IsaName(GetParam().isa)));
+      }
+    });
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Variants, OwnKernelsTest, ::testing::ValuesIn(OwnCases()),
+                         [](const auto& info) { return info.param.name; });
+
+// One layer between a quantised input and a quantised or float output.
+struct LayerCase {
+  std::string name;
+  std::function<ValueId(GraphBuilder&)> build;
+  Shape input;
+};
+
+std::vector<LayerCase> LayerCases() {
+  const auto conv = [](int outputs, int kernel, ConvAttributes attributes, std::optional<ClipRange> clip = {},
+                       bool residual = false) {
+    return [=](GraphBuilder& b) {
+      return b.Conv(b.input(), outputs, kernel, attributes, clip, residual ? b.input() : kNoValue);
+    };
+  };
+  ConvAttributes dilated = Strided(1, 2);
+  dilated.dilation_h = dilated.dilation_w = 2;
+  ConvAttributes uneven = Strided(2, 1);
+  uneven.pad_left = 2;
+  uneven.pad_bottom = 0;
+  return {
+      {"Image7x7Stride2", conv(32, 7, Strided(2, 3), kReluRange), {3, 20, 18}},
+      {"Pointwise", conv(48, 1, {}), {32, 9, 9}},
+      {"PointwiseOddChannels", conv(13, 1, {}, kRelu6Range), {7, 9, 9}},
+      {"PointwiseStride2", conv(32, 1, Strided(2, 0)), {16, 9, 9}},
+      {"Conv3x3", conv(32, 3, Strided(1, 1), kReluRange), {32, 9, 9}},
+      {"Conv3x3Residual", conv(32, 3, Strided(1, 1), kReluRange, true), {32, 9, 9}},
+      {"Dilated", conv(16, 3, dilated), {16, 9, 9}},
+      {"UnevenPads", conv(16, 3, uneven), {16, 9, 9}},
+      {"Depthwise", conv(32, 3, Strided(1, 1, 32), kRelu6Range), {32, 9, 9}},
+      {"DepthwiseStride2", conv(24, 5, Strided(2, 2, 24)), {24, 9, 9}},
+      {"GroupsOfFour", conv(32, 3, Strided(1, 1, 8)), {32, 9, 9}},
+      {"GroupsOfSixteen", conv(32, 3, Strided(1, 1, 2)), {32, 9, 9}},
+      {"FullyConnected", [](GraphBuilder& b) { return b.FullyConnected(b.Flatten(b.input()), 20); }, {9, 5, 5}},
+      {"FullyConnectedResidual",
+       [](GraphBuilder& b) {
+         const ValueId x = b.Flatten(b.input());
+         return b.FullyConnected(x, 36, kReluRange, x);
+       },
+       {9, 2, 2}},
+  };
+}
+
+class OneDnnLayerTest : public ::testing::TestWithParam<LayerCase> {};
+
+void ExpectWithinOneCode(const Case& c, const Tensor& input) {
+  ForEveryNode(c, input, [&](const Node& node, const LayerInfo& layer, const Difference& d) {
+    if (!c.graph.values[node.output].quant) {
+      EXPECT_LE(d.worst, 1e-5) << node.name << " by " << layer.implementation;
+      return;
+    }
+    EXPECT_LE(d.worst, node.quantized ? 1 : 0) << node.name << " by " << layer.implementation;
+    EXPECT_LE(d.share, 0.002) << node.name << " by " << layer.implementation;
+  });
+}
+
+TEST_P(OneDnnLayerTest, Int8IsWithinOneCodeOfTheReference) {
+  for (bool float_output : {false, true}) {
+    GraphBuilder b(GetParam().input);
+    QuantizeOptions quantize;
+    quantize.float_output = float_output;
+    Case c{Quantized(b.Finish(GetParam().build(b)), quantize), {}, 3, 1};
+    c.options.max_batch = 3;
+    ExpectWithinOneCode(c, InputFor(c.graph, 3));
+  }
+}
+
+TEST_P(OneDnnLayerTest, TernaryExpandedToInt8IsWithinOneCodeOfTheReference) {
+  for (bool float_output : {false, true}) {
+    GraphBuilder b(GetParam().input);
+    QuantizeOptions quantize;
+    quantize.scheme = WeightScheme::kTernaryCluster;
+    quantize.float_output = float_output;
+    Case c{Quantized(b.Finish(GetParam().build(b)), quantize), {}, 3, 1};
+    c.options.max_batch = 3;
+    ExpectWithinOneCode(c, InputFor(c.graph, 3));
+  }
+}
+
+// The largest activations and weights the contract allows: sums that saturate anywhere would be far off.
+TEST_P(OneDnnLayerTest, ExtremeCodesDoNotSaturate) {
+  for (int sign : {1, -1}) {
+    GraphBuilder b(GetParam().input);
+    Graph graph = Quantized(b.Finish(GetParam().build(b)), {});
+    graph.values[graph.input].quant = QuantParams{1.0f / 255, 0};
+    for (Node& node : graph.nodes) {
+      if (!node.quantized) continue;
+      for (int8_t& code : node.quantized->codes.data<int8_t>()) code = static_cast<int8_t>(63 * sign);
+      node.clip.reset();
+    }
+    for (Value& value : graph.values) {
+      if (value.quant && value.shape.rank() != graph.shape(graph.input).rank()) value.quant = QuantParams{1.0f / 255, 0};
+    }
+    Case c{graph, {}, 2, 1};
+    c.options.max_batch = 2;
+    Tensor input(DType::kF32, graph.shape(graph.input).WithBatch(2));
+    for (float& v : input.data<float>()) v = 1.0f;  // code 255
+    ForEveryNode(c, input, [&](const Node& node, const LayerInfo& layer, const Difference& d) {
+      // f32 results: exact sums, so only the roundings of the epilogue remain.
+      if (node.quantized) {
+        EXPECT_LE(d.worst, 1e-5) << layer.implementation;
+      }
+    });
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Layers, OneDnnLayerTest, ::testing::ValuesIn(LayerCases()),
+                         [](const auto& info) { return info.param.name; });
+
+TEST(QuantizedPlanTest, KeepsDataIntegerExceptInNamedIslands) {
+  GraphBuilder b({16, 8, 8});
+  ValueId x = b.Conv(b.input(), 16, 3, Strided(1, 1), kReluRange);
+  x = b.Binary(OpType::kSub, x, b.input());
+  x = b.Pool(OpType::kMaxPool, x, Window(2, 2));
+  x = b.FullyConnected(b.Flatten(x), 10);
+  const Graph graph = Quantized(b.Finish(x), {});
+  const auto plan = Plan::Create(graph, {});
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  const auto& layers = (*plan)->layers();
+  EXPECT_EQ(layers[0].scheme, "int8");
+  EXPECT_EQ(layers[1].implementation.substr(0, 12), "float-island");
+  EXPECT_EQ(layers[2].scheme, "u8");
+  EXPECT_EQ(layers[2].implementation.substr(0, 7), "onednn:");
+  EXPECT_EQ(layers[4].scheme, "int8");
+}
+
+TEST(QuantizedPlanTest, RefusesAnInstructionSetTheCpuDoesNotHave) {
+  if (kernels::DetectIsa() == kernels::Isa::kAvx512Vnni) GTEST_SKIP() << "this CPU has every instruction set";
+  GraphBuilder b({16, 8, 8});
+  PlanOptions options;
+  options.isa = kernels::Isa::kAvx512Vnni;
+  EXPECT_EQ(Plan::Create(b.Finish(b.Conv(b.input(), 8, 1)), options).status().code(), absl::StatusCode::kInvalidArgument);
+}
+
+}  // namespace
+}  // namespace tern::engine

@@ -1,0 +1,152 @@
+// Damaged files: every byte string gives a status, never a crash, a hang or a huge allocation.
+
+#include <gtest/gtest.h>
+
+#include <random>
+
+#include "server/graph/passes.h"
+#include "server/onnx/import.h"
+#include "tests/onnx/model_builder.h"
+
+namespace tern::onnx {
+namespace {
+
+using tern::testing::Dims;
+using tern::testing::Floats;
+using tern::testing::Ints;
+using tern::testing::List;
+using tern::testing::ModelBuilder;
+
+// A valid model with most kinds of operators and attributes.
+std::string Valid() {
+  ModelBuilder m(13, {3, 8, 8});
+  m.Weight("w", Floats({4, 3, 3, 3}, std::vector<float>(108, 0.1f)));
+  m.Weight("b", Floats({4}, {1, 2, 3, 4}));
+  m.Weight("fc", Floats({5, 16}, std::vector<float>(80, 0.2f)));
+  m.Weight("zero", Ints({}, {0})).Weight("axis", List({0})).Weight("rest", List({-1}));
+  m.Weight("starts", List({0, 0})).Weight("ends", List({100, INT64_MAX}));
+  m.Weight("axes", List({2, 3})).Weight("steps", List({2, 1}));
+  m.Weight("pads", List({0, 0, 0, 1, 0, 0, 0, 1})).Weight("six", Floats({}, {6}));
+  m.Weight("low", Floats({}, {0}));
+  m.Node("Conv", {"input", "w", "b"}, {"c"},
+         {{"pads", {1, 1, 1, 1}}, {"kernel_shape", {3, 3}}, {"group", 1}, {"strides", {1, 1}}})
+      .Node("BatchNormalization", {"c", "b", "b", "b", "b"}, {"n"}, {{"epsilon", 1e-5f}})
+      .Node("Clip", {"n", "low", "six"}, {"r"})
+      .Node("Slice", {"r", "starts", "ends", "axes", "steps"}, {"s"})
+      .Node("Pad", {"s", "pads"}, {"p"}, {{"mode", "constant"}})
+      .Node("MaxPool", {"p"}, {"m"},
+            {{"kernel_shape", {2, 2}}, {"ceil_mode", 1}, {"strides", {2, 3}}})
+      .Node("Split", {"m"}, {"a", "z"}, {{"axis", 1}})
+      .Node("Concat", {"z", "a"}, {"j"}, {{"axis", 1}})
+      .Node("Transpose", {"j"}, {"t"}, {{"perm", {0, 1, 3, 2}}})
+      .Node("ReduceMean", {"t"}, {"g"}, {{"axes", Dims{2}}, {"keepdims", 1}})
+      .Node("Concat", {"g", "g"}, {"gg"}, {{"axis", 3}})
+      .Node("Shape", {"gg"}, {"shape"})
+      .Node("Gather", {"shape", "zero"}, {"batch"}, {{"axis", 0}})
+      .Node("Unsqueeze", {"batch", "axis"}, {"batch1"})
+      .Node("Concat", {"batch1", "rest"}, {"target"}, {{"axis", 0}})
+      .Node("Reshape", {"gg", "target"}, {"v"})
+      .Node("Gemm", {"v", "fc"}, {"y"}, {{"transB", 1}, {"alpha", 0.5f}});
+  return m.Finish("y");
+}
+
+// Whatever is accepted must be a valid graph that the passes can take.
+void Try(const std::string& bytes) {
+  absl::StatusOr<graph::Graph> graph = Import(bytes);
+  if (!graph.ok()) {
+    EXPECT_TRUE(graph.status().code() == absl::StatusCode::kInvalidArgument ||
+                graph.status().code() == absl::StatusCode::kUnimplemented)
+        << graph.status();
+    return;
+  }
+  EXPECT_EQ(graph::Validate(*graph), absl::OkStatus());
+  graph::Optimize(*graph);
+  EXPECT_EQ(graph::Validate(*graph), absl::OkStatus());
+}
+
+TEST(ImportDamageTest, TheUndamagedModelIsAccepted) {
+  const auto graph = Import(Valid());
+  ASSERT_TRUE(graph.ok()) << graph.status();
+  EXPECT_EQ(graph->classes(), 5);
+}
+
+TEST(ImportDamageTest, SurvivesTruncationAtEveryByte) {
+  const std::string valid = Valid();
+  for (size_t length = 0; length < valid.size(); ++length) Try(valid.substr(0, length));
+}
+
+TEST(ImportDamageTest, SurvivesFlippedBits) {
+  const std::string valid = Valid();
+  std::mt19937 random(1);
+  for (int i = 0; i < 6000; ++i) {
+    std::string bytes = valid;
+    const int flips = 1 + static_cast<int>(random() % 3);
+    for (int f = 0; f < flips; ++f)
+      bytes[random() % bytes.size()] ^= static_cast<char>(1 << random() % 8);
+    Try(bytes);
+  }
+}
+
+// Flipped bits mostly end in the protobuf parser or in weights; these reach the numbers.
+TEST(ImportDamageTest, SurvivesRandomNumbersInEveryField) {
+  std::mt19937_64 random(2);
+  const std::string valid = Valid();
+  const int64_t interesting[] = {
+      0,         1,        -1,   2,       3,         4,         5,
+      7,         100,      -100, 1 << 20, INT32_MAX, INT32_MIN, int64_t{1} << 32,
+      INT64_MAX, INT64_MIN};
+  const auto number = [&] { return interesting[random() % std::size(interesting)]; };
+  for (int i = 0; i < 6000; ++i) {
+    ::onnx::ModelProto model;
+    ASSERT_TRUE(model.ParseFromString(valid));
+    auto& graph = *model.mutable_graph();
+    for (int change = 0; change < 2; ++change) {
+      auto& node = *graph.mutable_node(random() % graph.node_size());
+      auto& tensor = *graph.mutable_initializer(random() % graph.initializer_size());
+      switch (random() % 6) {
+        case 0:
+          if (node.attribute_size() > 0) {
+            auto& attribute = *node.mutable_attribute(random() % node.attribute_size());
+            attribute.set_i(number());
+            if (attribute.ints_size() > 0) {
+              attribute.set_ints(random() % attribute.ints_size(), number());
+            }
+          }
+          break;
+        case 1:
+          if (tensor.dims_size() > 0) tensor.set_dims(random() % tensor.dims_size(), number());
+          break;
+        case 2:
+          if (tensor.int64_data_size() > 0) {
+            tensor.set_int64_data(random() % tensor.int64_data_size(), number());
+          }
+          break;
+        case 3:
+          // Another tensor that exists.
+          node.set_input(random() % node.input_size(),
+                         random() % 2 == 0 ? tensor.name()
+                                           : graph.node(random() % graph.node_size()).output(0));
+          break;
+        case 4: {
+          auto* shape =
+              graph.mutable_input(0)->mutable_type()->mutable_tensor_type()->mutable_shape();
+          shape->mutable_dim(random() % 4)->set_dim_value(number());
+          break;
+        }
+        default:
+          node.set_op_type(graph.node(random() % graph.node_size()).op_type());
+      }
+    }
+    Try(model.SerializeAsString());
+  }
+}
+
+TEST(ImportDamageTest, RejectsBytesThatAreNoModel) {
+  EXPECT_EQ(Import("").status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(Import("\x89PNG\r\n").status().code(), absl::StatusCode::kInvalidArgument);
+  // Groups nested a thousand deep, as an unknown field.
+  EXPECT_EQ(Import(std::string(1000, '\x7b')).status().code(), absl::StatusCode::kInvalidArgument);
+}
+
+}  // namespace
+}  // namespace tern::onnx
