@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Trains the demo network on an ImageFolder directory of small images.
 
-  train.py --train DIR --test DIR --out DIR [--epochs N] [--width W] [--seed S] [--resume]
+  train.py --train DIR [--test DIR] --out DIR [--epochs N] [--width W] [--seed S] [--resume]
 
 Writes OUT/checkpoint.pt after every epoch (--resume continues from it) and, at the end,
 OUT/network.pt (read by export.py and evaluate.py) and OUT/result.json. A share of the training
@@ -32,7 +32,7 @@ def parse_arguments():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--train', required=True, help='ImageFolder of training images')
-    parser.add_argument('--test', required=True, help='ImageFolder of test images')
+    parser.add_argument('--test', help='ImageFolder of test images')
     parser.add_argument('--out', required=True, help='directory for checkpoint, weights, result')
     parser.add_argument('--epochs', type=int, default=25)
     parser.add_argument('--max-minutes', type=float, default=0,
@@ -52,6 +52,9 @@ def parse_arguments():
     parser.add_argument('--threads', type=int, default=2)
     parser.add_argument('--bf16', choices=('auto', 'on', 'off'), default='auto')
     parser.add_argument('--resume', action='store_true', help='continue from OUT/checkpoint.pt')
+    parser.add_argument('--branch', type=int, default=0,
+                        help='with --resume: other random numbers than the run that made the '
+                        'checkpoint, so that several ends of one run can be averaged (average.py)')
     return parser.parse_args()
 
 
@@ -185,6 +188,8 @@ def main():
         average.load_state_dict(saved['average'])
         optimizer.load_state_dict(saved['optimizer'])
         torch.set_rng_state(saved['random'])
+        if options.branch:
+            torch.manual_seed(options.seed + options.branch)
         epoch, progress, spent = saved['epoch'], saved['progress'], saved['spent']
         print(f'resumed after epoch {epoch}', flush=True)
     print(f'{sum(p.numel() for p in network.parameters())} parameters', flush=True)
@@ -196,6 +201,7 @@ def main():
     limit = options.max_minutes * 60
     clock = time.time() - spent
     pace = 0.0  # Smoothed seconds per step.
+    scores = None
     while progress < 1 - step_share / 2:
         network.train()
         epoch += 1
@@ -226,7 +232,8 @@ def main():
             total += float(loss)
             right += int((logits.argmax(1) == wanted).sum())
             seen += len(indices)
-            pace += (time.time() - step_began - pace) * 0.002
+            took = time.time() - step_began
+            pace += (took - pace) * (0.02 if pace else 1)
             if progress >= 1:
                 break
         spent = time.time() - clock
@@ -241,21 +248,24 @@ def main():
             'optimizer': optimizer.state_dict(), 'random': torch.get_rng_state(),
             'epoch': epoch, 'progress': progress, 'spent': spent})
 
-    scores = [accuracy(n, held_pixels, held_labels) for n in (network, average)]
+    scores = scores or [accuracy(n, held_pixels, held_labels) for n in (network, average)]
     best = average if scores[1] > scores[0] else network
     state = {key: value.contiguous() for key, value in best.state_dict().items()}
     save(os.path.join(options.out, 'network.pt'), {
         'state': state, 'width': options.width, 'blocks': blocks, 'classes': classes})
-    test_pixels, test_labels, test_classes, _ = read_folder(options.test, SIZE)
-    if test_classes != classes:
-        raise SystemExit(f'{options.test}: classes {test_classes}, wanted {classes}')
-    top1 = accuracy(best, torch.from_numpy(test_pixels), torch.from_numpy(test_labels))
-    result = {'top1': top1, 'images': len(test_pixels), 'held_out': max(scores), 'epochs': epoch,
-              'minutes': round(spent / 60, 1), 'torch': torch.__version__, 'bf16': bf16}
+    result = {'held_out': max(scores), 'epochs': epoch, 'minutes': round(spent / 60, 1),
+              'torch': torch.__version__, 'bf16': bf16}
+    if options.test:
+        test_pixels, test_labels, test_classes, _ = read_folder(options.test, SIZE)
+        if test_classes != classes:
+            raise SystemExit(f'{options.test}: classes {test_classes}, wanted {classes}')
+        result['top1'] = accuracy(
+            best, torch.from_numpy(test_pixels), torch.from_numpy(test_labels))
+        result['images'] = len(test_pixels)
+    print(json.dumps(result), flush=True)
     with open(os.path.join(options.out, 'result.json'), 'w', encoding='ascii') as file:
         json.dump(result, file, indent=1)
         file.write('\n')
-    print(f'top-1 on {len(test_pixels)} test images: {top1:.4f}', flush=True)
 
 
 if __name__ == '__main__':

@@ -13,7 +13,9 @@ using graph::OpType;
 using Input = Operand<const float>;
 using Output = Operand<float>;
 
-std::vector<int64_t> BatchDims(int64_t batch, const Shape& shape) { return shape.WithBatch(batch).dims(); }
+std::vector<int64_t> BatchDims(int64_t batch, const Shape& shape) {
+  return shape.WithBatch(batch).dims();
+}
 
 float Clamp(const Node& node, float v) {
   return node.clip ? std::min(std::max(v, node.clip->lo), node.clip->hi) : v;
@@ -25,7 +27,8 @@ void Unary(const Input& x, const Output& y, int64_t batch, Map map) {
              WithBatch(x.batch_stride, x.strides), map);
 }
 
-// Strides of `x` for an output of `shape`, aligned at the last dimension; 0 along broadcast dimensions.
+// Strides of `x` for an output of `shape`, aligned at the last dimension; 0 along broadcast
+// dimensions.
 Strides BroadcastStrides(const Input& x, const Shape& shape) {
   Strides strides(shape.rank(), 0);
   const int shift = shape.rank() - x.shape.rank();
@@ -38,7 +41,8 @@ Strides BroadcastStrides(const Input& x, const Shape& shape) {
 template <typename Map>
 void Binary(const Input& a, const Input& b, const Output& y, int64_t batch, Map map) {
   ForEachRow<3>(BatchDims(batch, y.shape),
-                {WithBatch(y.batch_stride, y.strides), WithBatch(a.batch_stride, BroadcastStrides(a, y.shape)),
+                {WithBatch(y.batch_stride, y.strides),
+                 WithBatch(a.batch_stride, BroadcastStrides(a, y.shape)),
                  WithBatch(b.batch_stride, BroadcastStrides(b, y.shape))},
                 [&](const int64_t* offset, int64_t count, const int64_t* step) {
                   float* d = y.data + offset[0];
@@ -50,7 +54,8 @@ void Binary(const Input& a, const Input& b, const Output& y, int64_t batch, Map 
                     const float v = q[0];
                     for (int64_t i = 0; i < count; ++i) d[i] = map(p[i], v);
                   } else {
-                    for (int64_t i = 0; i < count; ++i) d[i * step[0]] = map(p[i * step[1]], q[i * step[2]]);
+                    for (int64_t i = 0; i < count; ++i)
+                      d[i * step[0]] = map(p[i * step[1]], q[i * step[2]]);
                   }
                 });
 }
@@ -61,11 +66,13 @@ void BatchNorm(const Node& node, const Input& x, const Output& y, int64_t batch)
   Strides channel(y.shape.rank(), 0);
   channel[0] = 1;
   ForEachRow<3>(BatchDims(batch, y.shape),
-                {WithBatch(y.batch_stride, y.strides), WithBatch(x.batch_stride, x.strides), WithBatch(0, channel)},
+                {WithBatch(y.batch_stride, y.strides), WithBatch(x.batch_stride, x.strides),
+                 WithBatch(0, channel)},
                 [&](const int64_t* offset, int64_t count, const int64_t* step) {
                   for (int64_t i = 0; i < count; ++i) {
                     const int64_t c = offset[2] + i * step[2];
-                    y.data[offset[0] + i * step[0]] = Clamp(node, x.data[offset[1] + i * step[1]] * scale[c] + shift[c]);
+                    y.data[offset[0] + i * step[0]] =
+                        Clamp(node, x.data[offset[1] + i * step[1]] * scale[c] + shift[c]);
                   }
                 });
 }
@@ -118,7 +125,8 @@ std::vector<int64_t> Offsets(const Input& x, const std::vector<int>& axes) {
 void Mean(const std::vector<int>& axes, const Input& x, const Output& y, int64_t batch) {
   const std::vector<int64_t> offsets = Offsets(x, axes);
   const double inverse = 1.0 / static_cast<double>(offsets.size());
-  // The kept dimensions of x beside those of y, whether y keeps the reduced ones as 1 or drops them.
+  // The kept dimensions of x beside those of y, whether y keeps the reduced ones as 1 or drops
+  // them.
   std::vector<int64_t> dims{batch};
   Strides from{x.batch_stride}, to{y.batch_stride};
   const bool keeps = y.shape.rank() == x.shape.rank();
@@ -194,42 +202,47 @@ void Pool(const Node& node, const Input& x, const Output& y, int64_t batch) {
   const bool max = node.op == OpType::kMaxPool;
   const int64_t h = x.shape[1], w = x.shape[2];
   ForEachRow<2>({batch, y.shape[1], y.shape[2]},
-                {Strides{y.batch_stride, y.strides[1], y.strides[2]}, Strides{batch > 0 ? y.shape[1] * y.shape[2] : 1, y.shape[2], 1}},
+                {Strides{y.batch_stride, y.strides[1], y.strides[2]},
+                 Strides{batch > 0 ? y.shape[1] * y.shape[2] : 1, y.shape[2], 1}},
                 [&](const int64_t* offset, int64_t count, const int64_t* step) {
-    for (int64_t i = 0; i < count; ++i) {
-      const int64_t pixel = offset[1] + i * step[1];
-      const int64_t n = pixel / (y.shape[1] * y.shape[2]), oy = pixel / y.shape[2] % y.shape[1], ox = pixel % y.shape[2];
-      const int64_t y0 = oy * pool.stride_h - pool.pad_top, x0 = ox * pool.stride_w - pool.pad_left;
-      // Padding counts as far as the declared padding reaches, not where ceil mode looks beyond it.
-      const int64_t y1 = std::min<int64_t>(y0 + pool.kernel_h, h + pool.pad_bottom);
-      const int64_t x1 = std::min<int64_t>(x0 + pool.kernel_w, w + pool.pad_right);
-      const int64_t ya = std::max<int64_t>(y0, 0), yb = std::min(y1, h);
-      const int64_t xa = std::max<int64_t>(x0, 0), xb = std::min(x1, w);
-      const double size = pool.count_include_pad ? (y1 - y0) * (x1 - x0)
-                                                 : std::max<int64_t>(0, yb - ya) * std::max<int64_t>(0, xb - xa);
-      for (int64_t c = 0; c < x.shape[0]; ++c) {
-        const float* p = x.data + n * x.batch_stride + c * x.strides[0];
-        double sum = 0;
-        float largest = -std::numeric_limits<float>::infinity();
-        for (int64_t r = ya; r < yb; ++r) {
-          for (int64_t s = xa; s < xb; ++s) {
-            const float v = p[r * x.strides[1] + s * x.strides[2]];
-            sum += v;
-            largest = std::max(largest, v);
-          }
-        }
-        y.data[offset[0] + i * step[0] + c * y.strides[0]] =
-            max ? largest : (size > 0 ? static_cast<float>(sum / size) : 0.0f);
-      }
-    }
-  });
+                  for (int64_t i = 0; i < count; ++i) {
+                    const int64_t pixel = offset[1] + i * step[1];
+                    const int64_t n = pixel / (y.shape[1] * y.shape[2]),
+                                  oy = pixel / y.shape[2] % y.shape[1], ox = pixel % y.shape[2];
+                    const int64_t y0 = oy * pool.stride_h - pool.pad_top,
+                                  x0 = ox * pool.stride_w - pool.pad_left;
+                    // Padding counts as far as the declared padding reaches, not where ceil mode
+                    // looks beyond it.
+                    const int64_t y1 = std::min<int64_t>(y0 + pool.kernel_h, h + pool.pad_bottom);
+                    const int64_t x1 = std::min<int64_t>(x0 + pool.kernel_w, w + pool.pad_right);
+                    const int64_t ya = std::max<int64_t>(y0, 0), yb = std::min(y1, h);
+                    const int64_t xa = std::max<int64_t>(x0, 0), xb = std::min(x1, w);
+                    const double size = pool.count_include_pad ? (y1 - y0) * (x1 - x0)
+                                                               : std::max<int64_t>(0, yb - ya) *
+                                                                     std::max<int64_t>(0, xb - xa);
+                    for (int64_t c = 0; c < x.shape[0]; ++c) {
+                      const float* p = x.data + n * x.batch_stride + c * x.strides[0];
+                      double sum = 0;
+                      float largest = -std::numeric_limits<float>::infinity();
+                      for (int64_t r = ya; r < yb; ++r) {
+                        for (int64_t s = xa; s < xb; ++s) {
+                          const float v = p[r * x.strides[1] + s * x.strides[2]];
+                          sum += v;
+                          largest = std::max(largest, v);
+                        }
+                      }
+                      y.data[offset[0] + i * step[0] + c * y.strides[0]] =
+                          max ? largest : (size > 0 ? static_cast<float>(sum / size) : 0.0f);
+                    }
+                  }
+                });
 }
 
 }  // namespace
 
 bool IsUnary(OpType op) {
-  return op == OpType::kRelu || op == OpType::kClip || op == OpType::kSigmoid || op == OpType::kHardSigmoid ||
-         op == OpType::kHardSwish;
+  return op == OpType::kRelu || op == OpType::kClip || op == OpType::kSigmoid ||
+         op == OpType::kHardSigmoid || op == OpType::kHardSwish;
 }
 
 double EvaluateUnary(const Node& node, double x) {
@@ -237,11 +250,13 @@ double EvaluateUnary(const Node& node, double x) {
     case OpType::kRelu:
       return std::max(x, 0.0);
     case OpType::kClip:
-      return std::min(std::max(x, static_cast<double>(node.clip->lo)), static_cast<double>(node.clip->hi));
+      return std::min(std::max(x, static_cast<double>(node.clip->lo)),
+                      static_cast<double>(node.clip->hi));
     case OpType::kSigmoid:
       return 1.0 / (1.0 + std::exp(-x));
     case OpType::kHardSigmoid:
-      return std::max(0.0, std::min(1.0, static_cast<double>(node.alpha) * x + static_cast<double>(node.beta)));
+      return std::max(
+          0.0, std::min(1.0, static_cast<double>(node.alpha) * x + static_cast<double>(node.beta)));
     case OpType::kHardSwish:
       return x * std::max(0.0, std::min(1.0, x / 6.0 + 0.5));
     default:
@@ -249,8 +264,9 @@ double EvaluateUnary(const Node& node, double x) {
   }
 }
 
-bool ReshapeAsCopy(const Shape& in, const Strides& in_strides, const Shape& out, const Strides& out_strides,
-                   std::vector<int64_t>* dims, Strides* src, Strides* dst) {
+bool ReshapeAsCopy(const Shape& in, const Strides& in_strides, const Shape& out,
+                   const Strides& out_strides, std::vector<int64_t>* dims, Strides* src,
+                   Strides* dst) {
   // A stride along an extent of 1 means nothing.
   const auto row_major = [](const Shape& shape, const Strides& strides) {
     const Strides wanted = RowMajorStrides(shape);
@@ -280,7 +296,8 @@ bool ReshapeAsCopy(const Shape& in, const Strides& in_strides, const Shape& out,
   return false;
 }
 
-absl::Status RunPlainFloat(const Node& node, absl::Span<const Input> inputs, const Output& y, int64_t batch) {
+absl::Status RunPlainFloat(const Node& node, absl::Span<const Input> inputs, const Output& y,
+                           int64_t batch) {
   const Input& x = inputs[0];
   switch (node.op) {
     case OpType::kBatchNorm:
@@ -303,14 +320,16 @@ absl::Status RunPlainFloat(const Node& node, absl::Span<const Input> inputs, con
       return absl::OkStatus();
     }
     case OpType::kHardSwish:
-      Unary(x, y, batch, [](float v) { return v * std::max(0.0f, std::min(1.0f, v * (1.0f / 6.0f) + 0.5f)); });
+      Unary(x, y, batch,
+            [](float v) { return v * std::max(0.0f, std::min(1.0f, v * (1.0f / 6.0f) + 0.5f)); });
       return absl::OkStatus();
     case OpType::kAdd:
     case OpType::kSub: {
       const float sign = node.op == OpType::kAdd ? 1.0f : -1.0f;
       const float lo = node.clip ? node.clip->lo : -std::numeric_limits<float>::infinity();
       const float hi = node.clip ? node.clip->hi : std::numeric_limits<float>::infinity();
-      Binary(x, inputs[1], y, batch, [=](float a, float b) { return std::min(std::max(a + sign * b, lo), hi); });
+      Binary(x, inputs[1], y, batch,
+             [=](float a, float b) { return std::min(std::max(a + sign * b, lo), hi); });
       return absl::OkStatus();
     }
     case OpType::kMul:
@@ -373,7 +392,8 @@ absl::Status RunPlainFloat(const Node& node, absl::Span<const Input> inputs, con
     case OpType::kFullyConnected:
       break;
   }
-  return absl::UnimplementedError(absl::StrCat("no plain loop for ", graph::Name(node.op), " node ", node.name));
+  return absl::UnimplementedError(
+      absl::StrCat("no plain loop for ", graph::Name(node.op), " node ", node.name));
 }
 
 }  // namespace tern::engine

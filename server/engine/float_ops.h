@@ -27,16 +27,17 @@ bool IsUnary(graph::OpType op);
 // Evaluates one of them in double, for tables.
 double EvaluateUnary(const graph::Node& node, double x);
 
-// y = op(inputs) for `batch` samples. The output must not overlap an input, unless the operator is unary or
-// an addition, subtraction, multiplication or division whose input has the output's layout. Uses the
-// caller's OpenMP team. UNIMPLEMENTED for kConv and kFullyConnected.
+// y = op(inputs) for `batch` samples. The output must not overlap an input, unless the operator is
+// unary or an addition, subtraction, multiplication or division whose input has the output's
+// layout. Uses the caller's OpenMP team. UNIMPLEMENTED for kConv and kFullyConnected.
 absl::Status RunPlainFloat(const graph::Node& node, absl::Span<const Operand<const float>> inputs,
                            const Operand<float>& output, int64_t batch);
 
-// How the samples of a reshape's two sides lie: the pair of index spaces that one strided copy needs. False if
-// neither side is row-major, so that no such copy exists.
-bool ReshapeAsCopy(const Shape& in, const Strides& in_strides, const Shape& out, const Strides& out_strides,
-                   std::vector<int64_t>* dims, Strides* src, Strides* dst);
+// How the samples of a reshape's two sides lie: the pair of index spaces that one strided copy
+// needs. False if neither side is row-major, so that no such copy exists.
+bool ReshapeAsCopy(const Shape& in, const Strides& in_strides, const Shape& out,
+                   const Strides& out_strides, std::vector<int64_t>* dims, Strides* src,
+                   Strides* dst);
 
 // `strides` with the batch in front.
 inline Strides WithBatch(int64_t batch_stride, const Strides& strides) {

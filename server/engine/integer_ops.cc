@@ -25,7 +25,8 @@ void ParallelRange(int64_t n, F f) {
 #pragma omp parallel if (n > kParallelBytes)
   {
     const int64_t lines = (n + 63) / 64, team = omp_get_num_threads(), self = omp_get_thread_num();
-    const int64_t begin = std::min(n, lines * self / team * 64), end = std::min(n, lines * (self + 1) / team * 64);
+    const int64_t begin = std::min(n, lines * self / team * 64),
+                  end = std::min(n, lines * (self + 1) / team * 64);
     if (begin < end) f(begin, end);
   }
 }
@@ -44,17 +45,18 @@ Strides Broadcast(const Operand<const uint8_t>& x, const Shape& shape) {
 }
 
 template <typename Map>
-void Binary(const Operand<const uint8_t>& a, const Operand<const uint8_t>& b, const Operand<uint8_t>& y, int64_t batch,
-            Map map) {
-  ForEachRow<3>(y.shape.WithBatch(batch).dims(),
-                {WithBatch(y.batch_stride, y.strides), WithBatch(a.batch_stride, Broadcast(a, y.shape)),
-                 WithBatch(b.batch_stride, Broadcast(b, y.shape))},
-                [&](const int64_t* offset, int64_t count, const int64_t* step) {
-                  for (int64_t i = 0; i < count; ++i) {
-                    y.data[offset[0] + i * step[0]] =
-                        map(a.data[offset[1] + i * step[1]], b.data[offset[2] + i * step[2]]);
-                  }
-                });
+void Binary(const Operand<const uint8_t>& a, const Operand<const uint8_t>& b,
+            const Operand<uint8_t>& y, int64_t batch, Map map) {
+  ForEachRow<3>(
+      y.shape.WithBatch(batch).dims(),
+      {WithBatch(y.batch_stride, y.strides), WithBatch(a.batch_stride, Broadcast(a, y.shape)),
+       WithBatch(b.batch_stride, Broadcast(b, y.shape))},
+      [&](const int64_t* offset, int64_t count, const int64_t* step) {
+        for (int64_t i = 0; i < count; ++i) {
+          y.data[offset[0] + i * step[0]] =
+              map(a.data[offset[1] + i * step[1]], b.data[offset[2] + i * step[2]]);
+        }
+      });
 }
 
 }  // namespace
@@ -70,7 +72,8 @@ Table RequantizeTable(QuantParams x, QuantParams y) {
   const float m = static_cast<float>(ratio);
   const float offset = static_cast<float>(y.zero_point - x.zero_point * ratio);
   for (int q = 0; q < 256; ++q) {
-    table[q] = x == y ? static_cast<uint8_t>(q) : RoundAndClamp(std::fma(static_cast<float>(q), m, offset));
+    table[q] = x == y ? static_cast<uint8_t>(q)
+                      : RoundAndClamp(std::fma(static_cast<float>(q), m, offset));
   }
   return table;
 }
@@ -78,7 +81,8 @@ Table RequantizeTable(QuantParams x, QuantParams y) {
 Table UnaryTable(const graph::Node& node, QuantParams x, QuantParams y) {
   Table table;
   for (int q = 0; q < 256; ++q) {
-    table[q] = y.Quantize(static_cast<float>(EvaluateUnary(node, x.Dequantize(static_cast<uint8_t>(q)))));
+    table[q] =
+        y.Quantize(static_cast<float>(EvaluateUnary(node, x.Dequantize(static_cast<uint8_t>(q)))));
   }
   return table;
 }
@@ -90,8 +94,8 @@ std::vector<uint8_t> BatchNormTables(const graph::Node& node, QuantParams x, Qua
   for (size_t c = 0; c < scale.size(); ++c) {
     const double ratio = static_cast<double>(scale[c]) * x.scale / y.scale;
     const float m = static_cast<float>(ratio);
-    const float offset =
-        static_cast<float>(static_cast<double>(shift[c]) / y.scale + y.zero_point - x.zero_point * ratio);
+    const float offset = static_cast<float>(static_cast<double>(shift[c]) / y.scale + y.zero_point -
+                                            x.zero_point * ratio);
     for (int q = 0; q < 256; ++q) {
       tables[c * 256 + q] = RoundAndClamp(std::fma(static_cast<float>(q), m, offset), lo, hi);
     }
@@ -105,15 +109,17 @@ void Lookup(kernels::Isa isa, const uint8_t* src, size_t n, const Table& table, 
   });
 }
 
-void LookupPerChannel(const uint8_t* src, int64_t pixels, int64_t channels, const uint8_t* tables, uint8_t* dst) {
+void LookupPerChannel(const uint8_t* src, int64_t pixels, int64_t channels, const uint8_t* tables,
+                      uint8_t* dst) {
 #pragma omp parallel for schedule(static) if (pixels * channels > kParallelBytes)
   for (int64_t p = 0; p < pixels; ++p) {
-    for (int64_t c = 0; c < channels; ++c) dst[p * channels + c] = tables[c * 256 + src[p * channels + c]];
+    for (int64_t c = 0; c < channels; ++c)
+      dst[p * channels + c] = tables[c * 256 + src[p * channels + c]];
   }
 }
 
-void CopyCodes(const std::vector<int64_t>& dims, const Strides& dst_strides, uint8_t* dst, const Strides& src_strides,
-               const uint8_t* src, const Table* table) {
+void CopyCodes(const std::vector<int64_t>& dims, const Strides& dst_strides, uint8_t* dst,
+               const Strides& src_strides, const uint8_t* src, const Table* table) {
   if (table == nullptr) {
     StridedMap(dims, dst, dst_strides, src, src_strides, [](uint8_t q) { return q; });
   } else {
@@ -122,29 +128,34 @@ void CopyCodes(const std::vector<int64_t>& dims, const Strides& dst_strides, uin
   }
 }
 
-void AddCodes(kernels::Isa isa, const QuantizedOperand& a, const QuantizedOperand& b, const Operand<uint8_t>& y,
-              QuantParams y_params, const std::optional<graph::ClipRange>& clip, int64_t batch) {
+void AddCodes(kernels::Isa isa, const QuantizedOperand& a, const QuantizedOperand& b,
+              const Operand<uint8_t>& y, QuantParams y_params,
+              const std::optional<graph::ClipRange>& clip, int64_t batch) {
   const double ratio_a = static_cast<double>(a.params.scale) / y_params.scale;
   const double ratio_b = static_cast<double>(b.params.scale) / y_params.scale;
   const float ma = static_cast<float>(ratio_a), mb = static_cast<float>(ratio_b);
-  const float offset = static_cast<float>(y_params.zero_point - a.params.zero_point * ratio_a - b.params.zero_point * ratio_b);
+  const float offset = static_cast<float>(y_params.zero_point - a.params.zero_point * ratio_a -
+                                          b.params.zero_point * ratio_b);
   const auto codes = ClipCodes(clip, y_params);
   const uint8_t lo = codes.first, hi = codes.second;
   if (SameLayout(a.codes, y) && SameLayout(b.codes, y)) {
     ParallelRange(batch * y.batch_stride, [&](int64_t begin, int64_t end) {
-      kernels::AddU8(isa, a.codes.data + begin, ma, b.codes.data + begin, mb, offset, lo, hi, end - begin, y.data + begin);
+      kernels::AddU8(isa, a.codes.data + begin, ma, b.codes.data + begin, mb, offset, lo, hi,
+                     end - begin, y.data + begin);
     });
     return;
   }
   Binary(a.codes, b.codes, y, batch, [=](uint8_t p, uint8_t q) {
-    return RoundAndClamp(std::fma(static_cast<float>(p), ma, std::fma(static_cast<float>(q), mb, offset)), lo, hi);
+    return RoundAndClamp(
+        std::fma(static_cast<float>(p), ma, std::fma(static_cast<float>(q), mb, offset)), lo, hi);
   });
 }
 
-void MultiplyCodes(kernels::Isa isa, const QuantizedOperand& a, const QuantizedOperand& b, const Operand<uint8_t>& y,
-                   QuantParams y_params, int64_t batch) {
+void MultiplyCodes(kernels::Isa isa, const QuantizedOperand& a, const QuantizedOperand& b,
+                   const Operand<uint8_t>& y, QuantParams y_params, int64_t batch) {
   const int za = a.params.zero_point, zb = b.params.zero_point, zy = y_params.zero_point;
-  const float m = static_cast<float>(static_cast<double>(a.params.scale) * b.params.scale / y_params.scale);
+  const float m =
+      static_cast<float>(static_cast<double>(a.params.scale) * b.params.scale / y_params.scale);
   const auto per_channel = [](const Operand<const uint8_t>& x, const Shape& shape) {
     return shape.rank() == 3 && x.shape == Shape{shape[0], 1, 1} && x.batch_stride != 0;
   };
@@ -156,17 +167,20 @@ void MultiplyCodes(kernels::Isa isa, const QuantizedOperand& a, const QuantizedO
 #pragma omp parallel for schedule(static) if (batch * pixels * channels > kParallelBytes)
     for (int64_t n = 0; n < batch; ++n) {
       kernels::MulChannelsU8(isa, image.codes.data + n * y.batch_stride, image.params.zero_point,
-                             factors.codes.data + n * factors.codes.batch_stride, factors.params.zero_point, m, zy, pixels,
-                             channels, y.data + n * y.batch_stride);
+                             factors.codes.data + n * factors.codes.batch_stride,
+                             factors.params.zero_point, m, zy, pixels, channels,
+                             y.data + n * y.batch_stride);
     }
     return;
   }
   Binary(a.codes, b.codes, y, batch, [=](uint8_t p, uint8_t q) {
-    return RoundAndClamp(std::fma(static_cast<float>((p - za) * (q - zb)), m, static_cast<float>(zy)));
+    return RoundAndClamp(
+        std::fma(static_cast<float>((p - za) * (q - zb)), m, static_cast<float>(zy)));
   });
 }
 
-void AveragePoolCodes(const AveragePoolArgs& args, const uint8_t* src, uint8_t* dst, char* scratch, size_t scratch_stride) {
+void AveragePoolCodes(const AveragePoolArgs& args, const uint8_t* src, uint8_t* dst, char* scratch,
+                      size_t scratch_stride) {
   const auto& pool = args.pool;
   const int64_t channels = args.x_shape[0], h = args.x_shape[1], w = args.x_shape[2];
   const int64_t oh = args.y_shape[1], ow = args.y_shape[2], rows = args.batch * oh;
@@ -193,19 +207,22 @@ void AveragePoolCodes(const AveragePoolArgs& args, const uint8_t* src, uint8_t* 
           for (int64_t c = 0; c < channels; ++c) sums[c] += p[c];
         }
       }
-      const float m = static_cast<float>(static_cast<double>(args.x.scale) / (static_cast<double>(count) * args.y.scale));
+      const float m = static_cast<float>(static_cast<double>(args.x.scale) /
+                                         (static_cast<double>(count) * args.y.scale));
       uint8_t* d = dst + (row * ow + ox) * channels;
-      for (int64_t c = 0; c < channels; ++c) d[c] = RoundAndClamp(std::fma(static_cast<float>(sums[c]), m, offset));
+      for (int64_t c = 0; c < channels; ++c)
+        d[c] = RoundAndClamp(std::fma(static_cast<float>(sums[c]), m, offset));
     }
   }
 }
 
-void GlobalAverageCodes(kernels::Isa isa, const AveragePoolArgs& args, const uint8_t* src, uint8_t* dst, char* scratch,
-                        size_t scratch_stride) {
+void GlobalAverageCodes(kernels::Isa isa, const AveragePoolArgs& args, const uint8_t* src,
+                        uint8_t* dst, char* scratch, size_t scratch_stride) {
   const int64_t channels = args.x_shape[0], pixels = args.x_shape[1] * args.x_shape[2];
   const double ratio = static_cast<double>(args.x.scale) / args.y.scale;
   const float offset = static_cast<float>(args.y.zero_point - args.x.zero_point * ratio);
-  const float m = static_cast<float>(static_cast<double>(args.x.scale) / (static_cast<double>(pixels) * args.y.scale));
+  const float m = static_cast<float>(static_cast<double>(args.x.scale) /
+                                     (static_cast<double>(pixels) * args.y.scale));
 #pragma omp parallel for schedule(static) if (args.batch * pixels * channels > kParallelBytes)
   for (int64_t n = 0; n < args.batch; ++n) {
     int32_t* sums = reinterpret_cast<int32_t*>(scratch + omp_get_thread_num() * scratch_stride);
@@ -216,8 +233,8 @@ void GlobalAverageCodes(kernels::Isa isa, const AveragePoolArgs& args, const uin
   }
 }
 
-void PadCodes(const uint8_t* src, int64_t n, const Shape& shape, int64_t top, int64_t left, int64_t bottom,
-              int64_t right, uint8_t value, uint8_t* dst) {
+void PadCodes(const uint8_t* src, int64_t n, const Shape& shape, int64_t top, int64_t left,
+              int64_t bottom, int64_t right, uint8_t value, uint8_t* dst) {
   const int64_t c = shape[0], h = shape[1], w = shape[2];
   const int64_t rows = h + top + bottom, row_bytes = (w + left + right) * c;
 #pragma omp parallel for schedule(static) if (n * rows * row_bytes > kParallelBytes)

@@ -1,5 +1,5 @@
-// Operators on u8 codes beyond convolutions: docs/quantisation.md, "Inference arithmetic", row by row. All
-// tensors are NHWC. They run on the caller's OpenMP team.
+// Operators on u8 codes beyond convolutions: docs/quantisation.md, "Inference arithmetic", row by
+// row. All tensors are NHWC. They run on the caller's OpenMP team.
 #ifndef TERN_SERVER_ENGINE_INTEGER_OPS_H_
 #define TERN_SERVER_ENGINE_INTEGER_OPS_H_
 
@@ -30,21 +30,23 @@ std::vector<uint8_t> BatchNormTables(const graph::Node& node, QuantParams x, Qua
 // dst[i] = table[src[i]]; the same memory may serve both.
 void Lookup(kernels::Isa isa, const uint8_t* src, size_t n, const Table& table, uint8_t* dst);
 // dst[p][c] = tables[c][src[p][c]]
-void LookupPerChannel(const uint8_t* src, int64_t pixels, int64_t channels, const uint8_t* tables, uint8_t* dst);
-// dst[i...] = table[src[i...]]: slices, transpositions, reshapes, the parts of a concatenation. Null table:
-// the codes stay.
-void CopyCodes(const std::vector<int64_t>& dims, const Strides& dst_strides, uint8_t* dst, const Strides& src_strides,
-               const uint8_t* src, const Table* table);
+void LookupPerChannel(const uint8_t* src, int64_t pixels, int64_t channels, const uint8_t* tables,
+                      uint8_t* dst);
+// dst[i...] = table[src[i...]]: slices, transpositions, reshapes, the parts of a concatenation.
+// Null table: the codes stay.
+void CopyCodes(const std::vector<int64_t>& dims, const Strides& dst_strides, uint8_t* dst,
+               const Strides& src_strides, const uint8_t* src, const Table* table);
 
 struct QuantizedOperand {
   Operand<const uint8_t> codes;
   QuantParams params;
 };
 // Addition with broadcasting; dst may be the memory of an operand of dst's shape.
-void AddCodes(kernels::Isa isa, const QuantizedOperand& a, const QuantizedOperand& b, const Operand<uint8_t>& y,
-              QuantParams y_params, const std::optional<graph::ClipRange>& clip, int64_t batch);
-void MultiplyCodes(kernels::Isa isa, const QuantizedOperand& a, const QuantizedOperand& b, const Operand<uint8_t>& y,
-                   QuantParams y_params, int64_t batch);
+void AddCodes(kernels::Isa isa, const QuantizedOperand& a, const QuantizedOperand& b,
+              const Operand<uint8_t>& y, QuantParams y_params,
+              const std::optional<graph::ClipRange>& clip, int64_t batch);
+void MultiplyCodes(kernels::Isa isa, const QuantizedOperand& a, const QuantizedOperand& b,
+                   const Operand<uint8_t>& y, QuantParams y_params, int64_t batch);
 
 // Average pooling. `scratch(thread)` gives 4 * channels bytes to each OpenMP thread.
 struct AveragePoolArgs {
@@ -53,14 +55,14 @@ struct AveragePoolArgs {
   QuantParams x, y;
   int64_t batch = 1;
 };
-void AveragePoolCodes(const AveragePoolArgs& args, const uint8_t* src, uint8_t* dst, char* scratch, size_t scratch_stride);
-void GlobalAverageCodes(kernels::Isa isa, const AveragePoolArgs& args, const uint8_t* src, uint8_t* dst, char* scratch,
-                        size_t scratch_stride);
+void AveragePoolCodes(const AveragePoolArgs& args, const uint8_t* src, uint8_t* dst, char* scratch,
+                      size_t scratch_stride);
+void GlobalAverageCodes(kernels::Isa isa, const AveragePoolArgs& args, const uint8_t* src,
+                        uint8_t* dst, char* scratch, size_t scratch_stride);
 
 // Copies [n,h,w,c] into the middle of [n,h+top+bottom,w+left+right,c], the rest is `value`.
-void PadCodes(const uint8_t* src, int64_t n, const Shape& shape, int64_t top, int64_t left, int64_t bottom,
-              int64_t right, uint8_t value, uint8_t* dst);
-
+void PadCodes(const uint8_t* src, int64_t n, const Shape& shape, int64_t top, int64_t left,
+              int64_t bottom, int64_t right, uint8_t value, uint8_t* dst);
 
 }  // namespace tern::engine
 

@@ -1,11 +1,10 @@
 // Buffers, conversions between their formats, and which implementation gets a node.
-#include "server/engine/lowering.h"
-
 #include <omp.h>
 
 #include <algorithm>
 
 #include "server/base/status_macros.h"
+#include "server/engine/lowering.h"
 #include "server/kernels/elementwise.h"
 
 namespace tern::engine {
@@ -18,6 +17,14 @@ using graph::ValueId;
 using tag = memory::format_tag;
 
 }  // namespace
+
+char* RunContext::thread_scratch() const {
+  return scratch + omp_get_thread_num() * program->scratch_bytes;
+}
+
+absl::StatusOr<Program> Lower(const graph::Graph& graph, const PlanOptions& options) {
+  return Lowering(graph, options).Run();
+}
 
 absl::StatusOr<Program> Lowering::Run() {
   program_.input_shape = graph_.shape(graph_.input);
@@ -52,7 +59,8 @@ absl::StatusOr<Program> Lowering::Run() {
   // Results leave in the graph's own order.
   program_.output = Get(graph_.output, Format::kF32Planar);
   program_.buffers[program_.output].pinned = true;
-  for (const AlignedBuffer& constant : program_.constants) program_.weight_bytes += constant.size_bytes();
+  for (const AlignedBuffer& constant : program_.constants)
+    program_.weight_bytes += constant.size_bytes();
   return std::move(program_);
 }
 
@@ -62,7 +70,8 @@ int Lowering::NewBuffer(Format format, const Shape& shape) {
   b.shape = shape;
   b.sample_elements = shape.elements();
   if (format == Format::kF32Blocked) {
-    b.sample_elements = (shape[0] + kChannelBlock - 1) / kChannelBlock * kChannelBlock * shape[1] * shape[2];
+    b.sample_elements =
+        (shape[0] + kChannelBlock - 1) / kChannelBlock * kChannelBlock * shape[1] * shape[2];
   }
   b.sample_bytes = b.sample_elements * (format == Format::kU8 ? 1 : sizeof(float));
   program_.buffers.push_back(std::move(b));
@@ -97,7 +106,8 @@ void Lowering::StoreFloat(ValueId id, int b) {
   AddStep({dense}, {codes}).loop = [=](const RunContext& run) {
     const float* src = run.at<float>(dense);
     uint8_t* dst = run.at<uint8_t>(codes);
-    const int64_t n = run.batch * elements, chunks = std::max<int64_t>(1, std::min<int64_t>(run.threads, n / 16384));
+    const int64_t n = run.batch * elements,
+                  chunks = std::max<int64_t>(1, std::min<int64_t>(run.threads, n / 16384));
 #pragma omp parallel for schedule(static) if (chunks > 1)
     for (int64_t i = 0; i < chunks; ++i) {
       const int64_t begin = n * i / chunks;
@@ -108,12 +118,14 @@ void Lowering::StoreFloat(ValueId id, int b) {
 }
 
 int Lowering::Convert(int b, Format format) {
-  if (buffer(b).format == format || (buffer(b).shape.rank() != 3 && format != Format::kU8)) return b;
+  if (buffer(b).format == format || (buffer(b).shape.rank() != 3 && format != Format::kU8))
+    return b;
   const int result = NewBuffer(format, buffer(b).shape);
   const Shape shape = buffer(b).shape;
   const Format from = buffer(b).format;
   AddStep({b}, {result}).make = [=](const RunContext& run) {
-    const memory src = Wrap(run, b, Desc(from, shape, run.batch)), dst = Wrap(run, result, Desc(format, shape, run.batch));
+    const memory src = Wrap(run, b, Desc(from, shape, run.batch)),
+                 dst = Wrap(run, result, Desc(format, shape, run.batch));
     Executable executable;
     executable.primitive = dnnl::reorder(src, dst);
     executable.args = {{DNNL_ARG_FROM, src}, {DNNL_ARG_TO, dst}};
@@ -125,10 +137,12 @@ int Lowering::Convert(int b, Format format) {
 int Lowering::Get(ValueId id, Format format) {
   auto& known = formats_[id];
   const graph::Value& value = graph_.values[id];
-  const bool one_order = value.shape.rank() != 3 || value.shape[1] * value.shape[2] == 1 || value.shape[0] == 1;
+  const bool one_order =
+      value.shape.rank() != 3 || value.shape[1] * value.shape[2] == 1 || value.shape[0] == 1;
   if (one_order && format == Format::kF32Planar) format = Format::kF32;
   if (value.shape.rank() != 3 && format != Format::kU8) format = Format::kF32;
-  if (value.constant && known.find(format) == known.end()) return known[format] = Constant(value, format);
+  if (value.constant && known.find(format) == known.end())
+    return known[format] = Constant(value, format);
   const auto found = known.find(format);
   if (found != known.end()) return found->second;
   if (known.count(Format::kU8) != 0 && known.size() == 1) {
@@ -138,7 +152,8 @@ int Lowering::Get(ValueId id, Format format) {
     const int64_t elements = buffer(codes).sample_elements;
     const kernels::Isa isa = options_.isa;
     AddStep({codes}, {dense}).loop = [=](const RunContext& run) {
-      kernels::DequantizeU8(isa, run.at<uint8_t>(codes), run.batch * elements, params, run.at<float>(dense));
+      kernels::DequantizeU8(isa, run.at<uint8_t>(codes), run.batch * elements, params,
+                            run.at<float>(dense));
     };
     known[Format::kF32] = dense;
     return Get(id, format);
@@ -154,7 +169,8 @@ int Lowering::Constant(const graph::Value& value, Format format) {
   const int result = NewBuffer(format, value.shape);
   AlignedBuffer data(buffer(result).sample_bytes);
   StridedMap(value.shape.dims(), data.as<float>(), FormatStrides(format, value.shape),
-             value.constant->data<float>().data(), RowMajorStrides(value.shape), [](float v) { return v; });
+             value.constant->data<float>().data(), RowMajorStrides(value.shape),
+             [](float v) { return v; });
   buffer(result).constant = static_cast<int>(program_.constants.size());
   program_.constants.push_back(std::move(data));
   return result;
@@ -194,8 +210,9 @@ absl::Status Lowering::LowerNode(const Node& node) {
 }
 
 bool Lowering::IsInteger(const Node& node) const {
-  return std::all_of(node.inputs.begin(), node.inputs.end(),
-                     [&](ValueId id) { return quant(id).has_value() && !graph_.values[id].constant; });
+  return std::all_of(node.inputs.begin(), node.inputs.end(), [&](ValueId id) {
+    return quant(id).has_value() && !graph_.values[id].constant;
+  });
 }
 
 void Lowering::SetFloatImplementation(const Node& node, const std::string& implementation) {

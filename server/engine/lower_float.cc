@@ -1,34 +1,28 @@
 // Float operators other than convolutions and fully connected layers, and the channel shuffle.
-#include "server/engine/lowering.h"
-
 #include <algorithm>
 #include <limits>
 
 #include "absl/strings/str_cat.h"
+#include "server/engine/lowering.h"
 
 namespace tern::engine {
 namespace {
 
-using dnnl::memory;
 using graph::Node;
 using graph::OpType;
 using graph::ValueId;
-using tag = memory::format_tag;
 
 }  // namespace
 
 bool Lowering::TryShuffle(const Node& node) {
-  if (program_.value_buffer[node.output] >= 0) {
-    layer().implementation = "fused";
-    return true;
-  }
-  if (fused_.count(node.output) != 0) {
+  if (fused_.count(node.output) != 0 || program_.value_buffer[node.output] >= 0) {
     layer().implementation = "fused";
     return true;
   }
   if (node.op != OpType::kReshape) return false;
   const Shape &xs = graph_.shape(node.inputs[0]), &split = graph_.shape(node.output);
-  if (xs.rank() != 3 || split.rank() != 4 || split[0] * split[1] != xs[0] || split[2] != xs[1] || split[3] != xs[2]) {
+  if (xs.rank() != 3 || split.rank() != 4 || split[0] * split[1] != xs[0] || split[2] != xs[1] ||
+      split[3] != xs[2]) {
     return false;
   }
   const auto only_reader = [&](ValueId id) -> const Node* {
@@ -36,11 +30,16 @@ bool Lowering::TryShuffle(const Node& node) {
     return readers.size() == 1 && id != graph_.output ? &graph_.nodes[readers[0]] : nullptr;
   };
   const Node* turn = only_reader(node.output);
-  if (turn == nullptr || turn->op != OpType::kTranspose || turn->perm != std::vector<int>{1, 0, 2, 3}) return false;
+  if (turn == nullptr || turn->op != OpType::kTranspose ||
+      turn->perm != std::vector<int>{1, 0, 2, 3})
+    return false;
   const Node* join = only_reader(turn->output);
-  if (join == nullptr || join->op != OpType::kReshape || graph_.shape(join->output) != xs) return false;
+  if (join == nullptr || join->op != OpType::kReshape || graph_.shape(join->output) != xs)
+    return false;
   const auto& params = quant(node.inputs[0]);
-  if (quant(node.output) != params || quant(turn->output) != params || quant(join->output) != params) return false;
+  if (quant(node.output) != params || quant(turn->output) != params ||
+      quant(join->output) != params)
+    return false;
 
   const Format format = params ? Format::kU8 : Format::kF32;
   const int src = Get(node.inputs[0], format), dst = NewBuffer(format, xs);
@@ -63,8 +62,8 @@ bool Lowering::TryShuffle(const Node& node) {
     }
   };
   layer().implementation = "tern:loop";
-  fused_.insert({node.output, 0});
-  fused_.insert({turn->output, 0});
+  fused_.insert(node.output);
+  fused_.insert(turn->output);
   Define(join->output, dst);
   return true;
 }
@@ -75,7 +74,8 @@ absl::Status Lowering::LowerFloat(const Node& node) {
     return graph_.shape(id) == ys && !graph_.values[id].constant;
   });
   const bool whole_blocks = xs.rank() == 3 && xs[0] % kChannelBlock == 0;
-  bool blocked = whole_blocks && Current(node.inputs[0]) == Format::kF32Blocked && !quant(node.output);
+  bool blocked =
+      whole_blocks && Current(node.inputs[0]) == Format::kF32Blocked && !quant(node.output);
 
   if ((node.op == OpType::kMaxPool || node.op == OpType::kAveragePool) &&
       !(node.pool.ceil_mode && node.pool.count_include_pad)) {
@@ -95,18 +95,23 @@ absl::Status Lowering::LowerFloat(const Node& node) {
     }
   }
 
-  // Blocked tensors pass through where the order of elements does not matter, or channels stay whole blocks.
-  const bool elementwise = IsUnary(node.op) || ((node.op == OpType::kAdd || node.op == OpType::kSub ||
-                                                 node.op == OpType::kMul || node.op == OpType::kDiv) && same_shapes);
+  // Blocked tensors pass through where the order of elements does not matter, or channels stay
+  // whole blocks.
+  const bool elementwise =
+      IsUnary(node.op) || ((node.op == OpType::kAdd || node.op == OpType::kSub ||
+                            node.op == OpType::kMul || node.op == OpType::kDiv) &&
+                           same_shapes);
   bool block_concat = node.op == OpType::kConcat && node.axis == 0 && ys.rank() == 3;
-  for (ValueId id : node.inputs) block_concat = block_concat && graph_.shape(id)[0] % kChannelBlock == 0;
-  blocked = blocked && (elementwise || block_concat || node.op == OpType::kBatchNorm || node.op == OpType::kGlobalAveragePool);
+  for (ValueId id : node.inputs)
+    block_concat = block_concat && graph_.shape(id)[0] % kChannelBlock == 0;
+  blocked = blocked && (elementwise || block_concat || node.op == OpType::kBatchNorm ||
+                        node.op == OpType::kGlobalAveragePool);
 
   const Format format = blocked ? Format::kF32Blocked : Format::kF32;
   std::vector<int> sources;
   std::vector<Place> inputs;
-  // A blocked tensor is [c/8,h,w,8] row-major: channels outside, so that concatenation along axis 0 is what it
-  // was; per-channel operators see the inner 8 as a dimension of its own.
+  // A blocked tensor is [c/8,h,w,8] row-major: channels outside, so that concatenation along axis 0
+  // is what it was; per-channel operators see the inner 8 as a dimension of its own.
   const auto place_of = [&](int b) {
     Place place = PlaceOf(b);
     if (!blocked) return place;
@@ -125,7 +130,8 @@ absl::Status Lowering::LowerFloat(const Node& node) {
   Step& step = AddStep(sources, {dst});
   if (elementwise) {
     for (size_t i = 0; i < inputs.size(); ++i) {
-      if (graph_.shape(node.inputs[i]) == ys && sources[0] != sources.back()) step.in_place.push_back({sources[i], dst});
+      if (graph_.shape(node.inputs[i]) == ys && sources[0] != sources.back())
+        step.in_place.push_back({sources[i], dst});
     }
     if (inputs.size() == 1) step.in_place = {{sources[0], dst}};
   }
@@ -140,24 +146,30 @@ absl::Status Lowering::LowerFloat(const Node& node) {
       for (int64_t b = 0; b < blocks; ++b) {
         float sums[kChannelBlock] = {};
         for (int64_t p = 0; p < pixels; ++p) {
-          for (int c = 0; c < kChannelBlock; ++c) sums[c] += src[(b * pixels + p) * kChannelBlock + c];
+          for (int c = 0; c < kChannelBlock; ++c)
+            sums[c] += src[(b * pixels + p) * kChannelBlock + c];
         }
         for (int c = 0; c < kChannelBlock; ++c) means[b * kChannelBlock + c] = sums[c] * inverse;
       }
     };
   } else if (blocked && node.op == OpType::kBatchNorm) {
     step.loop = [=, channels = xs[0], pixels = xs[1] * xs[2]](const RunContext& run) {
-      const float *src = run.at<float>(sources[0]), *scale = attributes->weight.data<float>().data(),
+      const float *src = run.at<float>(sources[0]),
+                  *scale = attributes->weight.data<float>().data(),
                   *shift = attributes->bias.data<float>().data();
       float* result = run.at<float>(dst);
-      const float lo = attributes->clip ? attributes->clip->lo : -std::numeric_limits<float>::infinity();
-      const float hi = attributes->clip ? attributes->clip->hi : std::numeric_limits<float>::infinity();
+      const float lo =
+          attributes->clip ? attributes->clip->lo : -std::numeric_limits<float>::infinity();
+      const float hi =
+          attributes->clip ? attributes->clip->hi : std::numeric_limits<float>::infinity();
       const int64_t per_image = channels / kChannelBlock, blocks = run.batch * per_image;
 #pragma omp parallel for schedule(static) if (blocks * pixels > 4096)
       for (int64_t b = 0; b < blocks; ++b) {
-        const float *m = scale + b % per_image * kChannelBlock, *a = shift + b % per_image * kChannelBlock;
+        const float *m = scale + b % per_image * kChannelBlock,
+                    *a = shift + b % per_image * kChannelBlock;
         for (int64_t i = b * pixels * kChannelBlock, p = 0; p < pixels; ++p) {
-          for (int c = 0; c < kChannelBlock; ++c, ++i) result[i] = std::min(std::max(src[i] * m[c] + a[c], lo), hi);
+          for (int c = 0; c < kChannelBlock; ++c, ++i)
+            result[i] = std::min(std::max(src[i] * m[c] + a[c], lo), hi);
         }
       }
     };

@@ -1,10 +1,9 @@
 // Operators on codes other than convolutions and fully connected layers.
-#include "server/engine/lowering.h"
-
 #include <algorithm>
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
+#include "server/engine/lowering.h"
 
 namespace tern::engine {
 namespace {
@@ -13,13 +12,13 @@ using dnnl::memory;
 using graph::Node;
 using graph::OpType;
 using graph::ValueId;
-using tag = memory::format_tag;
 
 }  // namespace
 
 Lowering::Place Lowering::PlaceOf(int b) {
   const Buffer& place = buffer(b);
-  return {b, place.shape, FormatStrides(place.format, place.shape), place.constant >= 0 ? 0 : place.sample_elements};
+  return {b, place.shape, FormatStrides(place.format, place.shape),
+          place.constant >= 0 ? 0 : place.sample_elements};
 }
 
 bool Lowering::LowerInteger(const Node& node) {
@@ -45,7 +44,8 @@ bool Lowering::LowerInteger(const Node& node) {
         return false;
       }
       step.loop = [=, tables = BatchNormTables(node, x, y)](const RunContext& run) {
-        LookupPerChannel(run.at<uint8_t>(src), run.batch * elements / channels, channels, tables.data(), run.at<uint8_t>(dst));
+        LookupPerChannel(run.at<uint8_t>(src), run.batch * elements / channels, channels,
+                         tables.data(), run.at<uint8_t>(dst));
       };
     } else {
       step.loop = [=, table = UnaryTable(node, x, y)](const RunContext& run) {
@@ -76,7 +76,8 @@ bool Lowering::LowerInteger(const Node& node) {
           MultiplyCodes(isa, p, q, c.At<uint8_t>(run), y, run.batch);
         }
       };
-      layer().implementation = absl::StrCat("tern:", kernels::IsaName(std::min(isa, kernels::Isa::kAvx2)));
+      layer().implementation =
+          absl::StrCat("tern:", kernels::IsaName(std::min(isa, kernels::Isa::kAvx2)));
       Define(node.output, dst);
       return true;
     }
@@ -102,13 +103,16 @@ bool Lowering::LowerInteger(const Node& node) {
       const int dst = NewBuffer(Format::kU8, ys);
       AveragePoolArgs args{node.pool, xs, ys, x, y, 1};
       program_.scratch_bytes = std::max<size_t>(program_.scratch_bytes, xs[0] * sizeof(int32_t));
-      AddStep({src}, {dst}).loop = [=, global = node.op == OpType::kGlobalAveragePool](const RunContext& run) {
+      AddStep({src}, {dst}).loop = [=, global = node.op ==
+                                                OpType::kGlobalAveragePool](const RunContext& run) {
         AveragePoolArgs now = args;
         now.batch = run.batch;
         if (global) {
-          GlobalAverageCodes(isa, now, run.at<uint8_t>(src), run.at<uint8_t>(dst), run.scratch, run.program->scratch_bytes);
+          GlobalAverageCodes(isa, now, run.at<uint8_t>(src), run.at<uint8_t>(dst), run.scratch,
+                             run.program->scratch_bytes);
         } else {
-          AveragePoolCodes(now, run.at<uint8_t>(src), run.at<uint8_t>(dst), run.scratch, run.program->scratch_bytes);
+          AveragePoolCodes(now, run.at<uint8_t>(src), run.at<uint8_t>(dst), run.scratch,
+                           run.program->scratch_bytes);
         }
       };
       layer().implementation = "tern:loop";
@@ -134,8 +138,10 @@ bool Lowering::LowerInteger(const Node& node) {
       }
       AddStep(sources, {dst}).loop = [=](const RunContext& run) {
         for (const Part& part : parts) {
-          CopyCodes(part.place.shape.WithBatch(run.batch).dims(), engine::WithBatch(whole.batch_stride, whole.strides),
-                    run.at<uint8_t>(dst) + part.offset, engine::WithBatch(part.place.batch_stride, part.place.strides),
+          CopyCodes(part.place.shape.WithBatch(run.batch).dims(),
+                    engine::WithBatch(whole.batch_stride, whole.strides),
+                    run.at<uint8_t>(dst) + part.offset,
+                    engine::WithBatch(part.place.batch_stride, part.place.strides),
                     run.at<uint8_t>(part.place.buffer), part.table ? &*part.table : nullptr);
         }
       };
@@ -217,7 +223,9 @@ void Lowering::LowerIntegerCopy(const Node& node, int src) {
   Define(node.output, dst);
 }
 
-void Lowering::AddCopy(int src, int dst, std::vector<int64_t> dims, const Strides& from, int64_t from_offset, const Strides& to, int64_t to_offset, int fill, std::optional<Table> table) {
+void Lowering::AddCopy(int src, int dst, std::vector<int64_t> dims, const Strides& from,
+                       int64_t from_offset, const Strides& to, int64_t to_offset, int fill,
+                       std::optional<Table> table) {
   const int64_t x_elements = buffer(src).sample_elements, y_elements = buffer(dst).sample_elements;
   dims.insert(dims.begin(), 0);
   AddStep({src}, {dst}).loop = [=, all_from = engine::WithBatch(x_elements, from),
@@ -225,8 +233,8 @@ void Lowering::AddCopy(int src, int dst, std::vector<int64_t> dims, const Stride
     std::vector<int64_t> all = dims;
     all[0] = run.batch;
     if (fill >= 0) std::memset(run.at<uint8_t>(dst), fill, run.batch * y_elements);
-    CopyCodes(all, all_to, run.at<uint8_t>(dst) + to_offset, all_from, run.at<uint8_t>(src) + from_offset,
-              table ? &*table : nullptr);
+    CopyCodes(all, all_to, run.at<uint8_t>(dst) + to_offset, all_from,
+              run.at<uint8_t>(src) + from_offset, table ? &*table : nullptr);
   };
 }
 
@@ -234,9 +242,9 @@ bool Lowering::AddPooling(const Node& node, int src, int dst) {
   const auto pool = node.pool;
   const Shape xs = buffer(src).shape, ys = buffer(dst).shape;
   const Format format = buffer(src).format;
-  const auto algorithm = node.op == OpType::kMaxPool   ? dnnl::algorithm::pooling_max
-                         : pool.count_include_pad ? dnnl::algorithm::pooling_avg_include_padding
-                                                  : dnnl::algorithm::pooling_avg_exclude_padding;
+  const auto algorithm = node.op == OpType::kMaxPool ? dnnl::algorithm::pooling_max
+                         : pool.count_include_pad    ? dnnl::algorithm::pooling_avg_include_padding
+                                                     : dnnl::algorithm::pooling_avg_exclude_padding;
   const auto make = [=](int64_t batch) {
     onednn::PoolingSpec spec;
     spec.algorithm = algorithm;
@@ -245,7 +253,8 @@ bool Lowering::AddPooling(const Node& node, int src, int dst) {
     spec.kernel = {pool.kernel_h, pool.kernel_w};
     spec.strides = {pool.stride_h, pool.stride_w};
     spec.pads_begin = {pool.pad_top, pool.pad_left};
-    // Ceil mode may look beyond the declared padding; oneDNN wants the padding that the output implies.
+    // Ceil mode may look beyond the declared padding; oneDNN wants the padding that the output
+    // implies.
     spec.pads_end = {(ys[1] - 1) * pool.stride_h + pool.kernel_h - xs[1] - pool.pad_top,
                      (ys[2] - 1) * pool.stride_w + pool.kernel_w - xs[2] - pool.pad_left};
     return onednn::MakePooling(spec);
@@ -259,7 +268,8 @@ bool Lowering::AddPooling(const Node& node, int src, int dst) {
     const auto primitive = make(run.batch);
     Executable executable;
     executable.primitive = primitive.primitive;
-    executable.args = {{DNNL_ARG_SRC, Wrap(run, src, primitive.src)}, {DNNL_ARG_DST, Wrap(run, dst, primitive.dst)}};
+    executable.args = {{DNNL_ARG_SRC, Wrap(run, src, primitive.src)},
+                       {DNNL_ARG_DST, Wrap(run, dst, primitive.dst)}};
     return executable;
   };
   return true;

@@ -1,6 +1,4 @@
 // Convolutions and fully connected layers: oneDNN in f32 and int8, our kernels for cluster weights.
-#include "server/engine/lowering.h"
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -11,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "server/base/log.h"
 #include "server/base/status_macros.h"
+#include "server/engine/lowering.h"
 #include "server/tensor/cluster.h"
 
 namespace tern::engine {
@@ -31,37 +30,12 @@ struct IntegerWeights {
   int largest = 0;            // magnitude
 };
 
-absl::StatusOr<IntegerWeights> Expand(const Node& node) {
-  const QuantizedWeights& q = *node.quantized;
-  const Shape& shape = q.codes.shape();
-  const int64_t outputs = shape[0], channels = shape[1], taps = shape.elements() / (outputs * channels);
-  const bool clustered = q.scheme != WeightScheme::kInt8;
-  const ClusterMap map(static_cast<int>(channels), clustered ? q.cluster_size : 1);
-  const auto codes = q.codes.data<int8_t>();
-  const auto scales = q.cluster_scales.data<int8_t>();
-  IntegerWeights result;
-  result.values.resize(codes.size());
-  result.sums.resize(outputs);
-  for (int64_t o = 0, i = 0; o < outputs; ++o) {
-    for (int64_t c = 0; c < channels; ++c) {
-      const int scale = clustered ? scales[o * map.clusters() + map.cluster_of(static_cast<int>(c))] : 1;
-      for (int64_t t = 0; t < taps; ++t, ++i) {
-        const int w = scale * codes[i];
-        result.sums[o] += w;
-        result.largest = std::max(result.largest, std::abs(w));
-        // 4-bit products leave s8; only their sums are of use then.
-        result.values[i] = static_cast<int8_t>(w);
-      }
-    }
-  }
-  return result;
-}
-
-// Packed weights of one oneDNN layer. Different batches may want different layouts; each is made once and
-// shared by all sessions. Thread safe.
+// Packed weights of one oneDNN layer. Different batches may want different layouts; each is made
+// once and shared by all sessions. Thread safe.
 class PackedWeights {
  public:
-  PackedWeights(const memory::desc& plain, const void* data) : versions_{memory(plain, onednn::Engine())} {
+  PackedWeights(const memory::desc& plain, const void* data)
+      : versions_{memory(plain, onednn::Engine())} {
     std::memcpy(versions_[0].get_data_handle(), data, plain.get_size());
   }
 
@@ -94,13 +68,48 @@ class PackedWeights {
   std::vector<memory> versions_;
 };
 
+namespace {
+
+IntegerWeights Expand(const Node& node) {
+  const QuantizedWeights& q = *node.quantized;
+  const Shape& shape = q.codes.shape();
+  const int64_t outputs = shape[0], channels = shape[1],
+                taps = shape.elements() / (outputs * channels);
+  const bool clustered = q.scheme != WeightScheme::kInt8;
+  const ClusterMap map(static_cast<int>(channels), clustered ? q.cluster_size : 1);
+  const auto codes = q.codes.data<int8_t>();
+  const auto scales = q.cluster_scales.data<int8_t>();
+  IntegerWeights result;
+  result.values.resize(codes.size());
+  result.sums.resize(outputs);
+  for (int64_t o = 0, i = 0; o < outputs; ++o) {
+    for (int64_t c = 0; c < channels; ++c) {
+      const int scale =
+          clustered ? scales[o * map.clusters() + map.cluster_of(static_cast<int>(c))] : 1;
+      for (int64_t t = 0; t < taps; ++t, ++i) {
+        const int w = scale * codes[i];
+        result.sums[o] += w;
+        result.largest = std::max(result.largest, std::abs(w));
+        // 4-bit products leave s8; only their sums are of use then.
+        result.values[i] = static_cast<int8_t>(w);
+      }
+    }
+  }
+  return result;
+}
+
 memory FloatVector(const std::vector<float>& values) {
-  memory result({{static_cast<memory::dim>(values.size())}, memory::data_type::f32, tag::x}, onednn::Engine());
+  memory result({{static_cast<memory::dim>(values.size())}, memory::data_type::f32, tag::x},
+                onednn::Engine());
   std::memcpy(result.get_data_handle(), values.data(), values.size() * sizeof(float));
   return result;
 }
 
-bool IsDepthwise(const Node& node, const Shape& x) { return node.conv.groups > 1 && node.conv.groups == x[0]; }
+bool IsDepthwise(const Node& node, const Shape& x) {
+  return node.conv.groups > 1 && node.conv.groups == x[0];
+}
+
+}  // namespace
 
 absl::Status Lowering::LowerFloatWeighted(const Node& node) {
   const Tensor weight = node.quantized ? Dequantize(*node.quantized) : node.weight;
@@ -130,15 +139,18 @@ absl::Status Lowering::LowerFloatWeighted(const Node& node) {
   for (const auto& candidate : candidates) {
     onednn::Primitive primitive;
     const absl::Status made = onednn::Guard(absl::StrCat("node ", node.name), [&] {
-      primitive = MakeWeighted(node, candidate.first, candidate.second, w_dims, epilogue, x, y, options_.max_batch);
+      primitive = MakeWeighted(node, candidate.first, candidate.second, w_dims, epilogue, x, y,
+                               options_.max_batch);
     });
     if (!made.ok()) {
       failure = made;
       continue;
     }
-    const bool fast = absl::StartsWith(primitive.implementation, "jit") || absl::StartsWith(primitive.implementation, "brg");
+    const bool fast = absl::StartsWith(primitive.implementation, "jit") ||
+                      absl::StartsWith(primitive.implementation, "brg");
     if (candidate.first != Format::kF32 && !fast) continue;
-    TERN_RETURN_IF_ERROR(onednn::Guard(absl::StrCat("node ", node.name), [&] { weights->Get(primitive.weights); }));
+    TERN_RETURN_IF_ERROR(
+        onednn::Guard(absl::StrCat("node ", node.name), [&] { weights->Get(primitive.weights); }));
     chosen = candidate;
     implementation = primitive.implementation;
     break;
@@ -168,12 +180,16 @@ tag Lowering::PlainTag(const Node& node) {
   return node.conv.groups == 1 ? tag::oihw : tag::goihw;
 }
 
-onednn::Primitive Lowering::MakeWeighted(const Node& node, Format x_format, Format y_format, const memory::dims& w_dims, const onednn::Epilogue& epilogue, const Shape& x, const Shape& y, int64_t batch, bool padded) {
+onednn::Primitive Lowering::MakeWeighted(const Node& node, Format x_format, Format y_format,
+                                         const memory::dims& w_dims,
+                                         const onednn::Epilogue& epilogue, const Shape& x,
+                                         const Shape& y, int64_t batch, bool padded) {
   const auto type = x_format == Format::kU8 ? memory::data_type::s8 : memory::data_type::f32;
   const memory::desc weights(w_dims, type, tag::any);
   const memory::desc bias({y[0]}, memory::data_type::f32, tag::x);
   if (node.op == OpType::kFullyConnected) {
-    return onednn::MakeInnerProduct(Desc(x_format, x, batch), weights, bias, Desc(y_format, y, batch), epilogue);
+    return onednn::MakeInnerProduct(Desc(x_format, x, batch), weights, bias,
+                                    Desc(y_format, y, batch), epilogue);
   }
   const auto& conv = node.conv;
   onednn::ConvolutionSpec spec;
@@ -181,6 +197,7 @@ onednn::Primitive Lowering::MakeWeighted(const Node& node, Format x_format, Form
   spec.weights = weights;
   spec.bias = bias;
   spec.dst = Desc(y_format, y, batch);
+  spec.grouped = conv.groups != 1;
   spec.strides = {conv.stride_h, conv.stride_w};
   spec.dilations = {conv.dilation_h, conv.dilation_w};
   spec.pads_begin = padded ? memory::dims{0, 0} : memory::dims{conv.pad_top, conv.pad_left};
@@ -188,7 +205,11 @@ onednn::Primitive Lowering::MakeWeighted(const Node& node, Format x_format, Form
   return onednn::MakeConvolution(spec, epilogue);
 }
 
-void Lowering::AddWeightedStep(const Node& node, int src, int residual, int dst, const memory::dims& w_dims, const onednn::Epilogue& epilogue, const Shape& x, const Shape& y, std::shared_ptr<PackedWeights> weights, std::shared_ptr<memory> bias, bool padded) {
+void Lowering::AddWeightedStep(const Node& node, int src, int residual, int dst,
+                               const memory::dims& w_dims, const onednn::Epilogue& epilogue,
+                               const Shape& x, const Shape& y,
+                               std::shared_ptr<PackedWeights> weights, std::shared_ptr<memory> bias,
+                               bool padded) {
   std::vector<int> reads{src};
   if (residual >= 0) reads.push_back(residual);
   Step& step = AddStep(std::move(reads), {dst});
@@ -205,7 +226,8 @@ void Lowering::AddWeightedStep(const Node& node, int src, int residual, int dst,
   attributes->op = node.op;
   attributes->conv = node.conv;
   step.make = [=](const RunContext& run) {
-    const auto primitive = MakeWeighted(*attributes, x_format, y_format, w_dims, epilogue, x, y, run.batch, padded);
+    const auto primitive =
+        MakeWeighted(*attributes, x_format, y_format, w_dims, epilogue, x, y, run.batch, padded);
     Executable executable;
     executable.primitive = primitive.primitive;
     executable.args = primitive.constant_args;
@@ -221,7 +243,7 @@ absl::Status Lowering::LowerIntegerWeighted(const Node& node) {
   const QuantParams x = *quant(node.inputs[0]);
   const bool codes_out = quant(node.output).has_value();
   const QuantParams y = codes_out ? *quant(node.output) : QuantParams{1.0f, 0};
-  TERN_ASSIGN_OR_RETURN(const IntegerWeights weights, Expand(node));
+  const IntegerWeights weights = Expand(node);
   const QuantizedWeights& q = *node.quantized;
   const auto bias = node.bias.data<float>();
   const int64_t outputs = q.codes.shape()[0];
@@ -236,7 +258,8 @@ absl::Status Lowering::LowerIntegerWeighted(const Node& node) {
     const double m = static_cast<double>(x.scale) * q.steps[o] / y.scale;
     multiplier[o] = static_cast<float>(m);
     offset[o] = static_cast<float>(static_cast<double>(bias[o]) / y.scale + y.zero_point -
-                                   static_cast<double>(x.zero_point) * weights.sums[o] * m - residual_zero * residual_ratio);
+                                   static_cast<double>(x.zero_point) * weights.sums[o] * m -
+                                   residual_zero * residual_ratio);
   }
   graph::ClipRange clamp{0.0f, 255.0f};
   if (codes_out) {
@@ -246,7 +269,8 @@ absl::Status Lowering::LowerIntegerWeighted(const Node& node) {
     constexpr float kInfinity = std::numeric_limits<float>::infinity();
     clamp = node.clip.value_or(graph::ClipRange{-kInfinity, kInfinity});
   }
-  const bool expands = q.scheme == WeightScheme::kTernaryCluster && options_.expand_ternary_on_vnni &&
+  const bool expands = q.scheme == WeightScheme::kTernaryCluster &&
+                       options_.expand_ternary_on_vnni &&
                        options_.isa == kernels::Isa::kAvx512Vnni && onednn::ExactInt8();
   if (q.scheme != WeightScheme::kInt8 && !expands) {
     return LowerCluster(node, multiplier, offset, static_cast<float>(residual_ratio), clamp);
@@ -254,11 +278,14 @@ absl::Status Lowering::LowerIntegerWeighted(const Node& node) {
   return LowerInt8(node, weights, multiplier, offset, residual_ratio, clamp);
 }
 
-absl::Status Lowering::LowerInt8(const Node& node, const IntegerWeights& integers, const std::vector<float>& multiplier, const std::vector<float>& offset, double residual_ratio, graph::ClipRange clamp) {
+absl::Status Lowering::LowerInt8(const Node& node, const IntegerWeights& integers,
+                                 const std::vector<float>& multiplier,
+                                 const std::vector<float>& offset, double residual_ratio,
+                                 graph::ClipRange clamp) {
   if (integers.largest > 63 && !onednn::ExactInt8()) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("node ", node.name, ": int8 weights reach ", integers.largest, ", but oneDNN on ", onednn::IsaName(),
-                     " saturates above 63 (no VNNI); quantise with 7-bit weights"));
+    return absl::FailedPreconditionError(absl::StrCat(
+        "node ", node.name, ": int8 weights reach ", integers.largest, ", but oneDNN on ",
+        onednn::IsaName(), " saturates above 63 (no VNNI); quantise with 7-bit weights"));
   }
   const bool codes_out = quant(node.output).has_value();
   const Format y_format = codes_out ? Format::kU8 : Format::kF32;
@@ -282,24 +309,29 @@ absl::Status Lowering::LowerInt8(const Node& node, const IntegerWeights& integer
   // oneDNN pads with 0. Where the zero point is another code, the input is padded first.
   const auto& conv = node.conv;
   const int zero = quant(node.inputs[0])->zero_point;
-  const bool has_pads = node.op == OpType::kConv && (conv.pad_top | conv.pad_left | conv.pad_bottom | conv.pad_right) != 0;
+  const bool has_pads = node.op == OpType::kConv &&
+                        (conv.pad_top | conv.pad_left | conv.pad_bottom | conv.pad_right) != 0;
   const bool padded = zero != 0 && has_pads;
-  if (padded) x = Shape{x[0], x[1] + conv.pad_top + conv.pad_bottom, x[2] + conv.pad_left + conv.pad_right};
+  if (padded)
+    x = Shape{x[0], x[1] + conv.pad_top + conv.pad_bottom, x[2] + conv.pad_left + conv.pad_right};
 
   const memory::dims w_dims = WeightDims(node, node.quantized->codes.shape());
   onednn::Primitive primitive;
   TERN_RETURN_IF_ERROR(onednn::Guard(absl::StrCat("node ", node.name), [&] {
-    primitive = MakeWeighted(node, Format::kU8, y_format, w_dims, epilogue, x, y, options_.max_batch, padded);
+    primitive = MakeWeighted(node, Format::kU8, y_format, w_dims, epilogue, x, y,
+                             options_.max_batch, padded);
   }));
   if (absl::StartsWith(primitive.implementation, "ref")) {
-    TERN_LOG_WARN("node {}: oneDNN has no fast int8 implementation ({}), it runs in float", node.name,
-                  primitive.implementation);
+    TERN_LOG_WARN("node {}: oneDNN has no fast int8 implementation ({}), it runs in float",
+                  node.name, primitive.implementation);
     return LowerFloatWeighted(node);
   }
-  auto weights = std::make_shared<PackedWeights>(memory::desc(w_dims, memory::data_type::s8, PlainTag(node)),
-                                                 integers.values.data());
-  TERN_RETURN_IF_ERROR(onednn::Guard(absl::StrCat("node ", node.name), [&] { weights->Get(primitive.weights); }));
-  auto bias_memory = std::make_shared<memory>(FloatVector(onednn::BiasBesideScales(bias, multiplier)));
+  auto weights = std::make_shared<PackedWeights>(
+      memory::desc(w_dims, memory::data_type::s8, PlainTag(node)), integers.values.data());
+  TERN_RETURN_IF_ERROR(
+      onednn::Guard(absl::StrCat("node ", node.name), [&] { weights->Get(primitive.weights); }));
+  auto bias_memory =
+      std::make_shared<memory>(FloatVector(onednn::BiasBesideScales(bias, multiplier)));
   layer().implementation = absl::StrCat("onednn:", primitive.implementation);
   program_.weight_bytes += weights->bytes() + bias.size() * sizeof(float);
 
@@ -315,17 +347,21 @@ absl::Status Lowering::LowerInt8(const Node& node, const IntegerWeights& integer
 int Lowering::Pad(int src, const Node& node, int zero) {
   const auto conv = node.conv;
   const Shape shape = buffer(src).shape;
-  const int result = NewBuffer(Format::kU8, Shape{shape[0], shape[1] + conv.pad_top + conv.pad_bottom,
-                                                  shape[2] + conv.pad_left + conv.pad_right});
+  const int result =
+      NewBuffer(Format::kU8, Shape{shape[0], shape[1] + conv.pad_top + conv.pad_bottom,
+                                   shape[2] + conv.pad_left + conv.pad_right});
   AddStep({src}, {result}).loop = [=](const RunContext& run) {
-    PadCodes(run.at<uint8_t>(src), run.batch, shape, conv.pad_top, conv.pad_left, conv.pad_bottom, conv.pad_right,
-             static_cast<uint8_t>(zero), run.at<uint8_t>(result));
+    PadCodes(run.at<uint8_t>(src), run.batch, shape, conv.pad_top, conv.pad_left, conv.pad_bottom,
+             conv.pad_right, static_cast<uint8_t>(zero), run.at<uint8_t>(result));
   };
   return result;
 }
 
-absl::Status Lowering::LowerCluster(const Node& node, const std::vector<float>& multiplier, const std::vector<float>& offset, float residual_multiplier, graph::ClipRange clamp) {
-  const Shape &x = graph_.shape(node.inputs[0]), &y = graph_.shape(node.output), &w = node.quantized->codes.shape();
+absl::Status Lowering::LowerCluster(const Node& node, const std::vector<float>& multiplier,
+                                    const std::vector<float>& offset, float residual_multiplier,
+                                    graph::ClipRange clamp) {
+  const Shape &x = graph_.shape(node.inputs[0]), &y = graph_.shape(node.output),
+              &w = node.quantized->codes.shape();
   kernels::ConvGeometry geometry;
   geometry.ic = static_cast<int>(x[0]);
   geometry.oc = static_cast<int>(y[0]);
@@ -352,8 +388,10 @@ absl::Status Lowering::LowerCluster(const Node& node, const std::vector<float>& 
   cluster->multiplier = multiplier;
   cluster->offset = offset;
   layer().implementation = absl::StrCat("tern:", kernels::IsaName(cluster->packed.isa));
-  program_.weight_bytes += cluster->packed.bytes() + (multiplier.size() + offset.size()) * sizeof(float);
-  program_.scratch_bytes = std::max(program_.scratch_bytes, kernels::ClusterConvScratchBytes(cluster->packed));
+  program_.weight_bytes +=
+      cluster->packed.bytes() + (multiplier.size() + offset.size()) * sizeof(float);
+  program_.scratch_bytes =
+      std::max(program_.scratch_bytes, kernels::ClusterConvScratchBytes(cluster->packed));
 
   const bool codes_out = quant(node.output).has_value();
   const int src = Get(node.inputs[0], Format::kU8);
@@ -386,7 +424,8 @@ absl::Status Lowering::LowerCluster(const Node& node, const std::vector<float>& 
   return absl::OkStatus();
 }
 
-void Lowering::RunCluster(const RunContext& run, const kernels::PackedClusterConv& packed, kernels::ClusterConvArgs args) {
+void Lowering::RunCluster(const RunContext& run, const kernels::PackedClusterConv& packed,
+                          kernels::ClusterConvArgs args) {
   const auto& g = packed.geometry;
   const int64_t pixels = int64_t{run.batch} * g.oh * g.ow;
   const int blocks = kernels::OutputBlocks(g);
@@ -413,7 +452,8 @@ void Lowering::RunCluster(const RunContext& run, const kernels::PackedClusterCon
     kernels::ClusterConvArgs own = args;
     own.scratch = run.thread_scratch();
     kernels::RunClusterConv(packed, own, pixels * p / parts, pixels * (p + 1) / parts,
-                            static_cast<int>(blocks * b / channel_parts), static_cast<int>(blocks * (b + 1) / channel_parts));
+                            static_cast<int>(blocks * b / channel_parts),
+                            static_cast<int>(blocks * (b + 1) / channel_parts));
   }
 }
 

@@ -1,6 +1,6 @@
-// Internal: how a graph becomes steps. One object lowers one graph; the methods are grouped in lower.cc (buffers,
-// dispatch), lower_weighted.cc (convolutions, fully connected layers), lower_integer.cc (other operators on codes) and
-// lower_float.cc (other operators in float).
+// Internal: how a graph becomes steps. One object lowers one graph; the methods are grouped in
+// lower.cc (buffers, dispatch), lower_weighted.cc (convolutions, fully connected layers),
+// lower_integer.cc (other operators on codes) and lower_float.cc (other operators in float).
 #ifndef TERN_SERVER_ENGINE_LOWERING_H_
 #define TERN_SERVER_ENGINE_LOWERING_H_
 
@@ -16,6 +16,7 @@
 #include "absl/status/statusor.h"
 #include "server/engine/float_ops.h"
 #include "server/engine/integer_ops.h"
+#include "server/engine/onednn.h"
 #include "server/engine/program.h"
 #include "server/kernels/cluster_conv.h"
 
@@ -24,13 +25,19 @@ namespace tern::engine {
 class PackedWeights;
 struct IntegerWeights;
 
+// Emits the steps of a valid graph in its order. Not thread safe; used once.
 class Lowering {
  public:
-  Lowering(const graph::Graph& graph, const PlanOptions& options) : graph_(graph), options_(options) {}
+  Lowering(const graph::Graph& graph, const PlanOptions& options)
+      : graph_(graph), options_(options) {}
 
   absl::StatusOr<Program> Run();
 
  private:
+  using Node = graph::Node;
+  using ValueId = graph::ValueId;
+  using memory = dnnl::memory;
+
   // ---- Buffers -----------------------------------------------------------------------------
 
   LayerInfo& layer() { return program_.layers[node_]; }
@@ -44,13 +51,15 @@ class Lowering {
   // Declares buffer `b` to be value `id`, in the format in which it is defined.
   void Define(ValueId id, int b);
 
-  // Declares f32 buffer `b` to hold the reals of value `id`, and quantises them if the value is defined as u8.
+  // Declares f32 buffer `b` to hold the reals of value `id`, and quantises them if the value is
+  // defined as u8.
   void StoreFloat(ValueId id, int b);
 
   // A buffer with the f32 content of f32 buffer `b` in another order.
   int Convert(int b, Format format);
 
-  // The buffer that holds value `id` in `format`; converts it if there is none. kU8 only if it is quantised.
+  // The buffer that holds value `id` in `format`; converts it if there is none. kU8 only if it is
+  // quantised.
   int Get(ValueId id, Format format);
 
   // One f32 sample, in a format that is not blocked.
@@ -59,8 +68,10 @@ class Lowering {
   // The f32 format that a consumer without a preference of its own should take.
   Format Current(ValueId id);
 
+  // oneDNN's description of `batch` samples.
   static memory::desc Desc(Format format, const Shape& shape, int64_t batch);
 
+  // The memory of buffer `b` in a session.
   static memory Wrap(const RunContext& run, int b, const memory::desc& desc);
 
   // ---- Nodes -------------------------------------------------------------------------------
@@ -78,33 +89,41 @@ class Lowering {
   absl::Status LowerFloatWeighted(const Node& node);
 
   static memory::dims WeightDims(const Node& node, const Shape& w);
-  static tag PlainTag(const Node& node);
+  static memory::format_tag PlainTag(const Node& node);
 
-  // The oneDNN primitive of a weighted node. x is the input's sample shape, which for integer layers may be
-  // padded already: then `node`'s own pads do not count. Throws dnnl::error.
-  static onednn::Primitive MakeWeighted(const Node& node, Format x_format, Format y_format, const memory::dims& w_dims,
-                                        const onednn::Epilogue& epilogue, const Shape& x, const Shape& y, int64_t batch,
-                                        bool padded = false);
+  // The oneDNN primitive of a weighted node. x is the input's sample shape, which for integer
+  // layers may be padded already: then `node`'s own pads do not count. Throws dnnl::error.
+  static onednn::Primitive MakeWeighted(const Node& node, Format x_format, Format y_format,
+                                        const memory::dims& w_dims,
+                                        const onednn::Epilogue& epilogue, const Shape& x,
+                                        const Shape& y, int64_t batch, bool padded = false);
 
+  // Emits the step of a weighted node; residual < 0: none. The residual's memory becomes dst's
+  // where it dies.
   void AddWeightedStep(const Node& node, int src, int residual, int dst, const memory::dims& w_dims,
                        const onednn::Epilogue& epilogue, const Shape& x, const Shape& y,
-                       std::shared_ptr<PackedWeights> weights, std::shared_ptr<memory> bias, bool padded = false);
+                       std::shared_ptr<PackedWeights> weights, std::shared_ptr<memory> bias,
+                       bool padded = false);
 
   // ---- Convolution and fully connected, integer ----------------------------------------------
 
   absl::Status LowerIntegerWeighted(const Node& node);
 
-  absl::Status LowerInt8(const Node& node, const IntegerWeights& integers, const std::vector<float>& multiplier,
-                         const std::vector<float>& offset, double residual_ratio, graph::ClipRange clamp);
+  absl::Status LowerInt8(const Node& node, const IntegerWeights& integers,
+                         const std::vector<float>& multiplier, const std::vector<float>& offset,
+                         double residual_ratio, graph::ClipRange clamp);
 
+  // A copy of `src` with the node's spatial padding made of code `zero`.
   int Pad(int src, const Node& node, int zero);
 
-  absl::Status LowerCluster(const Node& node, const std::vector<float>& multiplier, const std::vector<float>& offset,
-                            float residual_multiplier, graph::ClipRange clamp);
+  absl::Status LowerCluster(const Node& node, const std::vector<float>& multiplier,
+                            const std::vector<float>& offset, float residual_multiplier,
+                            graph::ClipRange clamp);
 
-  // Cuts the layer for the team into a grid of pixel ranges and output-channel ranges, whichever is more even:
-  // late layers have few pixels, early ones few channels.
-  static void RunCluster(const RunContext& run, const kernels::PackedClusterConv& packed, kernels::ClusterConvArgs args);
+  // Cuts the layer for the team into a grid of pixel ranges and output-channel ranges, whichever is
+  // more even: late layers have few pixels, early ones few channels.
+  static void RunCluster(const RunContext& run, const kernels::PackedClusterConv& packed,
+                         kernels::ClusterConvArgs args);
 
   // ---- Other operators on codes --------------------------------------------------------------
 
@@ -132,19 +151,23 @@ class Lowering {
   // Another value over the same memory.
   void DefineView(const Node& node, int src);
 
+  // kReshape, kTranspose, kSlice, kPad.
   void LowerIntegerCopy(const Node& node, int src);
 
-  // dst[to_offset + i . to] = table[src[from_offset + i . from]] for every index i; fill >= 0: the rest of dst.
-  void AddCopy(int src, int dst, std::vector<int64_t> dims, const Strides& from, int64_t from_offset, const Strides& to,
-               int64_t to_offset, int fill, std::optional<Table> table);
+  // dst[to_offset + i . to] = table[src[from_offset + i . from]] for every index i; fill >= 0: the
+  // rest of dst.
+  void AddCopy(int src, int dst, std::vector<int64_t> dims, const Strides& from,
+               int64_t from_offset, const Strides& to, int64_t to_offset, int fill,
+               std::optional<Table> table);
 
   // Max or average pooling over oneDNN in the formats of the two buffers; false if oneDNN refuses.
   bool AddPooling(const Node& node, int src, int dst);
 
   // ---- Channel shuffle -----------------------------------------------------------------------
 
-  // reshape [c,h,w] -> [g,c/g,h,w], transpose, reshape back: one gather of channels. Recognised at its first node
-  // (whose result and the next one's then exist nowhere); the other two are found done.
+  // reshape [c,h,w] -> [g,c/g,h,w], transpose, reshape back: one gather of channels. Recognised at
+  // its first node (whose result and the next one's then exist nowhere); the other two are found
+  // done.
   bool TryShuffle(const Node& node);
 
   // ---- Other operators in float --------------------------------------------------------------
@@ -157,7 +180,7 @@ class Lowering {
   int node_ = 0;
   bool quantized_ = false;
   std::vector<std::map<Format, int>> formats_;  // by ValueId: its buffers
-  std::map<ValueId, int> fused_;                // values that exist nowhere
+  std::set<ValueId> fused_;                     // values that exist nowhere
 };
 
 }  // namespace tern::engine

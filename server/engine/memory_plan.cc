@@ -43,8 +43,8 @@ void PlanMemory(Program& program) {
   }
   for (size_t b = 0; b < buffers.size(); ++b) {
     group_of[b] = static_cast<int>(b);
-    groups[b] = {buffers[b].first, buffers[b].last, RoundUp(buffers[b].sample_bytes * program.max_batch), 0,
-                 buffers[b].pinned};
+    groups[b] = {buffers[b].first, buffers[b].last,
+                 RoundUp(buffers[b].sample_bytes * program.max_batch), 0, buffers[b].pinned};
   }
   // In step order, so that a chain of in-place steps grows from its beginning.
   for (int s = 0; s < end; ++s) {
@@ -65,11 +65,13 @@ void PlanMemory(Program& program) {
   }
   std::vector<int> order;
   for (size_t b = 0; b < buffers.size(); ++b) {
-    if (group_of[b] == static_cast<int>(b) && buffers[b].constant < 0 && buffers[b].first >= 0 && buffers[b].view_of < 0) {
+    if (group_of[b] == static_cast<int>(b) && buffers[b].constant < 0 && buffers[b].first >= 0 &&
+        buffers[b].view_of < 0) {
       order.push_back(static_cast<int>(b));
     }
   }
-  std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return groups[a].bytes > groups[b].bytes; });
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int a, int b) { return groups[a].bytes > groups[b].bytes; });
   std::vector<int> placed;  // by rising offset
   for (int g : order) {
     // The smallest gap that is large enough among the groups alive at the same time.
@@ -87,9 +89,10 @@ void PlanMemory(Program& program) {
     }
     groups[g].offset = best_gap == SIZE_MAX ? top : best;
     program.arena_bytes = std::max(program.arena_bytes, groups[g].offset + groups[g].bytes);
-    placed.insert(std::upper_bound(placed.begin(), placed.end(), g,
-                                   [&](int a, int b) { return groups[a].offset < groups[b].offset; }),
-                  g);
+    placed.insert(
+        std::upper_bound(placed.begin(), placed.end(), g,
+                         [&](int a, int b) { return groups[a].offset < groups[b].offset; }),
+        g);
   }
   for (size_t b = 0; b < buffers.size(); ++b) {
     buffers[b].offset = groups[group_of[root(static_cast<int>(b))]].offset;

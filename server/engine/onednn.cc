@@ -1,19 +1,20 @@
 #include "server/engine/onednn.h"
 
-#include "absl/strings/str_cat.h"
-
 #include <omp.h>
 
 #include <cstring>
 
+#include "absl/strings/str_cat.h"
+
 namespace tern::engine::onednn {
 namespace {
 
-dnnl::primitive_attr MakeAttributes(const Epilogue& epilogue) {
+// `grouped`: the weights have a dimension of groups before that of output channels.
+dnnl::primitive_attr MakeAttributes(const Epilogue& epilogue, bool grouped) {
   dnnl::primitive_attr attributes;
   if (!epilogue.scales.empty()) {
 #if DNNL_VERSION_MAJOR >= 3
-    attributes.set_scales_mask(DNNL_ARG_WEIGHTS, epilogue.scales.size() > 1 ? 1 : 0);
+    attributes.set_scales_mask(DNNL_ARG_WEIGHTS, epilogue.scales.size() == 1 ? 0 : grouped ? 3 : 1);
 #else
     attributes.set_output_scales(epilogue.scales.size() > 1 ? 2 : 0, epilogue.scales);
 #endif
@@ -46,15 +47,19 @@ Primitive Finish(const PrimitiveDesc& desc, dnnl::primitive primitive) {
 }
 
 template <typename PrimitiveDesc>
-Primitive FinishWeighted(const PrimitiveDesc& desc, dnnl::primitive primitive, const Epilogue& epilogue) {
+Primitive FinishWeighted(const PrimitiveDesc& desc, dnnl::primitive primitive,
+                         const Epilogue& epilogue) {
   Primitive result = Finish(desc, std::move(primitive));
   result.weights = desc.weights_desc();
   result.bias = desc.bias_desc();
 #if DNNL_VERSION_MAJOR >= 3
   if (!epilogue.scales.empty()) {
-    memory scales({{static_cast<memory::dim>(epilogue.scales.size())}, memory::data_type::f32, memory::format_tag::x},
+    memory scales({{static_cast<memory::dim>(epilogue.scales.size())},
+                   memory::data_type::f32,
+                   memory::format_tag::x},
                   Engine());
-    std::memcpy(scales.get_data_handle(), epilogue.scales.data(), epilogue.scales.size() * sizeof(float));
+    std::memcpy(scales.get_data_handle(), epilogue.scales.data(),
+                epilogue.scales.size() * sizeof(float));
     result.constant_args.emplace(DNNL_ARG_ATTR_SCALES | DNNL_ARG_WEIGHTS, scales);
   }
 #endif
@@ -74,38 +79,44 @@ const dnnl::engine& Engine() {
   return engine;
 }
 
-std::vector<float> BiasBesideScales(const std::vector<float>& bias, const std::vector<float>& scales) {
+std::vector<float> BiasBesideScales(const std::vector<float>& bias,
+                                    const std::vector<float>& scales) {
   std::vector<float> result = bias;
 #if DNNL_VERSION_MAJOR < 3
   for (size_t o = 0; o < result.size() && !scales.empty(); ++o) {
-    result[o] = static_cast<float>(static_cast<double>(bias[o]) / scales[scales.size() > 1 ? o : 0]);
+    result[o] =
+        static_cast<float>(static_cast<double>(bias[o]) / scales[scales.size() > 1 ? o : 0]);
   }
 #endif
   return result;
 }
 
 Primitive MakeConvolution(const ConvolutionSpec& spec, const Epilogue& epilogue) {
-  const auto attributes = MakeAttributes(epilogue);
+  const auto attributes = MakeAttributes(epilogue, spec.grouped);
   const auto kind = dnnl::prop_kind::forward_inference;
   const auto algorithm = dnnl::algorithm::convolution_direct;
   const memory::dims dilations = FromZero(spec.dilations);
 #if DNNL_VERSION_MAJOR >= 3
-  dnnl::convolution_forward::primitive_desc desc(Engine(), kind, algorithm, spec.src, spec.weights, spec.bias, spec.dst,
-                                                 spec.strides, dilations, spec.pads_begin, spec.pads_end, attributes);
+  dnnl::convolution_forward::primitive_desc desc(Engine(), kind, algorithm, spec.src, spec.weights,
+                                                 spec.bias, spec.dst, spec.strides, dilations,
+                                                 spec.pads_begin, spec.pads_end, attributes);
 #else
-  dnnl::convolution_forward::desc operation(kind, algorithm, spec.src, spec.weights, spec.bias, spec.dst, spec.strides,
-                                            dilations, spec.pads_begin, spec.pads_end);
+  dnnl::convolution_forward::desc operation(kind, algorithm, spec.src, spec.weights, spec.bias,
+                                            spec.dst, spec.strides, dilations, spec.pads_begin,
+                                            spec.pads_end);
   dnnl::convolution_forward::primitive_desc desc(operation, attributes, Engine());
 #endif
   return FinishWeighted(desc, dnnl::convolution_forward(desc), epilogue);
 }
 
-Primitive MakeInnerProduct(const memory::desc& src, const memory::desc& weights, const memory::desc& bias,
-                           const memory::desc& dst, const Epilogue& epilogue) {
-  const auto attributes = MakeAttributes(epilogue);
+Primitive MakeInnerProduct(const memory::desc& src, const memory::desc& weights,
+                           const memory::desc& bias, const memory::desc& dst,
+                           const Epilogue& epilogue) {
+  const auto attributes = MakeAttributes(epilogue, false);
   const auto kind = dnnl::prop_kind::forward_inference;
 #if DNNL_VERSION_MAJOR >= 3
-  dnnl::inner_product_forward::primitive_desc desc(Engine(), kind, src, weights, bias, dst, attributes);
+  dnnl::inner_product_forward::primitive_desc desc(Engine(), kind, src, weights, bias, dst,
+                                                   attributes);
 #else
   dnnl::inner_product_forward::desc operation(kind, src, weights, bias, dst);
   dnnl::inner_product_forward::primitive_desc desc(operation, attributes, Engine());
@@ -117,11 +128,12 @@ Primitive MakePooling(const PoolingSpec& spec) {
   const auto kind = dnnl::prop_kind::forward_inference;
 #if DNNL_VERSION_MAJOR >= 3
   const memory::dims dilations(spec.kernel.size(), 0);
-  dnnl::pooling_forward::primitive_desc desc(Engine(), kind, spec.algorithm, spec.src, spec.dst, spec.strides,
-                                             spec.kernel, dilations, spec.pads_begin, spec.pads_end);
+  dnnl::pooling_forward::primitive_desc desc(Engine(), kind, spec.algorithm, spec.src, spec.dst,
+                                             spec.strides, spec.kernel, dilations, spec.pads_begin,
+                                             spec.pads_end);
 #else
-  dnnl::pooling_forward::desc operation(kind, spec.algorithm, spec.src, spec.dst, spec.strides, spec.kernel,
-                                        spec.pads_begin, spec.pads_end);
+  dnnl::pooling_forward::desc operation(kind, spec.algorithm, spec.src, spec.dst, spec.strides,
+                                        spec.kernel, spec.pads_begin, spec.pads_end);
   dnnl::pooling_forward::primitive_desc desc(operation, Engine());
 #endif
   return Finish(desc, dnnl::pooling_forward(desc));
@@ -183,12 +195,15 @@ std::string IsaName() {
   }
 }
 
-void Sgemm(char trans_a, char trans_b, int64_t m, int64_t n, int64_t k, float alpha, const float* a, int64_t lda,
-           const float* b, int64_t ldb, float beta, float* c, int64_t ldc) {
-  dnnl::error::wrap_c_api(dnnl_sgemm(trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc), "sgemm");
+void Sgemm(char trans_a, char trans_b, int64_t m, int64_t n, int64_t k, float alpha, const float* a,
+           int64_t lda, const float* b, int64_t ldb, float beta, float* c, int64_t ldc) {
+  dnnl::error::wrap_c_api(
+      dnnl_sgemm(trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc), "sgemm");
 }
 
-ScopedThreads::ScopedThreads(int threads) : previous_(omp_get_max_threads()) { omp_set_num_threads(threads); }
+ScopedThreads::ScopedThreads(int threads) : previous_(omp_get_max_threads()) {
+  omp_set_num_threads(threads);
+}
 ScopedThreads::~ScopedThreads() { omp_set_num_threads(previous_); }
 
 }  // namespace tern::engine::onednn

@@ -1,8 +1,10 @@
-// Everything that differs between oneDNN 2.x (Debian 12) and 3.x (Debian 13), and oneDNN's exceptions turned
-// into absl::Status. The rest of the engine uses oneDNN's memory and primitive types only.
+// Everything that differs between oneDNN 2.x (Debian 12) and 3.x (Debian 13), and oneDNN's
+// exceptions turned into absl::Status. The rest of the engine uses oneDNN's memory and primitive
+// types only.
 //
-// The three differences: 3.x has no operation descriptors; its scales are run-time arguments (2.x: numbers
-// in the attribute, applied after the bias; 3.x: before it); some accessors have other names.
+// The three differences: 3.x has no operation descriptors; its scales are run-time arguments (2.x:
+// numbers in the attribute, applied after the bias; 3.x: before it); some accessors have other
+// names.
 #ifndef TERN_SERVER_ENGINE_ONEDNN_H_
 #define TERN_SERVER_ENGINE_ONEDNN_H_
 
@@ -33,13 +35,15 @@ absl::Status Guard(absl::string_view what, F&& f) {
     f();
     return absl::OkStatus();
   } catch (const dnnl::error& e) {
-    return absl::InternalError(absl::StrCat("oneDNN, ", what, ": ", e.what(), " (status ", static_cast<int>(e.status), ")"));
+    return absl::InternalError(absl::StrCat("oneDNN, ", what, ": ", e.what(), " (status ",
+                                            static_cast<int>(e.status), ")"));
   } catch (const std::bad_alloc&) {
     return absl::ResourceExhaustedError(absl::StrCat("out of memory in oneDNN, ", what));
   }
 }
 
-// What follows the sum of products: [scale and] bias, then dst = dst * sum_scale + v, then the clamp.
+// What follows the sum of products: [scale and] bias, then dst = dst * sum_scale + v, then the
+// clamp.
 struct Epilogue {
   std::vector<float> scales;  // one per output channel; empty = none
   bool sum = false;           // adds what lies in dst
@@ -55,17 +59,21 @@ struct Primitive {
   Args constant_args;          // to be merged into every execution (3.x: the scales)
 };
 
-// The bias as oneDNN wants it beside `scales`, so that the result is acc * scale + bias in both versions.
-std::vector<float> BiasBesideScales(const std::vector<float>& bias, const std::vector<float>& scales);
+// The bias as oneDNN wants it beside `scales`, so that the result is acc * scale + bias in both
+// versions.
+std::vector<float> BiasBesideScales(const std::vector<float>& bias,
+                                    const std::vector<float>& scales);
 
 // All of the following throw dnnl::error (call them in Guard()). Dilations count from 1.
 struct ConvolutionSpec {
   memory::desc src, weights, bias, dst;
   memory::dims strides, dilations, pads_begin, pads_end;
+  bool grouped = false;  // weights are [g, o/g, c/g, kh, kw]
 };
 Primitive MakeConvolution(const ConvolutionSpec& spec, const Epilogue& epilogue);
-Primitive MakeInnerProduct(const memory::desc& src, const memory::desc& weights, const memory::desc& bias,
-                           const memory::desc& dst, const Epilogue& epilogue);
+Primitive MakeInnerProduct(const memory::desc& src, const memory::desc& weights,
+                           const memory::desc& bias, const memory::desc& dst,
+                           const Epilogue& epilogue);
 struct PoolingSpec {
   dnnl::algorithm algorithm = dnnl::algorithm::pooling_max;
   memory::desc src, dst;
@@ -76,23 +84,23 @@ Primitive MakePooling(const PoolingSpec& spec);
 // Copies src to dst with a change of layout or type; waits.
 void Reorder(dnnl::stream& stream, const memory& src, const memory& dst);
 
-// True if the instruction set oneDNN uses multiplies u8 x s8 exactly for full 8-bit weights (VNNI); without
-// it pairs of products saturate in 16 bits unless weights stay within 7 bits.
+// True if the instruction set oneDNN uses multiplies u8 x s8 exactly for full 8-bit weights (VNNI);
+// without it pairs of products saturate in 16 bits unless weights stay within 7 bits.
 bool ExactInt8();
-// True if oneDNN uses AVX-512, where plain NHWC is as fast as blocked layouts (measured on ResNet-50:
-// within 1 %; with AVX2 the blocked layout is 10 % faster in f32).
+// True if oneDNN uses AVX-512, where plain NHWC is as fast as blocked layouts (measured on
+// ResNet-50: within 1 %; with AVX2 the blocked layout is 10 % faster in f32).
 bool PrefersNhwc();
 // "avx2", "avx512_core_vnni", ...
 std::string IsaName();
 // "2.6.3"
 std::string Version();
 
-// The sum of m, k ... of oneDNN's row-major sgemm; throws dnnl::error.
-void Sgemm(char trans_a, char trans_b, int64_t m, int64_t n, int64_t k, float alpha, const float* a, int64_t lda,
-           const float* b, int64_t ldb, float beta, float* c, int64_t ldc);
+// oneDNN's row-major sgemm; trans: 'N' or 'T'. Throws dnnl::error.
+void Sgemm(char trans_a, char trans_b, int64_t m, int64_t n, int64_t k, float alpha, const float* a,
+           int64_t lda, const float* b, int64_t ldb, float beta, float* c, int64_t ldc);
 
-// Sets the calling thread's OpenMP team size, and puts the old one back. oneDNN plans its blocking for the
-// team size at creation, so primitives are made and run under the same one.
+// Sets the calling thread's OpenMP team size, and puts the old one back. oneDNN plans its blocking
+// for the team size at creation, so primitives are made and run under the same one.
 class ScopedThreads {
  public:
   explicit ScopedThreads(int threads);

@@ -13,7 +13,8 @@
 namespace tern::engine {
 namespace {
 
-// oneDNN objects are made per batch size; a session keeps those of this many, the least recently used goes.
+// oneDNN objects are made per batch size; a session keeps those of this many, the least recently
+// used goes.
 constexpr size_t kPreparedBatches = 12;
 
 }  // namespace
@@ -66,9 +67,9 @@ struct Session::Impl {
     const RunContext context = Context(batch);
     for (size_t s = 0; s < steps.size(); ++s) {
       if (!steps[s].make) continue;
-      TERN_RETURN_IF_ERROR(
-          onednn::Guard(absl::StrCat("node ", plan->layers()[steps[s].node].name, " at batch ", batch),
-                        [&] { made.executables[s] = steps[s].make(context); }));
+      TERN_RETURN_IF_ERROR(onednn::Guard(
+          absl::StrCat("node ", plan->layers()[steps[s].node].name, " at batch ", batch),
+          [&] { made.executables[s] = steps[s].make(context); }));
     }
     prepared.push_front(std::move(made));
     if (prepared.size() > kPreparedBatches) prepared.pop_back();
@@ -78,7 +79,8 @@ struct Session::Impl {
   // Runs the first `steps` steps.
   absl::Status RunSteps(int batch, size_t steps, std::vector<absl::Duration>* layer_times) {
     if (batch < 1 || batch > plan->max_batch()) {
-      return absl::InvalidArgumentError(absl::StrCat("got a batch of ", batch, ", wanted 1..", plan->max_batch()));
+      return absl::InvalidArgumentError(
+          absl::StrCat("got a batch of ", batch, ", wanted 1..", plan->max_batch()));
     }
     onednn::ScopedThreads team(threads);
     TERN_ASSIGN_OR_RETURN(const Prepared* now, Prepare(batch));
@@ -110,7 +112,8 @@ struct Session::Impl {
 
   absl::StatusOr<absl::Span<const float>> Run(int batch, std::vector<absl::Duration>* layer_times) {
     TERN_RETURN_IF_ERROR(RunSteps(batch, plan->program().steps.size(), layer_times));
-    return absl::MakeConstSpan(Context(batch).at<float>(plan->program().output), batch * plan->classes());
+    return absl::MakeConstSpan(Context(batch).at<float>(plan->program().output),
+                               batch * plan->classes());
   }
 
   std::shared_ptr<const CompiledPlan> plan;
@@ -131,17 +134,22 @@ absl::Span<float> Session::input() {
   return absl::MakeSpan(impl_->Context(1).at<float>(impl_->plan->program().input), elements);
 }
 
-absl::StatusOr<absl::Span<const float>> Session::Run(int batch) { return impl_->Run(batch, nullptr); }
+absl::StatusOr<absl::Span<const float>> Session::Run(int batch) {
+  return impl_->Run(batch, nullptr);
+}
 
-absl::StatusOr<absl::Span<const float>> Session::RunProfiled(int batch, std::vector<absl::Duration>& layer_times) {
+absl::StatusOr<absl::Span<const float>> Session::RunProfiled(
+    int batch, std::vector<absl::Duration>& layer_times) {
   layer_times.resize(impl_->plan->layers().size());
   return impl_->Run(batch, &layer_times);
 }
 
 absl::StatusOr<Tensor> Session::RunAndFetch(int batch, graph::ValueId id) {
   const Program& program = impl_->plan->program();
-  if (id < 0 || id >= static_cast<int>(program.value_buffer.size()) || program.value_buffer[id] < 0) {
-    return absl::InvalidArgumentError(absl::StrCat("value ", id, " is not held in memory of its own"));
+  if (id < 0 || id >= static_cast<int>(program.value_buffer.size()) ||
+      program.value_buffer[id] < 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("value ", id, " is not held in memory of its own"));
   }
   // The value is whole after the step that writes it; later steps may reuse its memory.
   TERN_RETURN_IF_ERROR(impl_->RunSteps(batch, program.value_step[id], nullptr));
@@ -156,7 +164,8 @@ absl::StatusOr<Tensor> Session::RunAndFetch(int batch, graph::ValueId id) {
   if (buffer.format == Format::kU8) {
     Strides from = NhwcStrides(value.shape);
     from.insert(from.begin(), buffer.sample_elements);
-    StridedMap(dims, out, to, context.at<uint8_t>(b), from, [&](uint8_t q) { return value.quant->Dequantize(q); });
+    StridedMap(dims, out, to, context.at<uint8_t>(b), from,
+               [&](uint8_t q) { return value.quant->Dequantize(q); });
     return result;
   }
   const float* src = context.at<float>(b);
@@ -164,8 +173,10 @@ absl::StatusOr<Tensor> Session::RunAndFetch(int batch, graph::ValueId id) {
     const int64_t channels = value.shape[0], pixels = value.shape[1] * value.shape[2];
     for (int64_t n = 0; n < batch; ++n) {
       for (int64_t c = 0; c < channels; ++c) {
-        const float* plane = src + n * buffer.sample_elements + c / kChannelBlock * pixels * kChannelBlock + c % kChannelBlock;
-        for (int64_t p = 0; p < pixels; ++p) out[(n * channels + c) * pixels + p] = plane[p * kChannelBlock];
+        const float* plane = src + n * buffer.sample_elements +
+                             c / kChannelBlock * pixels * kChannelBlock + c % kChannelBlock;
+        for (int64_t p = 0; p < pixels; ++p)
+          out[(n * channels + c) * pixels + p] = plane[p * kChannelBlock];
       }
     }
     return result;
@@ -179,32 +190,37 @@ absl::StatusOr<Tensor> Session::RunAndFetch(int batch, graph::ValueId id) {
 const Plan& Session::plan() const { return *impl_->plan; }
 
 absl::StatusOr<Session> CompiledPlan::NewSession(int threads) const {
-  if (threads < 1) return absl::InvalidArgumentError(absl::StrCat("got ", threads, " threads, wanted at least 1"));
+  if (threads < 1)
+    return absl::InvalidArgumentError(absl::StrCat("got ", threads, " threads, wanted at least 1"));
   std::unique_ptr<Session::Impl> impl;
   try {
-    impl = std::make_unique<Session::Impl>(std::static_pointer_cast<const CompiledPlan>(shared_from_this()), threads);
+    impl = std::make_unique<Session::Impl>(
+        std::static_pointer_cast<const CompiledPlan>(shared_from_this()), threads);
   } catch (const std::bad_alloc&) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("no memory for a session's ", program_.arena_bytes >> 20, " MiB of activations"));
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "no memory for a session's ", program_.arena_bytes >> 20, " MiB of activations"));
   }
   onednn::ScopedThreads team(threads);
   for (int batch : {program_.max_batch, 1}) TERN_RETURN_IF_ERROR(impl->Prepare(batch).status());
   return Session(std::move(impl));
 }
 
-absl::StatusOr<std::shared_ptr<const Plan>> Plan::Create(const graph::Graph& graph, const PlanOptions& options) {
+absl::StatusOr<std::shared_ptr<const Plan>> Plan::Create(const graph::Graph& graph,
+                                                         const PlanOptions& options) {
   if (options.max_batch < 1) {
-    return absl::InvalidArgumentError(absl::StrCat("got max_batch ", options.max_batch, ", wanted at least 1"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("got max_batch ", options.max_batch, ", wanted at least 1"));
   }
   if (options.isa > kernels::DetectIsa()) {
-    return absl::InvalidArgumentError(absl::StrCat("this CPU has no ", kernels::IsaName(options.isa)));
+    return absl::InvalidArgumentError(
+        absl::StrCat("this CPU has no ", kernels::IsaName(options.isa)));
   }
   TERN_RETURN_IF_ERROR(graph::Validate(graph));
   onednn::ScopedThreads team(1);
   try {
     TERN_ASSIGN_OR_RETURN(Program program, Lower(graph, options));
-    program.scratch_bytes = (program.scratch_bytes + AlignedBuffer::kAlignment - 1) / AlignedBuffer::kAlignment *
-                            AlignedBuffer::kAlignment;
+    program.scratch_bytes = (program.scratch_bytes + AlignedBuffer::kAlignment - 1) /
+                            AlignedBuffer::kAlignment * AlignedBuffer::kAlignment;
     PlanMemory(program);
     return std::make_shared<const CompiledPlan>(std::move(program));
   } catch (const dnnl::error& e) {
@@ -228,8 +244,8 @@ absl::Status CapOneDnnIsa(kernels::Isa isa) {
 }
 
 void NchwToNhwc(const float* src, int64_t n, int64_t c, int64_t h, int64_t w, float* dst) {
-  StridedMap({n, c, h, w}, dst, Strides{h * w * c, 1, w * c, c}, src, Strides{c * h * w, h * w, w, 1},
-             [](float v) { return v; });
+  StridedMap({n, c, h, w}, dst, Strides{h * w * c, 1, w * c, c}, src,
+             Strides{c * h * w, h * w, w, 1}, [](float v) { return v; });
 }
 
 }  // namespace tern::engine

@@ -1,8 +1,8 @@
 // Compiled networks: a Plan is a graph made ready for this CPU, a Session runs it.
 //
 // Plan: immutable, shared by any number of sessions and threads; holds prepacked weights and
-//   the choice of implementation per layer. Session: the activation memory and oneDNN objects of one
-//   caller; not thread safe, one thread uses it at a time.
+//   the choice of implementation per layer. Session: the activation memory and oneDNN objects of
+//   one caller; not thread safe, one thread uses it at a time.
 // Float graphs run over oneDNN f32; quantised graphs run u8 activations between float
 // islands (docs/quantisation.md, "Inference arithmetic").
 #ifndef TERN_SERVER_ENGINE_PLAN_H_
@@ -22,8 +22,8 @@
 namespace tern::engine {
 
 struct PlanOptions {
-  // Highest instruction set that our kernels and oneDNN may use. oneDNN's own cap is process-wide and
-  // set by CapOneDnnIsa() at start; this one chooses our kernels and the int8 expansion.
+  // Highest instruction set that our kernels and oneDNN may use. oneDNN's own cap is process-wide
+  // and set by CapOneDnnIsa() at start; this one chooses our kernels and the int8 expansion.
   kernels::Isa isa = kernels::DetectIsa();
   int max_batch = 32;
   // Ternary layers may run as int8 over oneDNN where VNNI exists (exact, and faster there).
@@ -34,9 +34,10 @@ struct PlanOptions {
 struct LayerInfo {
   std::string name;
   std::string op;
-  std::string scheme;          // fp32, int8, int4-cluster, ternary-cluster, u8 (no weights)
-  std::string implementation;  // "onednn:jit_int8:avx2", "tern:avx2", "tern:table", "float-island", ...
-  int64_t macs = 0;            // per image
+  std::string scheme;  // fp32, int8, int4-cluster, ternary-cluster, u8 (no weights)
+  std::string
+      implementation;  // "onednn:jit_int8:avx2", "tern:avx2", "tern:table", "float-island", ...
+  int64_t macs = 0;    // per image
 };
 
 class Plan;
@@ -52,14 +53,17 @@ class Session {
   absl::Span<float> input();
 
   // Runs the first `batch` images of input(), which it leaves as they are. Returns logits f32
-  // [batch, classes] (an output of rank 3 in c,h,w order), valid until the next call. INVALID_ARGUMENT if batch is not in 1..max_batch; INTERNAL if oneDNN fails.
+  // [batch, classes] (an output of rank 3 in c,h,w order), valid until the next call.
+  // INVALID_ARGUMENT if batch is not in 1..max_batch; INTERNAL if oneDNN fails.
   absl::StatusOr<absl::Span<const float>> Run(int batch);
 
   // As Run, and adds the wall time of each node to `layer_times` (size = plan layers).
-  absl::StatusOr<absl::Span<const float>> RunProfiled(int batch, std::vector<absl::Duration>& layer_times);
+  absl::StatusOr<absl::Span<const float>> RunProfiled(int batch,
+                                                      std::vector<absl::Duration>& layer_times);
 
-  // Runs with every graph value kept: returns value `id` as f32 NCHW [batch, ...] after dequantisation.
-  // For tests and reports; slow. INVALID_ARGUMENT if `id` is a constant, or was fused away (channel shuffles).
+  // Runs with every graph value kept: returns value `id` as f32 NCHW [batch, ...] after
+  // dequantisation. For tests and reports; slow. INVALID_ARGUMENT if `id` is a constant, or was
+  // fused away (channel shuffles).
   absl::StatusOr<Tensor> RunAndFetch(int batch, graph::ValueId id);
 
   const Plan& plan() const;
@@ -75,9 +79,10 @@ class Session {
 class Plan : public std::enable_shared_from_this<Plan> {
  public:
   // `graph` is optimised (graph::Optimize), float or quantised; copied as needed.
-  // INVALID_ARGUMENT if it is not valid; UNIMPLEMENTED naming the node if no implementation takes it; INTERNAL
-  // with oneDNN's status otherwise.
-  static absl::StatusOr<std::shared_ptr<const Plan>> Create(const graph::Graph& graph, const PlanOptions& options);
+  // INVALID_ARGUMENT if it is not valid; UNIMPLEMENTED naming the node if no implementation takes
+  // it; INTERNAL with oneDNN's status otherwise.
+  static absl::StatusOr<std::shared_ptr<const Plan>> Create(const graph::Graph& graph,
+                                                            const PlanOptions& options);
   virtual ~Plan() = default;
 
   // A session whose runs use `threads` OpenMP threads.

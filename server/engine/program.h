@@ -71,7 +71,7 @@ struct InPlace {
 struct Step {
   int node = 0;  // whose time it counts as
   std::vector<int> reads, writes;
-  std::vector<InPlace> in_place;  // first possible one wins
+  std::vector<InPlace> in_place;     // first possible one wins
   int copy_from = -1, copy_to = -1;  // buffers: copied before the step unless they share memory
   std::function<void(const RunContext&)> loop;
   std::function<Executable(const RunContext&)> make;  // throws dnnl::error
@@ -86,9 +86,10 @@ struct Program {
   std::vector<Step> steps;
   std::vector<AlignedBuffer> constants;
   std::vector<LayerInfo> layers;
-  int input = -1, output = -1;   // buffers
-  std::vector<int> value_buffer;  // by ValueId: the buffer as defined (u8 if quantised), or -1 where fused away
-  std::vector<int> value_step;    // steps to run for it
+  int input = -1, output = -1;  // buffers
+  std::vector<int>
+      value_buffer;  // by ValueId: the buffer as defined (u8 if quantised), or -1 where fused away
+  std::vector<int> value_step;  // steps to run for it
   std::vector<graph::Value> values;
   size_t scratch_bytes = 0;  // per thread
   size_t arena_bytes = 0;
@@ -110,8 +111,8 @@ inline Strides FormatStrides(Format format, const Shape& shape) {
 // Turns an optimised, validated graph into steps, without addresses.
 absl::StatusOr<Program> Lower(const graph::Graph& graph, const PlanOptions& options);
 
-// Gives buffers their arena offsets: tensors whose lives do not overlap share memory (greedy, largest first),
-// and in-place wishes come true where the source dies.
+// Gives buffers their arena offsets: tensors whose lives do not overlap share memory (greedy,
+// largest first), and in-place wishes come true where the source dies.
 void PlanMemory(Program& program);
 
 }  // namespace tern::engine

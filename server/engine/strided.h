@@ -31,14 +31,15 @@ inline Strides NhwcStrides(const Shape& shape) {
   return {1, shape[2] * shape[0], shape[0]};
 }
 
-// Calls fn(offsets, count, steps) for each row of an index space: K tensors of common extents `dims`, the
-// i-th with strides[i]; a row runs along the dimension in which tensor 0 moves least. offsets and
-// steps are int64_t[K]. Rows are spread over the OpenMP team of the caller.
+// Calls fn(offsets, count, steps) for each row of an index space: K tensors of common extents
+// `dims`, the i-th with strides[i]; a row runs along the dimension in which tensor 0 moves least.
+// offsets and steps are int64_t[K]. Rows are spread over the OpenMP team of the caller.
 template <size_t K, typename Fn>
 void ForEachRow(const std::vector<int64_t>& dims, const std::array<Strides, K>& strides, Fn fn) {
   std::vector<int> order(dims.size());
   std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return strides[0][a] > strides[0][b]; });
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int a, int b) { return strides[0][a] > strides[0][b]; });
   // Neighbouring dimensions that every tensor walks without a gap become one; extents of 1 vanish.
   std::vector<int64_t> extent;
   std::array<Strides, K> step;
@@ -82,15 +83,16 @@ void ForEachRow(const std::vector<int64_t>& dims, const std::array<Strides, K>& 
 template <typename D, typename S, typename Map>
 void StridedMap(const std::vector<int64_t>& dims, D* dst, const Strides& dst_strides, const S* src,
                 const Strides& src_strides, Map map) {
-  ForEachRow<2>(dims, {dst_strides, src_strides}, [&](const int64_t* offset, int64_t count, const int64_t* step) {
-    D* d = dst + offset[0];
-    const S* s = src + offset[1];
-    if (step[0] == 1 && step[1] == 1) {
-      for (int64_t i = 0; i < count; ++i) d[i] = map(s[i]);
-    } else {
-      for (int64_t i = 0; i < count; ++i) d[i * step[0]] = map(s[i * step[1]]);
-    }
-  });
+  ForEachRow<2>(dims, {dst_strides, src_strides},
+                [&](const int64_t* offset, int64_t count, const int64_t* step) {
+                  D* d = dst + offset[0];
+                  const S* s = src + offset[1];
+                  if (step[0] == 1 && step[1] == 1) {
+                    for (int64_t i = 0; i < count; ++i) d[i] = map(s[i]);
+                  } else {
+                    for (int64_t i = 0; i < count; ++i) d[i * step[0]] = map(s[i * step[1]]);
+                  }
+                });
 }
 
 }  // namespace tern::engine

@@ -45,61 +45,81 @@ constexpr Spec kRequests{"tern_requests_total", "Finished RPCs by method and gRP
 constexpr Spec kRequestDuration{"tern_request_duration_seconds",
                                 "Time from the arrival of an RPC to its end, all outcomes."};
 constexpr Spec kInFlight{"tern_inflight_requests", "RPCs that have started and not ended."};
-constexpr Spec kStageDuration{"tern_stage_duration_seconds",
-                              "Time of one stage of a classification: decode, preprocess, queue, inference, "
-                              "postprocess."};
+constexpr Spec kStageDuration{
+    "tern_stage_duration_seconds",
+    "Time of one stage of a classification: decode, preprocess, queue, inference, "
+    "postprocess."};
 constexpr Spec kBatchSize{"tern_batch_size", "Images per executed batch."};
 constexpr Spec kImages{"tern_images_total", "Images that went through the network."};
 constexpr Spec kQueueDepth{"tern_queue_depth", "Images that wait for a batch."};
-constexpr Spec kRejected{"tern_rejected_total",
-                         "Requests refused before inference: queue_full, deadline, cancelled, too_large, "
-                         "bad_image, draining."};
-constexpr Spec kLabelled{"tern_labelled_predictions_total",
-                         "Predictions whose true label is known: top1 = the first class was right, top5 = one of "
-                         "the next four, miss = none."};
+constexpr Spec kRejected{
+    "tern_rejected_total",
+    "Requests refused before inference: queue_full, deadline, cancelled, too_large, "
+    "bad_image, draining."};
+constexpr Spec kLabelled{
+    "tern_labelled_predictions_total",
+    "Predictions whose true label is known: top1 = the first class was right, top5 = one of "
+    "the next four, miss = none."};
 constexpr Spec kShadow{"tern_shadow_comparisons_total",
                        "Live images run again on the float version: does the best class agree."};
 constexpr Spec kConfidence{"tern_prediction_confidence", "Probability of the best class."};
-constexpr Spec kFallbacks{"tern_fallbacks_total", "A slower, float or replacement path was taken, by reason."};
-constexpr Spec kModelInfo{"tern_model_info",
-                          "1 for every version in memory, with its instruction set and whether it is the default."};
-constexpr Spec kModelReady{"tern_model_ready", "1 if the version serves, 0 if it cannot be loaded."};
+constexpr Spec kFallbacks{"tern_fallbacks_total",
+                          "A slower, float or replacement path was taken, by reason."};
+constexpr Spec kModelInfo{
+    "tern_model_info",
+    "1 for every version in memory, with its instruction set and whether it is the default."};
+constexpr Spec kModelReady{"tern_model_ready",
+                           "1 if the version serves, 0 if it cannot be loaded."};
 constexpr Spec kModelBytes{"tern_model_bytes", "Bytes of the version's packed weights in memory."};
-constexpr Spec kTop1Ratio{"tern_quantization_top1_ratio",
-                          "Top-1 accuracy of the quantised network divided by the float one's, on the evaluation "
-                          "images of its report."};
-constexpr Spec kTop1Agreement{"tern_quantization_top1_agreement",
-                              "Share of the report's evaluation images whose best class equals the float network's."};
-constexpr Spec kSqnr{"tern_quantization_sqnr_db",
-                     "Signal to quantisation noise of a layer's output against the float network, in decibels."};
+constexpr Spec kTop1Ratio{
+    "tern_quantization_top1_ratio",
+    "Top-1 accuracy of the quantised network divided by the float one's, on the evaluation "
+    "images of its report."};
+constexpr Spec kTop1Agreement{
+    "tern_quantization_top1_agreement",
+    "Share of the report's evaluation images whose best class equals the float network's."};
+constexpr Spec kSqnr{
+    "tern_quantization_sqnr_db",
+    "Signal to quantisation noise of a layer's output against the float network, in decibels."};
 constexpr Spec kClipped{"tern_activation_clipped_ratio",
                         "Share of a layer's calibration outputs outside the 8-bit range."};
-constexpr Spec kQuantizeJobs{"tern_quantize_jobs_total",
-                             "Quantisation jobs by outcome: published, rejected, failed, cancelled."};
-constexpr Spec kQuantizeSeconds{"tern_quantize_seconds", "Time of one quantisation job, all outcomes."};
-constexpr Spec kBudget{"tern_cpu_budget_threads", "CPUs that the server uses (affinity and cgroup quota)."};
-constexpr Spec kBuildInfo{"tern_build_info", "1, with the versions of Tern and oneDNN and the instruction set."};
+constexpr Spec kQuantizeJobs{
+    "tern_quantize_jobs_total",
+    "Quantisation jobs by outcome: published, rejected, failed, cancelled."};
+constexpr Spec kQuantizeSeconds{"tern_quantize_seconds",
+                                "Time of one quantisation job, all outcomes."};
+constexpr Spec kBudget{"tern_cpu_budget_threads",
+                       "CPUs that the server uses (affinity and cgroup quota)."};
+constexpr Spec kBuildInfo{"tern_build_info",
+                          "1, with the versions of Tern and oneDNN and the instruction set."};
 constexpr Spec kProcessCpu{"process_cpu_seconds_total", "User and system CPU time of the process."};
 constexpr Spec kProcessRss{"process_resident_memory_bytes", "Resident memory of the process."};
 constexpr Spec kProcessFds{"process_open_fds", "Open file descriptors of the process."};
-constexpr Spec kThrottledPeriods{"tern_cgroup_throttled_periods_total",
-                                 "Scheduling periods in which the cgroup ran out of its CPU quota."};
-constexpr Spec kThrottledSeconds{"tern_cgroup_throttled_seconds_total",
-                                 "Time for which the cgroup's threads were held back by its CPU quota."};
+constexpr Spec kThrottledPeriods{
+    "tern_cgroup_throttled_periods_total",
+    "Scheduling periods in which the cgroup ran out of its CPU quota."};
+constexpr Spec kThrottledSeconds{
+    "tern_cgroup_throttled_seconds_total",
+    "Time for which the cgroup's threads were held back by its CPU quota."};
 
 constexpr const Spec* kSpecs[] = {
-    &kRequests,      &kRequestDuration, &kInFlight,     &kStageDuration,   &kBatchSize,  &kImages,
-    &kQueueDepth,    &kRejected,        &kLabelled,     &kShadow,          &kConfidence, &kFallbacks,
-    &kModelInfo,     &kModelReady,      &kModelBytes,   &kTop1Ratio,       &kTop1Agreement, &kSqnr,
-    &kClipped,       &kQuantizeJobs,    &kQuantizeSeconds, &kBudget,       &kBuildInfo,  &kProcessCpu,
-    &kProcessRss,    &kProcessFds,      &kThrottledPeriods, &kThrottledSeconds,
+    &kRequests,         &kRequestDuration, &kInFlight,
+    &kStageDuration,    &kBatchSize,       &kImages,
+    &kQueueDepth,       &kRejected,        &kLabelled,
+    &kShadow,           &kConfidence,      &kFallbacks,
+    &kModelInfo,        &kModelReady,      &kModelBytes,
+    &kTop1Ratio,        &kTop1Agreement,   &kSqnr,
+    &kClipped,          &kQuantizeJobs,    &kQuantizeSeconds,
+    &kBudget,           &kBuildInfo,       &kProcessCpu,
+    &kProcessRss,       &kProcessFds,      &kThrottledPeriods,
+    &kThrottledSeconds,
 };
 
 // Five per decade (x1.585) from 0.25 ms to 2.5 s: a percentile read from them is within 30 %.
 const Buckets& LatencyBuckets() {
-  static const Buckets* buckets =
-      new Buckets{0.00025, 0.0004, 0.00063, 0.001, 0.0016, 0.0025, 0.004, 0.0063, 0.01, 0.016, 0.025,
-                  0.04,    0.063,  0.1,     0.16,  0.25,   0.4,    0.63,  1.0,    1.6,  2.5};
+  static const Buckets* buckets = new Buckets{
+      0.00025, 0.0004, 0.00063, 0.001, 0.0016, 0.0025, 0.004, 0.0063, 0.01, 0.016, 0.025,
+      0.04,    0.063,  0.1,     0.16,  0.25,   0.4,    0.63,  1.0,    1.6,  2.5};
   return *buckets;
 }
 
@@ -128,11 +148,14 @@ std::string Utf8(absl::string_view text) {
   out.reserve(text.size());
   for (size_t i = 0; i < text.size();) {
     const unsigned char lead = text[i];
-    const size_t length = lead < 0x80 ? 1 : lead >= 0xc2 && lead < 0xe0 ? 2 : lead >= 0xe0 && lead < 0xf0 ? 3
-                          : lead >= 0xf0 && lead < 0xf5                ? 4
-                                                                       : 0;
+    const size_t length = lead < 0x80                   ? 1
+                          : lead >= 0xc2 && lead < 0xe0 ? 2
+                          : lead >= 0xe0 && lead < 0xf0 ? 3
+                          : lead >= 0xf0 && lead < 0xf5 ? 4
+                                                        : 0;
     bool valid = length > 0 && i + length <= text.size();
-    for (size_t k = 1; valid && k < length; ++k) valid = (static_cast<unsigned char>(text[i + k]) & 0xc0) == 0x80;
+    for (size_t k = 1; valid && k < length; ++k)
+      valid = (static_cast<unsigned char>(text[i + k]) & 0xc0) == 0x80;
     if (valid && length >= 3) {
       const unsigned char second = text[i + 1];  // overlong forms, surrogates, beyond U+10FFFF
       valid = !(lead == 0xe0 && second < 0xa0) && !(lead == 0xed && second >= 0xa0) &&
@@ -156,13 +179,14 @@ double Seconds(absl::Duration duration) {
 
 constexpr char kSeparator = '\x1f';
 
-// One metric family and its series, found by label values. A hit costs a shared lock and one hash lookup; `use`
-// runs under the lock, so a series cannot be removed under it. Thread safe.
+// One metric family and its series, found by label values. A hit costs a shared lock and one hash
+// lookup; `use` runs under the lock, so a series cannot be removed under it. Thread safe.
 template <typename T>
 class Series {
  public:
   // Label names in the order in which values are given. `buckets` only for histograms.
-  Series(prometheus::Registry& registry, const Spec& spec, std::vector<std::string> names, Buckets buckets = {})
+  Series(prometheus::Registry& registry, const Spec& spec, std::vector<std::string> names,
+         Buckets buckets = {})
       : family_(Build(registry, spec)), names_(std::move(names)), buckets_(std::move(buckets)) {}
 
   template <typename Use>
@@ -199,8 +223,9 @@ class Series {
         T* child = it->second;
         it = children_.erase(it);
         // Two keys may share a series if they differ only in bytes that Utf8() replaced.
-        const bool shared = std::any_of(children_.begin(), children_.end(),
-                                        [child](const auto& other) { return other.second == child; });
+        const bool shared =
+            std::any_of(children_.begin(), children_.end(),
+                        [child](const auto& other) { return other.second == child; });
         if (!shared) family_.Remove(child);
       } else {
         ++it;
@@ -238,7 +263,11 @@ class Series {
 class SelfRefreshingRegistry final : public prometheus::Registry {
  public:
   SelfRefreshingRegistry()
-      : cpu_(prometheus::BuildCounter().Name(kProcessCpu.name).Help(kProcessCpu.help).Register(*this).Add({})),
+      : cpu_(prometheus::BuildCounter()
+                 .Name(kProcessCpu.name)
+                 .Help(kProcessCpu.help)
+                 .Register(*this)
+                 .Add({})),
         periods_(prometheus::BuildCounter()
                      .Name(kThrottledPeriods.name)
                      .Help(kThrottledPeriods.help)
@@ -249,8 +278,16 @@ class SelfRefreshingRegistry final : public prometheus::Registry {
                        .Help(kThrottledSeconds.help)
                        .Register(*this)
                        .Add({})),
-        resident_(prometheus::BuildGauge().Name(kProcessRss.name).Help(kProcessRss.help).Register(*this).Add({})),
-        fds_(prometheus::BuildGauge().Name(kProcessFds.name).Help(kProcessFds.help).Register(*this).Add({})) {}
+        resident_(prometheus::BuildGauge()
+                      .Name(kProcessRss.name)
+                      .Help(kProcessRss.help)
+                      .Register(*this)
+                      .Add({})),
+        fds_(prometheus::BuildGauge()
+                 .Name(kProcessFds.name)
+                 .Help(kProcessFds.help)
+                 .Register(*this)
+                 .Add({})) {}
 
   std::vector<prometheus::MetricFamily> Collect() const override {
     Refresh();
@@ -260,7 +297,9 @@ class SelfRefreshingRegistry final : public prometheus::Registry {
   void Refresh() const {
     rusage usage{};
     ::getrusage(RUSAGE_SELF, &usage);
-    const auto seconds = [](const timeval& t) { return static_cast<double>(t.tv_sec) + 1e-6 * t.tv_usec; };
+    const auto seconds = [](const timeval& t) {
+      return static_cast<double>(t.tv_sec) + 1e-6 * t.tv_usec;
+    };
     const CpuThrottling throttling = ReadCpuThrottling();
     uint64_t total_pages = 0, resident_pages = 0;
     std::ifstream("/proc/self/statm") >> total_pages >> resident_pages;
@@ -272,7 +311,8 @@ class SelfRefreshingRegistry final : public prometheus::Registry {
     RaiseTo(cpu_, seconds(usage.ru_utime) + seconds(usage.ru_stime));
     RaiseTo(periods_, throttling.periods);
     RaiseTo(throttled_, throttling.seconds);
-    resident_.Set(static_cast<double>(resident_pages) * static_cast<double>(::sysconf(_SC_PAGESIZE)));
+    resident_.Set(static_cast<double>(resident_pages) *
+                  static_cast<double>(::sysconf(_SC_PAGESIZE)));
     fds_.Set(static_cast<double>(open));
   }
 
@@ -308,8 +348,10 @@ struct Metrics::Impl {
   Series<Counter> rejected{r, kRejected, {"reason"}};
   Series<Counter> labelled{r, kLabelled, {"model", "version", "scheme", "result"}};
   Series<Counter> shadow{r, kShadow, {"model", "version", "scheme", "result"}};
-  Series<Histogram> confidence{
-      r, kConfidence, {"model", "version"}, {0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999}};
+  Series<Histogram> confidence{r,
+                               kConfidence,
+                               {"model", "version"},
+                               {0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999}};
   Series<Counter> fallbacks{r, kFallbacks, {"reason"}};
   Series<Gauge> model_info{r, kModelInfo, {"model", "version", "scheme", "isa", "default"}};
   Series<Gauge> model_ready{r, kModelReady, {"model", "version"}};
@@ -324,13 +366,14 @@ struct Metrics::Impl {
   Series<Gauge> budget{r, kBudget, {}};
   Series<Gauge> build_info{r, kBuildInfo, {"version", "isa", "onednn"}};
 
-  // The instruction set of every loaded version: ModelDefault writes tern_model_info anew. Held over
-  // the whole of a change, so that two changes of one version do not mix.
+  // The instruction set of every loaded version: ModelDefault writes tern_model_info anew. Held
+  // over the whole of a change, so that two changes of one version do not mix.
   std::mutex models_mutex;
   std::map<std::pair<std::string, uint64_t>, std::string> isa_of;
 
   void RemoveGauges(absl::string_view model, absl::string_view version) {
-    for (Series<Gauge>* gauge : {&model_info, &model_ready, &model_bytes, &top1_ratio, &top1_agreement, &sqnr, &clipped}) {
+    for (Series<Gauge>* gauge :
+         {&model_info, &model_ready, &model_bytes, &top1_ratio, &top1_agreement, &sqnr, &clipped}) {
       gauge->Remove({model, version});
     }
   }
@@ -338,7 +381,8 @@ struct Metrics::Impl {
 
 Metrics::Metrics() : impl_(std::make_unique<Impl>()) {
   // Known reasons start at 0: rate() misses the first event of a series that appears with it.
-  for (const char* reason : {"queue_full", "deadline", "cancelled", "too_large", "bad_image", "draining"}) {
+  for (const char* reason :
+       {"queue_full", "deadline", "cancelled", "too_large", "bad_image", "draining"}) {
     impl_->rejected.With({reason}, [](Counter&) {});
   }
   for (const char* outcome : {"published", "rejected", "failed", "cancelled"}) {
@@ -366,7 +410,8 @@ void Metrics::StageTime(Stage stage, const ModelLabels& model, absl::Duration du
 void Metrics::Batch(const ModelLabels& model, int images) {
   const absl::AlphaNum version(model.version);
   impl_->batch_size.With({model.model, version.Piece()}, [&](Histogram& h) { h.Observe(images); });
-  impl_->images.With({model.model, version.Piece(), model.scheme}, [&](Counter& c) { c.Increment(images); });
+  impl_->images.With({model.model, version.Piece(), model.scheme},
+                     [&](Counter& c) { c.Increment(images); });
 }
 
 void Metrics::QueueDepth(const ModelLabels& model, int depth) {
@@ -378,30 +423,37 @@ void Metrics::Rejected(absl::string_view reason) { impl_->rejected.With({reason}
 
 void Metrics::Labelled(const ModelLabels& model, bool top1, bool top5) {
   const absl::AlphaNum version(model.version);
-  impl_->labelled.With({model.model, version.Piece(), model.scheme, top1 ? "top1" : top5 ? "top5" : "miss"}, Increment);
+  impl_->labelled.With({model.model, version.Piece(), model.scheme,
+                        top1   ? "top1"
+                        : top5 ? "top5"
+                               : "miss"},
+                       Increment);
 }
 
 void Metrics::Shadow(const ModelLabels& model, bool agree) {
   const absl::AlphaNum version(model.version);
-  impl_->shadow.With({model.model, version.Piece(), model.scheme, agree ? "agree" : "disagree"}, Increment);
+  impl_->shadow.With({model.model, version.Piece(), model.scheme, agree ? "agree" : "disagree"},
+                     Increment);
 }
 
 void Metrics::Confidence(const ModelLabels& model, double probability) {
   if (!std::isfinite(probability)) return;  // would make the histogram's sum NaN for good
   const absl::AlphaNum version(model.version);
-  impl_->confidence.With({model.model, version.Piece()}, [&](Histogram& h) { h.Observe(probability); });
+  impl_->confidence.With({model.model, version.Piece()},
+                         [&](Histogram& h) { h.Observe(probability); });
 }
 
 void Metrics::Fallback(absl::string_view reason) { impl_->fallbacks.With({reason}, Increment); }
 
-void Metrics::ModelLoaded(const ModelLabels& model, absl::string_view isa, uint64_t bytes, bool is_default,
-                          const ReportGauges& report) {
+void Metrics::ModelLoaded(const ModelLabels& model, absl::string_view isa, uint64_t bytes,
+                          bool is_default, const ReportGauges& report) {
   const std::string version = absl::StrCat(model.version);
   const auto set = [](double value) { return [value](Gauge& g) { g.Set(value); }; };
   std::lock_guard<std::mutex> lock(impl_->models_mutex);
   impl_->RemoveGauges(model.model, version);
   impl_->isa_of[{model.model, model.version}] = std::string(isa);
-  impl_->model_info.With({model.model, version, model.scheme, isa, is_default ? "true" : "false"}, set(1));
+  impl_->model_info.With({model.model, version, model.scheme, isa, is_default ? "true" : "false"},
+                         set(1));
   impl_->model_ready.With({model.model, version}, set(1));
   impl_->model_bytes.With({model.model, version, model.scheme}, set(static_cast<double>(bytes)));
   if (report.top1_ratio >= 0) {
@@ -410,10 +462,11 @@ void Metrics::ModelLoaded(const ModelLabels& model, absl::string_view isa, uint6
   if (report.top1_agreement >= 0) {
     impl_->top1_agreement.With({model.model, version, model.scheme}, set(report.top1_agreement));
   }
-  const auto layers = [&](Series<Gauge>& series, const std::vector<std::pair<std::string, double>>& values) {
+  const auto layers = [&](Series<Gauge>& series,
+                          const std::vector<std::pair<std::string, double>>& values) {
     if (values.size() > kMaxLayerSeries) {
-      TERN_LOG_WARN("metrics of {} version {}: the first {} of {} layers", model.model, version, kMaxLayerSeries,
-                    values.size());
+      TERN_LOG_WARN("metrics of {} version {}: the first {} of {} layers", model.model, version,
+                    kMaxLayerSeries, values.size());
     }
     for (size_t i = 0; i < std::min(values.size(), kMaxLayerSeries); ++i) {
       series.With({model.model, version, model.scheme, values[i].first}, set(values[i].second));
@@ -451,8 +504,9 @@ void Metrics::ModelDefault(const ModelLabels& model, bool is_default) {
   const auto isa = impl_->isa_of.find({model.model, model.version});
   if (isa == impl_->isa_of.end()) return;  // not in memory: nothing to mark
   impl_->model_info.Remove({model.model, version});
-  impl_->model_info.With({model.model, version, model.scheme, isa->second, is_default ? "true" : "false"},
-                         [](Gauge& g) { g.Set(1); });
+  impl_->model_info.With(
+      {model.model, version, model.scheme, isa->second, is_default ? "true" : "false"},
+      [](Gauge& g) { g.Set(1); });
 }
 
 void Metrics::QuantizeJob(absl::string_view outcome, absl::Duration duration) {
@@ -460,7 +514,8 @@ void Metrics::QuantizeJob(absl::string_view outcome, absl::Duration duration) {
   impl_->quantize_seconds.With({}, [&](Histogram& h) { h.Observe(Seconds(duration)); });
 }
 
-void Metrics::Machine(int budget_threads, absl::string_view version, absl::string_view isa, absl::string_view onednn) {
+void Metrics::Machine(int budget_threads, absl::string_view version, absl::string_view isa,
+                      absl::string_view onednn) {
   impl_->budget.With({}, [&](Gauge& g) { g.Set(budget_threads); });
   impl_->build_info.With({version, isa, onednn}, [](Gauge& g) { g.Set(1); });
 }

@@ -1,7 +1,8 @@
 // Every metric of Tern, in one place. docs/metrics.md describes them; a test compares the two.
 //
-// Times are seconds, counters end in _total. Labels model, version (decimal), scheme where they apply. All functions
-// are thread safe. Call sites pass plain values; nobody else includes prometheus-cpp (except app, for the exposer).
+// Times are seconds, counters end in _total. Labels model, version (decimal), scheme where they
+// apply. All functions are thread safe. Call sites pass plain values; nobody else includes
+// prometheus-cpp (except app, for the exposer).
 #ifndef TERN_SERVER_METRICS_METRICS_H_
 #define TERN_SERVER_METRICS_METRICS_H_
 
@@ -54,7 +55,8 @@ class Metrics {
   void QueueDepth(const ModelLabels& model, int depth);
   // tern_rejected_total{reason}: queue_full, deadline, cancelled, too_large, bad_image, draining
   void Rejected(absl::string_view reason);
-  // tern_labelled_predictions_total{model,version,scheme,result=top1|top5|miss}; top5 = in the top 5 but not first
+  // tern_labelled_predictions_total{model,version,scheme,result=top1|top5|miss}; top5 = in the top
+  // 5 but not first
   void Labelled(const ModelLabels& model, bool top1, bool top5);
   // tern_shadow_comparisons_total{model,version,scheme,result=agree|disagree}
   void Shadow(const ModelLabels& model, bool agree);
@@ -63,12 +65,14 @@ class Metrics {
   // tern_fallbacks_total{reason}: a slower or float path was taken (also logged once)
   void Fallback(absl::string_view reason);
 
-  // tern_model_info{model,version,scheme,isa,default}=1, tern_model_ready, tern_model_bytes; and the report's gauges.
+  // tern_model_info{model,version,scheme,isa,default}=1, tern_model_ready, tern_model_bytes; and
+  // the report's gauges.
   void ModelLoaded(const ModelLabels& model, absl::string_view isa, uint64_t bytes, bool is_default,
                    const ReportGauges& report);
   void ModelUnavailable(const ModelLabels& model);
-  // Removes every series of the version (unloaded or deleted), counters and histograms too: versions come and go
-  // while the server runs. If it is loaded again they start at 0, which rate() takes for a restart.
+  // Removes every series of the version (unloaded or deleted), counters and histograms too:
+  // versions come and go while the server runs. If it is loaded again they start at 0, which rate()
+  // takes for a restart.
   void ModelRemoved(const ModelLabels& model);
   // Rewrites tern_model_info; does nothing for a version that is not loaded.
   void ModelDefault(const ModelLabels& model, bool is_default);
@@ -77,9 +81,10 @@ class Metrics {
   void QuantizeJob(absl::string_view outcome, absl::Duration duration);
 
   // tern_cpu_budget_threads, tern_build_info{version,isa,onednn}
-  void Machine(int budget_threads, absl::string_view version, absl::string_view isa, absl::string_view onednn);
-  // Refreshes the process's and cgroup's own figures (CPU seconds, throttling, resident bytes, descriptors). The
-  // registry does so itself before every collection.
+  void Machine(int budget_threads, absl::string_view version, absl::string_view isa,
+               absl::string_view onednn);
+  // Refreshes the process's and cgroup's own figures (CPU seconds, throttling, resident bytes,
+  // descriptors). The registry does so itself before every collection.
   void RefreshProcess();
 
   // For the exposer.

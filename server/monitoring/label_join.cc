@@ -13,7 +13,8 @@ constexpr size_t kMaxKeyBytes = 64;
 
 // Ids come from clients and may be long; long ones are kept as their SHA-256.
 std::string KeyOf(absl::string_view request_id) {
-  return request_id.size() <= kMaxKeyBytes ? std::string(request_id) : absl::StrCat("sha256:", Sha256Hex(request_id));
+  return request_id.size() <= kMaxKeyBytes ? std::string(request_id)
+                                           : absl::StrCat("sha256:", Sha256Hex(request_id));
 }
 
 // The head of an id, for messages.
@@ -21,7 +22,8 @@ absl::string_view Head(absl::string_view request_id) { return request_id.substr(
 
 }  // namespace
 
-LabelJoin::LabelJoin(size_t capacity, metrics::Metrics* metrics) : capacity_(capacity), metrics_(metrics) {}
+LabelJoin::LabelJoin(size_t capacity, metrics::Metrics* metrics)
+    : capacity_(capacity), metrics_(metrics) {}
 
 void LabelJoin::Remember(absl::string_view request_id, Prediction prediction) {
   if (request_id.empty() || capacity_ == 0) return;
@@ -46,8 +48,9 @@ absl::StatusOr<Outcome> LabelJoin::Report(absl::string_view request_id, uint32_t
     std::lock_guard<std::mutex> lock(mutex_);
     const auto known = by_key_.find(KeyOf(request_id));
     if (known == by_key_.end()) {
-      return absl::NotFoundError(absl::StrCat("request id '", Head(request_id), "' is unknown or forgotten; the last ",
-                                              capacity_, " predictions are kept"));
+      return absl::NotFoundError(absl::StrCat("request id '", Head(request_id),
+                                              "' is unknown or forgotten; the last ", capacity_,
+                                              " predictions are kept"));
     }
     Entry& entry = *known->second;
     if (entry.reported) {
@@ -55,8 +58,8 @@ absl::StatusOr<Outcome> LabelJoin::Report(absl::string_view request_id, uint32_t
           absl::StrCat("a label for request id '", Head(request_id), "' was reported before"));
     }
     if (static_cast<int64_t>(label) >= entry.prediction.classes) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("label: got ", label, ", the model has ", entry.prediction.classes, " classes"));
+      return absl::InvalidArgumentError(absl::StrCat("label: got ", label, ", the model has ",
+                                                     entry.prediction.classes, " classes"));
     }
     entry.reported = true;
     prediction = entry.prediction;
@@ -69,7 +72,9 @@ Outcome LabelJoin::Count(const Prediction& prediction, uint32_t label) {
   outcome.model = prediction.model;
   const std::vector<int>& best = prediction.top5;
   const auto end = best.begin() + std::min<size_t>(best.size(), 5);
-  const auto is_label = [label](int index) { return index >= 0 && static_cast<uint32_t>(index) == label; };
+  const auto is_label = [label](int index) {
+    return index >= 0 && static_cast<uint32_t>(index) == label;
+  };
   outcome.top1 = !best.empty() && is_label(best.front());
   outcome.top5 = std::any_of(best.begin(), end, is_label);
   if (metrics_ != nullptr) metrics_->Labelled(prediction.model, outcome.top1, outcome.top5);

@@ -32,8 +32,8 @@ struct Outcome {
 // A bounded map from request id to prediction; the oldest is forgotten first. Thread safe.
 class LabelJoin {
  public:
-  // `capacity` predictions are kept (about 400 bytes each, however long the ids); 0 = none. `metrics` is not
-  // owned; may be null.
+  // `capacity` predictions are kept (about 400 bytes each, however long the ids); 0 = none.
+  // `metrics` is not owned; may be null.
   LabelJoin(size_t capacity, metrics::Metrics* metrics);
 
   // Remembers a prediction. A repeated id replaces the older one. An empty id is not remembered.

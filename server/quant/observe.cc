@@ -86,10 +86,13 @@ double QuantizationError(absl::Span<const float> values, const QuantParams& para
 Observer::Observer(int64_t elements) : stride_((elements / kSampleSize) | 1) {}
 
 void Observer::Feed(absl::Span<const float> values) {
+  float min = min_, max = max_;
   for (float v : values) {
-    min_ = std::min(min_, v);
-    max_ = std::max(max_, v);
+    min = std::min(min, v);
+    max = std::max(max, v);
   }
+  min_ = min;
+  max_ = max;
   const int64_t size = static_cast<int64_t>(values.size());
   for (; next_ < size; next_ += stride_) sample_.push_back(values[next_]);
   next_ -= size;

@@ -527,6 +527,7 @@ absl::Status Walk::RunWeighted(int index) {
       bias[o] += correction[o];
     }
   }
+#pragma omp parallel for num_threads(options_.threads) schedule(dynamic)
   for (int b = 0; b < batch_count(); ++b) {
     Tensor& y = out.quantised[b];
     AddPerChannel(correction, y);
@@ -540,17 +541,23 @@ absl::Status Walk::RunWeighted(int index) {
   if (placement_.values[node.output] == Codes::kOwn) Observe(node.output);
 
   // Against the float network, after the output's own rounding.
-  double signal = 0, noise = 0;
+  std::vector<double> signals(batch_count()), noises(batch_count());
+#pragma omp parallel for num_threads(options_.threads) schedule(dynamic)
   for (int b = 0; b < batch_count(); ++b) {
     const Tensor real = Real(node.output, b);
     const auto got = real.data<float>();
     const auto wanted = out.reference[b].data<float>();
+    double signal = 0, noise = 0;
     for (size_t i = 0; i < got.size(); ++i) {
       const double error = static_cast<double>(got[i]) - wanted[i];
       signal += static_cast<double>(wanted[i]) * wanted[i];
       noise += error * error;
     }
+    signals[b] = signal;
+    noises[b] = noise;
   }
+  const double signal = std::accumulate(signals.begin(), signals.end(), 0.0);
+  const double noise = std::accumulate(noises.begin(), noises.end(), 0.0);
   result_.report.mutable_layers(report_of_[node.output])
       ->set_output_sqnr_db(Decibels(signal, noise));
   return absl::OkStatus();

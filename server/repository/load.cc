@@ -41,7 +41,8 @@ WeightSummary Summarize(const graph::Graph& graph) {
       summary.scheme = Name(quantized.scheme);
       summary.cluster_size = quantized.cluster_size;
     }
-    const double scales = quantized.cluster_scales.empty() ? 0 : quantized.cluster_scales.elements();
+    const double scales =
+        quantized.cluster_scales.empty() ? 0 : quantized.cluster_scales.elements();
     bits += code_bits * static_cast<double>(quantized.codes.elements()) + 8 * scales;
     weights += quantized.codes.elements();
   }
@@ -71,20 +72,24 @@ absl::Status CheckContract(const graph::Graph& graph, const v1::Preprocessing& c
   constexpr int64_t kMaxSide = 1 << 14;
   if (shape.rank() != 3 || shape[0] != 3 || shape[1] > kMaxSide || shape[2] > kMaxSide) {
     return absl::InvalidArgumentError(absl::StrCat("the network's input is ", shape.ToString(),
-                                                   ", want [3, h, w] with sides of at most ", kMaxSide));
+                                                   ", want [3, h, w] with sides of at most ",
+                                                   kMaxSide));
   }
-  return image::ValidatePreprocessing(contract, static_cast<int>(shape[1]), static_cast<int>(shape[2]));
+  return image::ValidatePreprocessing(contract, static_cast<int>(shape[1]),
+                                      static_cast<int>(shape[2]));
 }
 
 absl::StatusOr<std::shared_ptr<LoadedModel>> LoadVersion(const std::string& model_folder,
                                                          const std::string& version_folder,
                                                          const RepositoryOptions& options) {
-  TERN_ASSIGN_OR_RETURN(const VersionFile file, FindVersionFile(version_folder, options.max_file_bytes));
+  TERN_ASSIGN_OR_RETURN(const VersionFile file,
+                        FindVersionFile(version_folder, options.max_file_bytes));
   auto loaded = std::make_shared<LoadedModel>();
   TERN_ASSIGN_OR_RETURN(loaded->config, ReadConfig(model_folder));
   engine::PlanOptions plan_options = options.plan;
-  plan_options.max_batch =
-      std::max(plan_options.max_batch, static_cast<int>(loaded->config.batching().max_batch_size()));
+  loaded->isa = kernels::IsaName(plan_options.isa);
+  plan_options.max_batch = std::max(plan_options.max_batch,
+                                    static_cast<int>(loaded->config.batching().max_batch_size()));
 
   graph::Graph graph;
   if (file.quantized) {
@@ -92,7 +97,8 @@ absl::StatusOr<std::shared_ptr<LoadedModel>> LoadVersion(const std::string& mode
     if (!artifact.ok()) return artifact.status();
     loaded->preprocessing = artifact->preprocessing;
     loaded->report = artifact->report;
-    TERN_RETURN_IF_ERROR(Annotate(CheckContract(artifact->graph, loaded->preprocessing), file.path));
+    TERN_RETURN_IF_ERROR(
+        Annotate(CheckContract(artifact->graph, loaded->preprocessing), file.path));
     auto plan = engine::Plan::Create(artifact->graph, plan_options);
     if (!plan.ok()) return Annotate(plan.status(), file.path);
     TERN_RETURN_IF_ERROR(Annotate(SelfTest(*artifact, **plan), file.path));
@@ -100,7 +106,8 @@ absl::StatusOr<std::shared_ptr<LoadedModel>> LoadVersion(const std::string& mode
     loaded->labels = std::move(artifact->labels);
     graph = std::move(artifact->graph);
   } else {
-    TERN_ASSIGN_OR_RETURN(const std::string bytes, ReadRegularFile(file.path, options.max_file_bytes));
+    TERN_ASSIGN_OR_RETURN(const std::string bytes,
+                          ReadRegularFile(file.path, options.max_file_bytes));
     auto imported = onnx::Import(bytes);
     if (!imported.ok()) return Annotate(imported.status(), file.path);
     graph = *std::move(imported);
@@ -113,11 +120,12 @@ absl::StatusOr<std::shared_ptr<LoadedModel>> LoadVersion(const std::string& mode
     loaded->plan = *std::move(plan);
   }
   if (loaded->labels.empty()) {
-    TERN_ASSIGN_OR_RETURN(loaded->labels, ReadLabels(model_folder, loaded->config, graph.classes()));
+    TERN_ASSIGN_OR_RETURN(loaded->labels,
+                          ReadLabels(model_folder, loaded->config, graph.classes()));
   }
   if (!loaded->labels.empty() && static_cast<int64_t>(loaded->labels.size()) != graph.classes()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(file.path, ": ", loaded->labels.size(), " labels for ", graph.classes(), " classes"));
+    return absl::InvalidArgumentError(absl::StrCat(file.path, ": ", loaded->labels.size(),
+                                                   " labels for ", graph.classes(), " classes"));
   }
   Describe(graph, *loaded);
   loaded->info.file_bytes = file.bytes;

@@ -39,7 +39,9 @@ struct Model {
 
 constexpr uint64_t kLastVersion = 999'999'999'999'999'999;  // ParseVersion's limit
 
-metrics::ModelLabels LabelsOf(const VersionInfo& info) { return {info.model, info.version, info.scheme}; }
+metrics::ModelLabels LabelsOf(const VersionInfo& info) {
+  return {info.model, info.version, info.scheme};
+}
 
 // At most ten items, for messages.
 template <typename Map>
@@ -60,16 +62,21 @@ void DrainAndDrop(std::shared_ptr<Servable> servable) {
 
 absl::Status CheckLabels(const std::vector<std::string>& labels) {
   if (labels.empty()) return absl::OkStatus();
-  const auto parsed = classify::ParseLabels(absl::StrJoin(labels, "\n") + "\n", static_cast<int64_t>(labels.size()));
-  if (!parsed.ok()) return absl::InvalidArgumentError(absl::StrCat("labels: ", parsed.status().message()));
-  if (*parsed != labels) return absl::InvalidArgumentError("labels: a name holds a line break or the last is empty");
+  const auto parsed = classify::ParseLabels(absl::StrJoin(labels, "\n") + "\n",
+                                            static_cast<int64_t>(labels.size()));
+  if (!parsed.ok())
+    return absl::InvalidArgumentError(absl::StrCat("labels: ", parsed.status().message()));
+  if (*parsed != labels)
+    return absl::InvalidArgumentError("labels: a name holds a line break or the last is empty");
   return absl::OkStatus();
 }
 
 }  // namespace
 
 absl::Status ValidateModelName(absl::string_view name) {
-  const auto letter_or_digit = [](char c) { return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9'); };
+  const auto letter_or_digit = [](char c) {
+    return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9');
+  };
   const bool valid = !name.empty() && name.size() <= 64 && letter_or_digit(name[0]) &&
                      std::all_of(name.begin(), name.end(), [&](char c) {
                        return letter_or_digit(c) || c == '.' || c == '_' || c == '-';
@@ -85,23 +92,29 @@ absl::Status ValidateModelName(absl::string_view name) {
 }
 
 struct Repository::Impl {
-  Impl(RepositoryOptions options, RootLock root_lock) : options(std::move(options)), root_lock(std::move(root_lock)) {}
+  Impl(RepositoryOptions options, RootLock root_lock)
+      : options(std::move(options)), root_lock(std::move(root_lock)) {}
 
   const RepositoryOptions options;
   const RootLock root_lock;
 
-  // Changes of a model hold its gate from start to end, loading included; lookups never do. A fixed number of
-  // gates, so names from outside cannot grow anything.
+  // Changes of a model hold its gate from start to end, loading included; lookups never do. A fixed
+  // number of gates, so names from outside cannot grow anything.
   std::array<std::mutex, 64> gates;
   // Guards what follows; held for moments. Taken after a gate, never before one.
   mutable std::shared_mutex mutex;
   std::map<std::string, Model> models;
-  // First unused version number of models that were deleted: numbers are not used twice in one process.
+  // First unused version number of models that were deleted: numbers are not used twice in one
+  // process.
   std::map<std::string, uint64_t> retired;
   bool shutdown = false;
 
-  std::mutex& GateOf(const std::string& name) { return gates[std::hash<std::string>()(name) % gates.size()]; }
-  std::string FolderOf(const std::string& name) const { return absl::StrCat(options.root, "/", name); }
+  std::mutex& GateOf(const std::string& name) {
+    return gates[std::hash<std::string>()(name) % gates.size()];
+  }
+  std::string FolderOf(const std::string& name) const {
+    return absl::StrCat(options.root, "/", name);
+  }
   std::string FolderOf(const std::string& name, uint64_t version) const {
     return absl::StrCat(options.root, "/", name, "/", version);
   }
@@ -117,13 +130,16 @@ struct Repository::Impl {
   }
   absl::StatusOr<const Entry*> FindEntry(absl::string_view name, uint64_t version) const {
     TERN_ASSIGN_OR_RETURN(const Model* model, FindModel(name));
-    const bool none_usable = version == 0 && model->default_version == 0;  // then the lowest one's reason helps
-    const auto it = none_usable ? model->versions.begin()
-                                : model->versions.find(version == 0 ? model->default_version : version);
+    const bool none_usable =
+        version == 0 && model->default_version == 0;  // then the lowest one's reason helps
+    const auto it = none_usable
+                        ? model->versions.begin()
+                        : model->versions.find(version == 0 ? model->default_version : version);
     if (it == model->versions.end()) {
-      return absl::NotFoundError(absl::StrCat("model '", name, "' has no ",
-                                              version == 0 ? "default version" : absl::StrCat("version ", version),
-                                              "; versions: ", Keys(model->versions)));
+      return absl::NotFoundError(
+          absl::StrCat("model '", name, "' has no ",
+                       version == 0 ? "default version" : absl::StrCat("version ", version),
+                       "; versions: ", Keys(model->versions)));
     }
     return &it->second;
   }
@@ -138,7 +154,8 @@ struct Repository::Impl {
       case State::kUnloaded:
         return absl::UnavailableError(absl::StrCat(what, " is not loaded"));
       default:
-        return absl::UnavailableError(absl::StrCat(what, " cannot be served: ", entry->info.reason));
+        return absl::UnavailableError(
+            absl::StrCat(what, " cannot be served: ", entry->info.reason));
     }
   }
   VersionInfo Snapshot(const Entry& entry) const {
@@ -158,21 +175,24 @@ struct Repository::Impl {
 
   // The functions below are called with the model's gate held and `mutex` free.
 
-  // Reads the model's folder into `models` unless it is known; every version starts as kUnloaded. Does
-  // nothing if there is no such folder.
+  // Reads the model's folder into `models` unless it is known; every version starts as kUnloaded.
+  // Does nothing if there is no such folder.
   void Discover(const std::string& name);
   // Loads a known version and makes it serve in place of what served before.
   absl::Status Activate(const std::string& name, uint64_t version);
   // Gives a fresh model its identity and makes its servable.
   absl::StatusOr<std::shared_ptr<Servable>> Prepare(const std::shared_ptr<LoadedModel>& loaded,
-                                                    const std::string& name, uint64_t version, bool is_default) const;
+                                                    const std::string& name, uint64_t version,
+                                                    bool is_default) const;
   // Publishes `folder` as `target` and makes the version serve. `write_default`: move the pointer.
-  absl::StatusOr<VersionInfo> Install(std::shared_ptr<LoadedModel> loaded, const std::string& name, uint64_t version,
-                                      TempFolder folder, const std::string& target, bool is_default,
+  absl::StatusOr<VersionInfo> Install(std::shared_ptr<LoadedModel> loaded, const std::string& name,
+                                      uint64_t version, TempFolder folder,
+                                      const std::string& target, bool is_default,
                                       bool write_default);
   // The next number for a version; RESOURCE_EXHAUSTED after 10^18.
   absl::StatusOr<uint64_t> NextVersion(const std::string& name) const;
-  // INVALID_ARGUMENT if a version of the model that has been read takes other images or has other classes.
+  // INVALID_ARGUMENT if a version of the model that has been read takes other images or has other
+  // classes.
   absl::Status CheckFits(const std::string& name, const LoadedModel& loaded) const;
   // Reports the default's change to the metrics.
   void TellDefault(const std::string& name, uint64_t before, uint64_t after) const;
@@ -205,8 +225,11 @@ void Repository::Impl::Discover(const std::string& name) {
   if (pointer.ok() && model.versions.count(*pointer) > 0) {
     model.default_version = *pointer;
   } else if (!absl::IsNotFound(pointer.status()) && !model.versions.empty()) {
-    TERN_LOG_WARN("{}: the default pointer is unusable ({}); the lowest usable version is the default", folder,
-                  pointer.ok() ? absl::StrCat("there is no version ", *pointer) : pointer.status().ToString());
+    TERN_LOG_WARN(
+        "{}: the default pointer is unusable ({}); the lowest usable version is the default",
+        folder,
+        pointer.ok() ? absl::StrCat("there is no version ", *pointer)
+                     : pointer.status().ToString());
     if (options.metrics != nullptr) options.metrics->Fallback("default_pointer");
   }
   std::unique_lock<std::shared_mutex> lock(mutex);
@@ -215,9 +238,9 @@ void Repository::Impl::Discover(const std::string& name) {
   models.emplace(name, std::move(model));
 }
 
-absl::StatusOr<std::shared_ptr<Servable>> Repository::Impl::Prepare(const std::shared_ptr<LoadedModel>& loaded,
-                                                                    const std::string& name, uint64_t version,
-                                                                    bool is_default) const {
+absl::StatusOr<std::shared_ptr<Servable>> Repository::Impl::Prepare(
+    const std::shared_ptr<LoadedModel>& loaded, const std::string& name, uint64_t version,
+    bool is_default) const {
   loaded->info.model = name;
   loaded->info.version = version;
   loaded->info.is_default = is_default;
@@ -236,7 +259,8 @@ absl::Status Repository::Impl::Activate(const std::string& name, uint64_t versio
     if (entry.loaded == nullptr) entry.info.state = State::kLoading;
   }
   const absl::Time start = absl::Now();
-  absl::StatusOr<std::shared_ptr<LoadedModel>> loaded = LoadVersion(FolderOf(name), FolderOf(name, version), options);
+  absl::StatusOr<std::shared_ptr<LoadedModel>> loaded =
+      LoadVersion(FolderOf(name), FolderOf(name, version), options);
   absl::StatusOr<std::shared_ptr<Servable>> servable = std::shared_ptr<Servable>();
   if (loaded.ok()) servable = Prepare(*loaded, name, version, is_default);
   const absl::Status status = loaded.ok() ? servable.status() : loaded.status();
@@ -263,16 +287,17 @@ absl::Status Repository::Impl::Activate(const std::string& name, uint64_t versio
   }
   if (status.ok()) {
     DrainAndDrop(std::move(old_servable));
-    TERN_LOG_INFO("loaded {} version {}: {}, {} bytes, in {}", name, version, info.scheme, info.file_bytes,
-                  absl::FormatDuration(absl::Now() - start));
+    TERN_LOG_INFO("loaded {} version {}: {}, {} bytes, in {}", name, version, info.scheme,
+                  info.file_bytes, absl::FormatDuration(absl::Now() - start));
   } else {
     TERN_LOG_ERROR("{} version {} cannot be loaded{}: {}", name, version,
                    unavailable ? "" : ", the one in memory goes on serving", status.ToString());
   }
   if (options.metrics != nullptr) {
     if (status.ok()) {
-      options.metrics->ModelLoaded(LabelsOf(info), kernels::IsaName(options.plan.isa), (*loaded)->plan->weight_bytes(),
-                                   info.is_default, GaugesOf((*loaded)->report));
+      options.metrics->ModelLoaded(LabelsOf(info), kernels::IsaName(options.plan.isa),
+                                   (*loaded)->plan->weight_bytes(), info.is_default,
+                                   GaugesOf((*loaded)->report));
     } else if (unavailable) {
       options.metrics->ModelUnavailable(LabelsOf(info));
     }
@@ -285,12 +310,14 @@ absl::StatusOr<uint64_t> Repository::Impl::NextVersion(const std::string& name) 
   {
     std::shared_lock<std::shared_mutex> lock(mutex);
     if (const auto used = retired.find(name); used != retired.end()) next = used->second;
-    if (const auto it = models.find(name); it != models.end()) next = std::max(next, it->second.next_version);
+    if (const auto it = models.find(name); it != models.end())
+      next = std::max(next, it->second.next_version);
   }
   const std::vector<uint64_t> on_disk = VersionsOnDisk(FolderOf(name));
   if (!on_disk.empty()) next = std::max(next, on_disk.back() + 1);
   if (next > kLastVersion) {
-    return absl::ResourceExhaustedError(absl::StrCat("model '", name, "' has used its last version number"));
+    return absl::ResourceExhaustedError(
+        absl::StrCat("model '", name, "' has used its last version number"));
   }
   return next;
 }
@@ -301,10 +328,12 @@ absl::Status Repository::Impl::CheckFits(const std::string& name, const LoadedMo
   if (it == models.end()) return absl::OkStatus();
   for (const auto& [version, entry] : it->second.versions) {
     if (entry.info.classes == 0) continue;
-    if (entry.info.input_shape != loaded.info.input_shape || entry.info.classes != loaded.info.classes) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "the network maps ", loaded.info.input_shape.ToString(), " to ", loaded.info.classes, " classes, version ",
-          version, " of '", name, "' maps ", entry.info.input_shape.ToString(), " to ", entry.info.classes));
+    if (entry.info.input_shape != loaded.info.input_shape ||
+        entry.info.classes != loaded.info.classes) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("the network maps ", loaded.info.input_shape.ToString(), " to ",
+                       loaded.info.classes, " classes, version ", version, " of '", name, "' maps ",
+                       entry.info.input_shape.ToString(), " to ", entry.info.classes));
     }
   }
   return absl::OkStatus();
@@ -318,10 +347,12 @@ void Repository::Impl::TellDefault(const std::string& name, uint64_t before, uin
   }
 }
 
-absl::StatusOr<VersionInfo> Repository::Impl::Install(std::shared_ptr<LoadedModel> loaded, const std::string& name,
-                                                      uint64_t version, TempFolder folder, const std::string& target,
+absl::StatusOr<VersionInfo> Repository::Impl::Install(std::shared_ptr<LoadedModel> loaded,
+                                                      const std::string& name, uint64_t version,
+                                                      TempFolder folder, const std::string& target,
                                                       bool is_default, bool write_default) {
-  TERN_ASSIGN_OR_RETURN(std::shared_ptr<Servable> servable, Prepare(loaded, name, version, is_default));
+  TERN_ASSIGN_OR_RETURN(std::shared_ptr<Servable> servable,
+                        Prepare(loaded, name, version, is_default));
   absl::Status status = folder.Publish(target);
   if (status.ok() && write_default) {
     status = WriteDefault(FolderOf(name), version);
@@ -342,11 +373,12 @@ absl::StatusOr<VersionInfo> Repository::Impl::Install(std::shared_ptr<LoadedMode
     model.versions[version] = Entry{loaded->info, loaded, std::move(servable)};
     info = Snapshot(model.versions[version]);
   }
-  TERN_LOG_INFO("published {} version {}: {}, {} bytes{}", name, version, info.scheme, info.file_bytes,
-                info.is_default ? ", default" : "");
+  TERN_LOG_INFO("published {} version {}: {}, {} bytes{}", name, version, info.scheme,
+                info.file_bytes, info.is_default ? ", default" : "");
   if (options.metrics != nullptr) {
-    options.metrics->ModelLoaded(LabelsOf(info), kernels::IsaName(options.plan.isa), loaded->plan->weight_bytes(),
-                                 info.is_default, GaugesOf(loaded->report));
+    options.metrics->ModelLoaded(LabelsOf(info), kernels::IsaName(options.plan.isa),
+                                 loaded->plan->weight_bytes(), info.is_default,
+                                 GaugesOf(loaded->report));
   }
   if (is_default) TellDefault(name, before, version);
   return info;
@@ -363,12 +395,14 @@ absl::StatusOr<std::unique_ptr<Repository>> Repository::Open(RepositoryOptions o
     const bool folder = IsRealFolder(absl::StrCat(root, "/", name));
     const absl::Status valid = ValidateModelName(name);
     if (!valid.ok() || !folder) {
-      TERN_LOG_WARN("{}/{}: ignored, {}", root, name, folder ? std::string(valid.message()) : "not a folder");
+      TERN_LOG_WARN("{}/{}: ignored, {}", root, name,
+                    folder ? std::string(valid.message()) : "not a folder");
       continue;
     }
     impl->Discover(name);
     Model& model = impl->models.at(name);
-    for (const auto& item : model.versions) impl->Activate(name, item.first).IgnoreError();  // kept as unavailable
+    for (const auto& item : model.versions)
+      impl->Activate(name, item.first).IgnoreError();  // kept as unavailable
   }
   return std::unique_ptr<Repository>(new Repository(std::move(impl)));
 }
@@ -377,14 +411,16 @@ Repository::Repository(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 
 Repository::~Repository() { Shutdown(); }
 
-absl::StatusOr<std::shared_ptr<Servable>> Repository::Acquire(absl::string_view model, uint64_t version) const {
+absl::StatusOr<std::shared_ptr<Servable>> Repository::Acquire(absl::string_view model,
+                                                              uint64_t version) const {
   std::shared_lock<std::shared_mutex> lock(impl_->mutex);
   if (impl_->shutdown) return absl::UnavailableError("the server is shutting down");
   TERN_ASSIGN_OR_RETURN(const Entry* entry, impl_->FindReady(model, version));
   return entry->servable;
 }
 
-absl::StatusOr<std::shared_ptr<const LoadedModel>> Repository::Find(absl::string_view model, uint64_t version) const {
+absl::StatusOr<std::shared_ptr<const LoadedModel>> Repository::Find(absl::string_view model,
+                                                                    uint64_t version) const {
   std::shared_lock<std::shared_mutex> lock(impl_->mutex);
   TERN_ASSIGN_OR_RETURN(const Entry* entry, impl_->FindReady(model, version));
   return entry->loaded;
@@ -406,12 +442,13 @@ std::vector<VersionInfo> Repository::List(absl::string_view model) const {
 
 absl::StatusOr<VersionInfo> Repository::Import(absl::string_view model, absl::string_view onnx,
                                                const v1::Preprocessing& preprocessing,
-                                               const std::vector<std::string>& labels, bool set_default) {
+                                               const std::vector<std::string>& labels,
+                                               bool set_default) {
   TERN_RETURN_IF_ERROR(ValidateModelName(model));
   TERN_RETURN_IF_ERROR(CheckLabels(labels));
   if (onnx.size() > impl_->options.max_file_bytes) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("ONNX file: ", onnx.size(), " bytes, the limit is ", impl_->options.max_file_bytes));
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "ONNX file: ", onnx.size(), " bytes, the limit is ", impl_->options.max_file_bytes));
   }
   const std::string name(model);
   const std::string folder = impl_->FolderOf(name);
@@ -430,27 +467,31 @@ absl::StatusOr<VersionInfo> Repository::Import(absl::string_view model, absl::st
   if (exists) {
     auto config = ReadConfig(folder);
     if (!config.ok()) return absl::FailedPreconditionError(config.status().message());
-    if (!google::protobuf::util::MessageDifferencer::Equals(config->preprocessing(), preprocessing)) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "preprocessing: model '", name, "' exists with another contract (", config->preprocessing().ShortDebugString(),
-          "); import under another name"));
+    if (!google::protobuf::util::MessageDifferencer::Equals(config->preprocessing(),
+                                                            preprocessing)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("preprocessing: model '", name, "' exists with another contract (",
+                       config->preprocessing().ShortDebugString(), "); import under another name"));
     }
     if (!labels.empty()) {
       TERN_ASSIGN_OR_RETURN(const std::vector<std::string> present, ReadLabels(folder, *config, 0));
       if (present != labels) {
-        return absl::InvalidArgumentError(absl::StrCat("labels: model '", name, "' exists with other labels"));
+        return absl::InvalidArgumentError(
+            absl::StrCat("labels: model '", name, "' exists with other labels"));
       }
     }
     TERN_ASSIGN_OR_RETURN(TempFolder temp, TempFolder::Create(folder));
     TERN_RETURN_IF_ERROR(WriteFileAtomically(absl::StrCat(temp.path(), "/", kFloatFile), {onnx}));
-    TERN_ASSIGN_OR_RETURN(std::shared_ptr<LoadedModel> loaded, LoadVersion(folder, temp.path(), impl_->options));
+    TERN_ASSIGN_OR_RETURN(std::shared_ptr<LoadedModel> loaded,
+                          LoadVersion(folder, temp.path(), impl_->options));
     TERN_RETURN_IF_ERROR(impl_->CheckFits(name, *loaded));
     const std::string target = impl_->FolderOf(name, version);
-    return impl_->Install(std::move(loaded), name, version, std::move(temp), target, set_default || first,
-                          set_default || first);
+    return impl_->Install(std::move(loaded), name, version, std::move(temp), target,
+                          set_default || first, set_default || first);
   }
 
-  // A new model is published as a whole: config, labels, default pointer and first version by one rename.
+  // A new model is published as a whole: config, labels, default pointer and first version by one
+  // rename.
   TERN_ASSIGN_OR_RETURN(TempFolder temp, TempFolder::Create(impl_->options.root));
   v1::ModelConfig config;
   *config.mutable_preprocessing() = preprocessing;
@@ -461,16 +502,19 @@ absl::StatusOr<VersionInfo> Repository::Import(absl::string_view model, absl::st
   }
   std::string config_text;
   google::protobuf::TextFormat::PrintToString(config, &config_text);
-  TERN_RETURN_IF_ERROR(WriteFileAtomically(absl::StrCat(temp.path(), "/", kConfigFile), {config_text}));
+  TERN_RETURN_IF_ERROR(
+      WriteFileAtomically(absl::StrCat(temp.path(), "/", kConfigFile), {config_text}));
   TERN_RETURN_IF_ERROR(WriteDefault(temp.path(), version));
   const std::string version_folder = absl::StrCat(temp.path(), "/", version);
   TERN_RETURN_IF_ERROR(MakeFolder(version_folder));
   TERN_RETURN_IF_ERROR(WriteFileAtomically(absl::StrCat(version_folder, "/", kFloatFile), {onnx}));
-  TERN_ASSIGN_OR_RETURN(std::shared_ptr<LoadedModel> loaded, LoadVersion(temp.path(), version_folder, impl_->options));
+  TERN_ASSIGN_OR_RETURN(std::shared_ptr<LoadedModel> loaded,
+                        LoadVersion(temp.path(), version_folder, impl_->options));
   return impl_->Install(std::move(loaded), name, version, std::move(temp), folder, true, false);
 }
 
-absl::StatusOr<VersionInfo> Repository::Publish(absl::string_view model, const artifact::Artifact& artifact,
+absl::StatusOr<VersionInfo> Repository::Publish(absl::string_view model,
+                                                const artifact::Artifact& artifact,
                                                 bool set_default) {
   TERN_RETURN_IF_ERROR(ValidateModelName(model));
   const std::string name(model);
@@ -488,11 +532,12 @@ absl::StatusOr<VersionInfo> Repository::Publish(absl::string_view model, const a
   TERN_ASSIGN_OR_RETURN(TempFolder temp, TempFolder::Create(folder));
   TERN_RETURN_IF_ERROR(artifact::Write(artifact, absl::StrCat(temp.path(), "/", kQuantizedFile)));
   // Loaded from the file, so what is published is what was tested.
-  TERN_ASSIGN_OR_RETURN(std::shared_ptr<LoadedModel> loaded, LoadVersion(folder, temp.path(), impl_->options));
+  TERN_ASSIGN_OR_RETURN(std::shared_ptr<LoadedModel> loaded,
+                        LoadVersion(folder, temp.path(), impl_->options));
   TERN_RETURN_IF_ERROR(impl_->CheckFits(name, *loaded));
   const std::string target = impl_->FolderOf(name, version);
-  return impl_->Install(std::move(loaded), name, version, std::move(temp), target, set_default || first,
-                        set_default || first);
+  return impl_->Install(std::move(loaded), name, version, std::move(temp), target,
+                        set_default || first, set_default || first);
 }
 
 absl::StatusOr<VersionInfo> Repository::Load(absl::string_view model, uint64_t version) {
@@ -501,7 +546,8 @@ absl::StatusOr<VersionInfo> Repository::Load(absl::string_view model, uint64_t v
   std::lock_guard<std::mutex> gate(impl_->GateOf(name));
   TERN_RETURN_IF_ERROR(impl_->CheckOpen());
   impl_->Discover(name);
-  const bool on_disk = version != 0 && version <= kLastVersion && IsRealFolder(impl_->FolderOf(name, version));
+  const bool on_disk =
+      version != 0 && version <= kLastVersion && IsRealFolder(impl_->FolderOf(name, version));
   {
     std::unique_lock<std::shared_mutex> lock(impl_->mutex);
     TERN_RETURN_IF_ERROR(impl_->FindModel(name).status());
@@ -531,7 +577,8 @@ absl::StatusOr<VersionInfo> Repository::Unload(absl::string_view model, uint64_t
     std::unique_lock<std::shared_mutex> lock(impl_->mutex);
     TERN_ASSIGN_OR_RETURN(const Entry* found, impl_->FindEntry(name, version));
     if (impl_->models.at(name).default_version == found->info.version) {
-      return absl::FailedPreconditionError(absl::StrCat("version ", found->info.version, " is the default of '", name,
+      return absl::FailedPreconditionError(absl::StrCat("version ", found->info.version,
+                                                        " is the default of '", name,
                                                         "'; make another one the default first"));
     }
     Entry& entry = impl_->models.at(name).versions.at(found->info.version);
@@ -551,7 +598,8 @@ absl::StatusOr<VersionInfo> Repository::Unload(absl::string_view model, uint64_t
 
 absl::StatusOr<VersionInfo> Repository::SetDefault(absl::string_view model, uint64_t version) {
   TERN_RETURN_IF_ERROR(ValidateModelName(model));
-  if (version == 0) return absl::InvalidArgumentError("version: got 0, want the version that becomes the default");
+  if (version == 0)
+    return absl::InvalidArgumentError("version: got 0, want the version that becomes the default");
   const std::string name(model);
   std::lock_guard<std::mutex> gate(impl_->GateOf(name));
   TERN_RETURN_IF_ERROR(impl_->CheckOpen());
@@ -586,12 +634,14 @@ absl::StatusOr<uint64_t> Repository::Delete(absl::string_view model, uint64_t ve
       TERN_RETURN_IF_ERROR(impl_->FindEntry(name, version).status());
       whole = known->versions.size() == 1;
       if (!whole && known->default_version == version) {
-        return absl::FailedPreconditionError(absl::StrCat("version ", version, " is the default of '", name,
-                                                          "' and others exist; make another one the default first"));
+        return absl::FailedPreconditionError(
+            absl::StrCat("version ", version, " is the default of '", name,
+                         "' and others exist; make another one the default first"));
       }
     }
   }
-  TERN_RETURN_IF_ERROR(RemoveFolder(whole ? impl_->FolderOf(name) : impl_->FolderOf(name, version)));
+  TERN_RETURN_IF_ERROR(
+      RemoveFolder(whole ? impl_->FolderOf(name) : impl_->FolderOf(name, version)));
   std::vector<Entry> removed;
   {
     std::unique_lock<std::shared_mutex> lock(impl_->mutex);
@@ -607,21 +657,26 @@ absl::StatusOr<uint64_t> Repository::Delete(absl::string_view model, uint64_t ve
   }
   for (Entry& entry : removed) {
     DrainAndDrop(std::move(entry.servable));
-    if (impl_->options.metrics != nullptr) impl_->options.metrics->ModelRemoved(LabelsOf(entry.info));
+    if (impl_->options.metrics != nullptr)
+      impl_->options.metrics->ModelRemoved(LabelsOf(entry.info));
     TERN_LOG_INFO("deleted {} version {}", name, entry.info.version);
   }
   return removed.size();
 }
 
-absl::StatusOr<Repository::FloatSource> Repository::ReadFloatSource(absl::string_view model, uint64_t version) const {
+absl::StatusOr<Repository::FloatSource> Repository::ReadFloatSource(absl::string_view model,
+                                                                    uint64_t version) const {
   TERN_ASSIGN_OR_RETURN(const VersionInfo info, Info(model, version));
-  TERN_ASSIGN_OR_RETURN(const VersionFile file, FindVersionFile(impl_->FolderOf(info.model, info.version),
-                                                                impl_->options.max_file_bytes));
+  TERN_ASSIGN_OR_RETURN(
+      const VersionFile file,
+      FindVersionFile(impl_->FolderOf(info.model, info.version), impl_->options.max_file_bytes));
   if (file.quantized) {
-    return absl::FailedPreconditionError(absl::StrCat("model '", info.model, "' version ", info.version,
-                                                      " is quantised (", info.scheme, "), want a float version"));
+    return absl::FailedPreconditionError(absl::StrCat("model '", info.model, "' version ",
+                                                      info.version, " is quantised (", info.scheme,
+                                                      "), want a float version"));
   }
-  TERN_ASSIGN_OR_RETURN(const std::string bytes, ReadRegularFile(file.path, impl_->options.max_file_bytes));
+  TERN_ASSIGN_OR_RETURN(const std::string bytes,
+                        ReadRegularFile(file.path, impl_->options.max_file_bytes));
   auto graph = onnx::Import(bytes);
   if (!graph.ok()) return Annotate(graph.status(), file.path);
   FloatSource source{*std::move(graph), Sha256Hex(bytes), info.version};
@@ -631,8 +686,9 @@ absl::StatusOr<Repository::FloatSource> Repository::ReadFloatSource(absl::string
 
 absl::StatusOr<std::string> Repository::FilePath(absl::string_view model, uint64_t version) const {
   TERN_ASSIGN_OR_RETURN(const VersionInfo info, Info(model, version));
-  TERN_ASSIGN_OR_RETURN(const VersionFile file, FindVersionFile(impl_->FolderOf(info.model, info.version),
-                                                                impl_->options.max_file_bytes));
+  TERN_ASSIGN_OR_RETURN(
+      const VersionFile file,
+      FindVersionFile(impl_->FolderOf(info.model, info.version), impl_->options.max_file_bytes));
   return file.path;
 }
 
@@ -641,7 +697,8 @@ void Repository::Shutdown() {
     std::unique_lock<std::shared_mutex> lock(impl_->mutex);
     impl_->shutdown = true;
   }
-  // A change that began before sees no flag; once every gate has been held, all of those have ended.
+  // A change that began before sees no flag; once every gate has been held, all of those have
+  // ended.
   for (std::mutex& gate : impl_->gates) std::lock_guard<std::mutex> pass(gate);
   std::vector<std::shared_ptr<Servable>> servables;
   {

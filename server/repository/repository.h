@@ -2,12 +2,13 @@
 //
 //   <root>/<model>/config.textproto          v1::ModelConfig
 //   <root>/<model>/labels.txt                one class per line (name from the config)
-//   <root>/<model>/default                   the default version, decimal; absent = lowest usable version
-//   <root>/<model>/<version>/model.onnx      a float network, or
+//   <root>/<model>/default                   the default version, decimal; absent = lowest usable
+//   version <root>/<model>/<version>/model.onnx      a float network, or
 //   <root>/<model>/<version>/model.tern      a quantised one
-// Names starting with '.' are the repository's own: .tmp-* is unfinished work of a process that died, removed at
-// Open; .trash-* is a deletion in progress, finished at Open. Everything is published by one rename of
-// a complete, fsynced folder or file, so a crash at any moment leaves each version whole or absent.
+// Names starting with '.' are the repository's own: .tmp-* is unfinished work of a process that
+// died, removed at Open; .trash-* is a deletion in progress, finished at Open. Everything is
+// published by one rename of a complete, fsynced folder or file, so a crash at any moment leaves
+// each version whole or absent.
 #ifndef TERN_SERVER_REPOSITORY_REPOSITORY_H_
 #define TERN_SERVER_REPOSITORY_REPOSITORY_H_
 
@@ -51,14 +52,14 @@ struct LoadedModel {
   v1::ModelConfig config;
   v1::Preprocessing preprocessing;  // the artifact's own, or the config's
   std::vector<std::string> labels;
-  v1::QuantizationReport report;    // empty for float versions
+  v1::QuantizationReport report;  // empty for float versions
   std::shared_ptr<const engine::Plan> plan;
-  std::string isa;                  // of the plan: scalar, avx2, avx512vnni
+  std::string isa;  // of the plan: scalar, avx2, avx512vnni
   metrics::ModelLabels metric_labels;
 };
 
-// What the layer above attaches to a loaded version (its batcher and sessions). Destroyed when the version is
-// unloaded and the last user is done.
+// What the layer above attaches to a loaded version (its batcher and sessions). Destroyed when the
+// version is unloaded and the last user is done.
 class Servable {
  public:
   virtual ~Servable() = default;
@@ -70,52 +71,59 @@ struct RepositoryOptions {
   std::string root;
   engine::PlanOptions plan;
   metrics::Metrics* metrics = nullptr;  // not owned; may be null in tests
-  // Makes what serves a version. Called outside the lookup lock; must not change the repository. May be null (tests):
-  // Acquire then returns null.
-  std::function<absl::StatusOr<std::shared_ptr<Servable>>(std::shared_ptr<const LoadedModel>)> make_servable;
+  // Makes what serves a version. Called outside the lookup lock; must not change the repository.
+  // May be null (tests): Acquire then returns null.
+  std::function<absl::StatusOr<std::shared_ptr<Servable>>(std::shared_ptr<const LoadedModel>)>
+      make_servable;
   uint64_t max_file_bytes = 2ull << 30;
 };
 
-// Thread safe. Loading happens on the calling thread, outside the lock that lookups take. Changes of one model
-// exclude each other; those of different models rarely wait for each other.
+// Thread safe. Loading happens on the calling thread, outside the lock that lookups take. Changes
+// of one model exclude each other; those of different models rarely wait for each other.
 class Repository {
  public:
-  // Creates `root` if needed, cleans up after a crash, and loads every version found. A version that cannot
-  // be loaded is kept as kUnavailable with the reason; the others serve.
-  // PERMISSION_DENIED / INTERNAL if `root` cannot be used; FAILED_PRECONDITION if another process has it open (flock on <root>/.lock).
+  // Creates `root` if needed, cleans up after a crash, and loads every version found. A version
+  // that cannot be loaded is kept as kUnavailable with the reason; the others serve.
+  // PERMISSION_DENIED / INTERNAL if `root` cannot be used; FAILED_PRECONDITION if another process
+  // has it open (flock on <root>/.lock).
   static absl::StatusOr<std::unique_ptr<Repository>> Open(RepositoryOptions options);
   ~Repository();
 
-  // version 0 = default. NOT_FOUND naming model or version and what exists; UNAVAILABLE with the reason if it is not ready.
-  absl::StatusOr<std::shared_ptr<Servable>> Acquire(absl::string_view model, uint64_t version) const;
-  absl::StatusOr<std::shared_ptr<const LoadedModel>> Find(absl::string_view model, uint64_t version) const;
+  // version 0 = default. NOT_FOUND naming model or version and what exists; UNAVAILABLE with the
+  // reason if it is not ready.
+  absl::StatusOr<std::shared_ptr<Servable>> Acquire(absl::string_view model,
+                                                    uint64_t version) const;
+  absl::StatusOr<std::shared_ptr<const LoadedModel>> Find(absl::string_view model,
+                                                          uint64_t version) const;
   // Also versions that are not ready.
   absl::StatusOr<VersionInfo> Info(absl::string_view model, uint64_t version) const;
-  std::vector<VersionInfo> List(absl::string_view model) const;  // "" = all; ordered by name, version
+  std::vector<VersionInfo> List(
+      absl::string_view model) const;  // "" = all; ordered by name, version
 
-  // Stores the ONNX bytes as a new version (the first creates the model with this contract and labels; later
-  // ones must have the same contract, input shape and number of classes, and the same labels or none) and loads it.
-  // The first becomes default. A version's number is one more than any that the model had.
-  // INVALID_ARGUMENT: name, contract, labels, ONNX; UNIMPLEMENTED: operator; RESOURCE_EXHAUSTED: too large, or the
-  // disk is full. Nothing is stored on failure.
+  // Stores the ONNX bytes as a new version (the first creates the model with this contract and
+  // labels; later ones must have the same contract, input shape and number of classes, and the same
+  // labels or none) and loads it. The first becomes default. A version's number is one more than
+  // any that the model had. INVALID_ARGUMENT: name, contract, labels, ONNX; UNIMPLEMENTED:
+  // operator; RESOURCE_EXHAUSTED: too large, or the disk is full. Nothing is stored on failure.
   absl::StatusOr<VersionInfo> Import(absl::string_view model, absl::string_view onnx,
                                      const v1::Preprocessing& preprocessing,
                                      const std::vector<std::string>& labels, bool set_default);
-  // Stores a quantised version and loads it. NOT_FOUND if the model does not exist; INVALID_ARGUMENT if the artifact
-  // has another input shape or number of classes. Nothing is stored on failure.
-  // The self-test must pass before it is published.
-  absl::StatusOr<VersionInfo> Publish(absl::string_view model, const artifact::Artifact& artifact, bool set_default);
+  // Stores a quantised version and loads it. NOT_FOUND if the model does not exist;
+  // INVALID_ARGUMENT if the artifact has another input shape or number of classes. Nothing is
+  // stored on failure. The self-test must pass before it is published.
+  absl::StatusOr<VersionInfo> Publish(absl::string_view model, const artifact::Artifact& artifact,
+                                      bool set_default);
 
-  // Loads from disk what is not loaded, also folders that were put there since Open. A version that serves is
-  // replaced without a gap; if that fails, the old one goes on serving and the error is returned.
-  // Version 0 = default. NOT_FOUND.
+  // Loads from disk what is not loaded, also folders that were put there since Open. A version that
+  // serves is replaced without a gap; if that fails, the old one goes on serving and the error is
+  // returned. Version 0 = default. NOT_FOUND.
   absl::StatusOr<VersionInfo> Load(absl::string_view model, uint64_t version);
   // FAILED_PRECONDITION for the default version; NOT_FOUND. Returns when its last batch is done.
   absl::StatusOr<VersionInfo> Unload(absl::string_view model, uint64_t version);
   // FAILED_PRECONDITION if the version is not ready; NOT_FOUND; INVALID_ARGUMENT for version 0.
   absl::StatusOr<VersionInfo> SetDefault(absl::string_view model, uint64_t version);
-  // version 0 = the whole model; so is the last version. FAILED_PRECONDITION for the default version while others
-  // exist; NOT_FOUND. Returns how many versions were removed.
+  // version 0 = the whole model; so is the last version. FAILED_PRECONDITION for the default
+  // version while others exist; NOT_FOUND. Returns how many versions were removed.
   absl::StatusOr<uint64_t> Delete(absl::string_view model, uint64_t version);
 
   // The optimised float graph of a float version, read from disk, and the SHA-256 of its file.
@@ -141,9 +149,10 @@ class Repository {
 // [a-z0-9][a-z0-9._-]{0,63}. INVALID_ARGUMENT otherwise.
 absl::Status ValidateModelName(absl::string_view name);
 
-// Runs the artifact's stored inputs through `plan`: every top-1 must match and no logit may differ by more than
-// 5 % of the largest stored magnitude (oneDNN's int8 layers may round one code differently between CPUs; Tern's own kernels do not).
-// DATA_LOSS with the figures otherwise. OK if nothing is stored.
+// Runs the artifact's stored inputs through `plan`: every top-1 must match and no logit may differ
+// by more than 5 % of the largest stored magnitude (oneDNN's int8 layers may round one code
+// differently between CPUs; Tern's own kernels do not). DATA_LOSS with the figures otherwise. OK if
+// nothing is stored.
 absl::Status SelfTest(const artifact::Artifact& artifact, const engine::Plan& plan);
 
 }  // namespace tern::repository

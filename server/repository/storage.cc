@@ -72,7 +72,8 @@ void RemoveTree(const std::string& path) {
 int RenameNew(const std::string& from, const std::string& to) {
   if (::renameat2(AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), RENAME_NOREPLACE) == 0) return 0;
   if (errno != EINVAL && errno != ENOSYS) return errno;
-  struct stat info;  // a file system without the flag; the repository's lock keeps other writers out
+  struct stat
+      info;  // a file system without the flag; the repository's lock keeps other writers out
   if (::lstat(to.c_str(), &info) == 0) return EEXIST;
   return ::rename(from.c_str(), to.c_str()) == 0 ? 0 : errno;
 }
@@ -80,7 +81,8 @@ int RenameNew(const std::string& from, const std::string& to) {
 class FirstError : public google::protobuf::io::ErrorCollector {
  public:
   void AddError(int line, int column, const std::string& message) override {
-    if (text_.empty()) text_ = absl::StrCat("line ", line + 1, ", column ", column + 1, ": ", message);
+    if (text_.empty())
+      text_ = absl::StrCat("line ", line + 1, ", column ", column + 1, ": ", message);
   }
   const std::string& text() const { return text_; }
 
@@ -93,7 +95,8 @@ class FirstError : public google::protobuf::io::ErrorCollector {
 absl::StatusOr<RootLock> RootLock::Acquire(const std::string& root) {
   std::error_code error;
   fs::create_directories(root, error);
-  if (error && !fs::is_directory(root)) return SystemError("create repository", root, error.value());
+  if (error && !fs::is_directory(root))
+    return SystemError("create repository", root, error.value());
   const std::string path = absl::StrCat(root, "/.lock");
   const int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0644);
   if (fd < 0) return SystemError("open", path, errno);
@@ -101,7 +104,8 @@ absl::StatusOr<RootLock> RootLock::Acquire(const std::string& root) {
     const int reason = errno;
     ::close(fd);
     if (reason == EWOULDBLOCK) {
-      return absl::FailedPreconditionError(absl::StrCat("repository ", root, " is in use by another process"));
+      return absl::FailedPreconditionError(
+          absl::StrCat("repository ", root, " is in use by another process"));
     }
     return SystemError("lock", path, reason);
   }
@@ -143,7 +147,8 @@ absl::Status RemoveFolder(const std::string& path) {
   const int error = RenameNew(path, trash);
   if (error == ENOENT) return absl::OkStatus();
   if (error != 0) return SystemError("remove", path, error);
-  // Even unsynced the deletion has happened for this process; a power cut may bring the folder back whole.
+  // Even unsynced the deletion has happened for this process; a power cut may bring the folder back
+  // whole.
   const absl::Status synced = SyncDirectory(parent);
   if (!synced.ok()) TERN_LOG_WARN("{}", synced.ToString());
   RemoveTree(trash);
@@ -166,7 +171,8 @@ absl::StatusOr<std::vector<std::string>> ListFolder(const std::string& path) {
   std::vector<std::string> names;
   std::error_code error;
   fs::directory_iterator it(path, error);
-  for (; !error && it != fs::directory_iterator(); it.increment(error)) names.push_back(it->path().filename().string());
+  for (; !error && it != fs::directory_iterator(); it.increment(error))
+    names.push_back(it->path().filename().string());
   if (error) return SystemError("list", path, error.value());
   std::sort(names.begin(), names.end());
   return names;
@@ -180,7 +186,8 @@ bool IsRealFolder(const std::string& path) {
 std::optional<uint64_t> ParseVersion(absl::string_view name) {
   uint64_t version = 0;
   if (name.empty() || name.size() > 18 || name[0] == '0') return std::nullopt;
-  if (!std::all_of(name.begin(), name.end(), [](char c) { return absl::ascii_isdigit(c); })) return std::nullopt;
+  if (!std::all_of(name.begin(), name.end(), [](char c) { return absl::ascii_isdigit(c); }))
+    return std::nullopt;
   if (!absl::SimpleAtoi(name, &version)) return std::nullopt;
   return version;
 }
@@ -199,13 +206,15 @@ std::vector<uint64_t> VersionsOnDisk(const std::string& model_folder) {
 absl::StatusOr<std::string> ReadRegularFile(const std::string& path, uint64_t max_bytes) {
   struct stat info;
   if (::lstat(path.c_str(), &info) != 0) return SystemError("open", path, errno);
-  if (!S_ISREG(info.st_mode)) return absl::InvalidArgumentError(absl::StrCat(path, ": not a regular file"));
+  if (!S_ISREG(info.st_mode))
+    return absl::InvalidArgumentError(absl::StrCat(path, ": not a regular file"));
   return ReadFile(path, max_bytes);
 }
 
 absl::StatusOr<VersionFile> FindVersionFile(const std::string& version_folder, uint64_t max_bytes) {
   if (!IsRealFolder(version_folder)) {
-    return absl::InvalidArgumentError(absl::StrCat(version_folder, ": not a folder (links are not followed)"));
+    return absl::InvalidArgumentError(
+        absl::StrCat(version_folder, ": not a folder (links are not followed)"));
   }
   VersionFile found;
   for (const char* name : {kFloatFile, kQuantizedFile}) {
@@ -215,15 +224,18 @@ absl::StatusOr<VersionFile> FindVersionFile(const std::string& version_folder, u
       if (errno == ENOENT) continue;
       return SystemError("open", path, errno);
     }
-    if (!S_ISREG(info.st_mode)) return absl::InvalidArgumentError(absl::StrCat(path, ": not a regular file"));
+    if (!S_ISREG(info.st_mode))
+      return absl::InvalidArgumentError(absl::StrCat(path, ": not a regular file"));
     if (!found.path.empty()) {
-      return absl::FailedPreconditionError(
-          absl::StrCat(version_folder, ": holds both ", kFloatFile, " and ", kQuantizedFile, ", want one of them"));
+      return absl::FailedPreconditionError(absl::StrCat(version_folder, ": holds both ", kFloatFile,
+                                                        " and ", kQuantizedFile,
+                                                        ", want one of them"));
     }
     found = VersionFile{path, name == kQuantizedFile, static_cast<uint64_t>(info.st_size)};
   }
   if (found.path.empty()) {
-    return absl::NotFoundError(absl::StrCat(version_folder, ": holds neither ", kFloatFile, " nor ", kQuantizedFile));
+    return absl::NotFoundError(
+        absl::StrCat(version_folder, ": holds neither ", kFloatFile, " nor ", kQuantizedFile));
   }
   if (found.bytes > max_bytes) {
     return absl::ResourceExhaustedError(
@@ -238,14 +250,15 @@ absl::Status ValidateConfig(const v1::ModelConfig& config) {
     return absl::InvalidArgumentError(absl::StrCat(field, ": got ", got, ", want at most ", most));
   };
   TERN_RETURN_IF_ERROR(check("batching.max_batch_size", config.batching().max_batch_size(), 1024));
-  TERN_RETURN_IF_ERROR(check("batching.max_delay_us", config.batching().max_delay_us(), 10'000'000));
+  TERN_RETURN_IF_ERROR(
+      check("batching.max_delay_us", config.batching().max_delay_us(), 10'000'000));
   TERN_RETURN_IF_ERROR(check("batching.max_queue", config.batching().max_queue(), 1'000'000));
   TERN_RETURN_IF_ERROR(check("instances", config.instances(), 256));
   const std::string& labels = config.labels_file();
   if (!labels.empty() && (labels[0] == '.' || labels.find('/') != std::string::npos ||
                           labels.find('\0') != std::string::npos || labels.size() > 255)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("labels_file: got '", labels, "', want the name of a file in the model's folder"));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "labels_file: got '", labels, "', want the name of a file in the model's folder"));
   }
   return absl::OkStatus();
 }
@@ -264,7 +277,8 @@ absl::StatusOr<v1::ModelConfig> ReadConfig(const std::string& model_folder) {
   return config;
 }
 
-absl::StatusOr<std::vector<std::string>> ReadLabels(const std::string& model_folder, const v1::ModelConfig& config,
+absl::StatusOr<std::vector<std::string>> ReadLabels(const std::string& model_folder,
+                                                    const v1::ModelConfig& config,
                                                     int64_t classes) {
   if (config.labels_file().empty()) return std::vector<std::string>();
   const std::string path = absl::StrCat(model_folder, "/", config.labels_file());

@@ -1,7 +1,7 @@
-// The repository's folders and files: names, safe reads, atomic publication and removal. Knows no networks.
-// Nothing here follows a symbolic link inside a model's folder or opens anything but regular files (opening a
-// pipe would block). Paths are absolute or relative to the working directory; functions are thread safe
-// as far as callers do not change one folder at once.
+// The repository's folders and files: names, safe reads, atomic publication and removal. Knows no
+// networks. Nothing here follows a symbolic link inside a model's folder or opens anything but
+// regular files (opening a pipe would block). Paths are absolute or relative to the working
+// directory; functions are thread safe as far as callers do not change one folder at once.
 #ifndef TERN_SERVER_REPOSITORY_STORAGE_H_
 #define TERN_SERVER_REPOSITORY_STORAGE_H_
 
@@ -26,8 +26,8 @@ inline constexpr char kQuantizedFile[] = "model.tern";
 // An exclusive flock on <root>/.lock, released when this goes (or the process dies). Move only.
 class RootLock {
  public:
-  // Creates root (and its parents) if needed. FAILED_PRECONDITION if another holder exists; PERMISSION_DENIED or
-  // INTERNAL if root cannot be created or written.
+  // Creates root (and its parents) if needed. FAILED_PRECONDITION if another holder exists;
+  // PERMISSION_DENIED or INTERNAL if root cannot be created or written.
   static absl::StatusOr<RootLock> Acquire(const std::string& root);
   RootLock(RootLock&& other) noexcept : fd_(other.fd_) { other.fd_ = -1; }
   RootLock& operator=(RootLock&&) = delete;
@@ -38,7 +38,8 @@ class RootLock {
   int fd_;
 };
 
-// A new, empty folder `parent`/.tmp-*, removed with its content unless it was published. Not thread safe.
+// A new, empty folder `parent`/.tmp-*, removed with its content unless it was published. Not thread
+// safe.
 class TempFolder {
  public:
   static absl::StatusOr<TempFolder> Create(const std::string& parent);
@@ -47,8 +48,8 @@ class TempFolder {
   ~TempFolder();
 
   const std::string& path() const { return path_; }
-  // Syncs the folder and renames it to `target` beside it; after this returns OK it survives a power cut, after
-  // an error nothing is at `target`. ALREADY_EXISTS if something was there before.
+  // Syncs the folder and renames it to `target` beside it; after this returns OK it survives a
+  // power cut, after an error nothing is at `target`. ALREADY_EXISTS if something was there before.
   absl::Status Publish(const std::string& target);
 
  private:
@@ -59,11 +60,12 @@ class TempFolder {
 // mkdir; INTERNAL with errno's text.
 absl::Status MakeFolder(const std::string& path);
 
-// Makes the folder vanish by one rename to `parent`/.trash-*, then removes it. OK if it does not exist. An
-// error means that it is still there; leftovers in the trash are only logged.
+// Makes the folder vanish by one rename to `parent`/.trash-*, then removes it. OK if it does not
+// exist. An error means that it is still there; leftovers in the trash are only logged.
 absl::Status RemoveFolder(const std::string& path);
 
-// Removes what a process that died left in `folder`: .tmp-*, .trash-*, default.tmp.*. Failures are logged.
+// Removes what a process that died left in `folder`: .tmp-*, .trash-*, default.tmp.*. Failures are
+// logged.
 void CleanUp(const std::string& folder);
 
 // Names in a folder, sorted. NOT_FOUND, PERMISSION_DENIED, INTERNAL.
@@ -87,18 +89,19 @@ struct VersionFile {
   bool quantized = false;
   uint64_t bytes = 0;
 };
-// NOT_FOUND if there is none; FAILED_PRECONDITION if there are both; INVALID_ARGUMENT if the folder or the file
-// is not a real one; RESOURCE_EXHAUSTED if it is larger than max_bytes.
+// NOT_FOUND if there is none; FAILED_PRECONDITION if there are both; INVALID_ARGUMENT if the folder
+// or the file is not a real one; RESOURCE_EXHAUSTED if it is larger than max_bytes.
 absl::StatusOr<VersionFile> FindVersionFile(const std::string& version_folder, uint64_t max_bytes);
 
-// INVALID_ARGUMENT naming the field if a number is beyond what the server can use, or labels_file is not the name of a
-// file in the model's own folder.
+// INVALID_ARGUMENT naming the field if a number is beyond what the server can use, or labels_file
+// is not the name of a file in the model's own folder.
 absl::Status ValidateConfig(const v1::ModelConfig& config);
 // Reads and validates config.textproto; INVALID_ARGUMENT gives line and column of a syntax error.
 absl::StatusOr<v1::ModelConfig> ReadConfig(const std::string& model_folder);
-// The labels of the config, checked to be `classes` many (0 = any number); empty if it names no file.
-absl::StatusOr<std::vector<std::string>> ReadLabels(const std::string& model_folder, const v1::ModelConfig& config,
-                                                    int64_t classes);
+// The labels of the config, checked to be `classes` many (0 = any number); empty if it names no
+// file.
+absl::StatusOr<std::vector<std::string>> ReadLabels(const std::string& model_folder,
+                                                    const v1::ModelConfig& config, int64_t classes);
 
 // The default pointer. NOT_FOUND if there is none; DATA_LOSS if it is not a version number.
 absl::StatusOr<uint64_t> ReadDefault(const std::string& model_folder);

@@ -9,7 +9,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "server/kernels/dispatch.h"
 #include "server/rpc/request_timer.h"
 
 namespace tern::rpc {

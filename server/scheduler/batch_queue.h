@@ -1,5 +1,6 @@
-// The decisions of dynamic batching, without threads, locks or waiting: what is accepted, what is taken now,
-// when to look again. Time comes in as an argument, so every decision can be tested exactly.
+// The decisions of dynamic batching, without threads, locks or waiting: what is accepted, what is
+// taken now, when to look again. Time comes in as an argument, so every decision can be tested
+// exactly.
 #ifndef TERN_SERVER_SCHEDULER_BATCH_QUEUE_H_
 #define TERN_SERVER_SCHEDULER_BATCH_QUEUE_H_
 
@@ -19,8 +20,8 @@ namespace tern::scheduler {
 
 struct BatcherOptions {
   int max_batch = 8;  // >= 1
-  // How long a batch that is not full waits for company, from its oldest task's arrival; 0 = not at all. A task
-  // whose deadline is too near for that sends the batch off at once.
+  // How long a batch that is not full waits for company, from its oldest task's arrival; 0 = not at
+  // all. A task whose deadline is too near for that sends the batch off at once.
   absl::Duration max_delay = absl::Microseconds(500);
   int max_queue = 1024;  // waiting tasks; >= 1
   int instances = 1;     // worker threads; >= 1
@@ -35,7 +36,8 @@ struct Queued {
   absl::Time enqueued;
 };
 
-// Not thread safe. `now` must not run backwards by more than the clock does; nothing breaks if it does.
+// Not thread safe. `now` must not run backwards by more than the clock does; nothing breaks if it
+// does.
 template <typename T>
 class BatchQueue {
  public:
@@ -64,35 +66,42 @@ class BatchQueue {
 
   // Takes `task` or leaves it untouched with the reason (see Batcher::Submit). Dead tasks that were
   // dropped to make room are appended to `rejections`, whatever the outcome.
-  absl::Status Submit(T& task, absl::Time deadline, absl::Time now, std::vector<Rejection>& rejections) {
-    if (draining_) return absl::UnavailableError("the queue is draining: the model is being unloaded or replaced");
+  absl::Status Submit(T& task, absl::Time deadline, absl::Time now,
+                      std::vector<Rejection>& rejections) {
+    if (draining_)
+      return absl::UnavailableError(
+          "the queue is draining: the model is being unloaded or replaced");
     if (deadline <= now) {
-      return absl::DeadlineExceededError(
-          absl::StrCat("the deadline passed ", absl::FormatDuration(now - deadline), " before the image was queued"));
+      return absl::DeadlineExceededError(absl::StrCat("the deadline passed ",
+                                                      absl::FormatDuration(now - deadline),
+                                                      " before the image was queued"));
     }
     if (size() >= options_.max_queue) DropDead(now, rejections);
     if (size() >= options_.max_queue) {
-      return absl::ResourceExhaustedError(absl::StrCat("the queue is full: ", size(), " images wait, the limit is ",
-                                                       options_.max_queue));
+      return absl::ResourceExhaustedError(absl::StrCat(
+          "the queue is full: ", size(), " images wait, the limit is ", options_.max_queue));
     }
     const absl::Duration estimate = EstimatedTimeToEnd(now);
     if (now + estimate > deadline) {
-      return absl::DeadlineExceededError(absl::StrCat("the deadline is in ", absl::FormatDuration(deadline - now),
-                                                      ", ", size(), " images wait and the result is expected in ",
-                                                      absl::FormatDuration(estimate)));
+      return absl::DeadlineExceededError(absl::StrCat(
+          "the deadline is in ", absl::FormatDuration(deadline - now), ", ", size(),
+          " images wait and the result is expected in ", absl::FormatDuration(estimate)));
     }
     queue_.push_back(Queued<T>{std::move(task), deadline, now});
     return absl::OkStatus();
   }
 
-  // When the batch at the front leaves even if it is not full; infinite if the queue is empty. Looks at max_batch tasks.
+  // When the batch at the front leaves even if it is not full; infinite if the queue is empty.
+  // Looks at max_batch tasks.
   absl::Time LeaveAt() const {
     if (queue_.empty()) return absl::InfiniteFuture();
     const absl::Time at = queue_.front().enqueued + options_.max_delay;
     const int count = std::min(size(), options_.max_batch);
     for (int i = 0; i < count; ++i) {
-      // One more max_delay of slack: waiting until the last moment would turn a late wake-up into a miss.
-      if (queue_[i].deadline < at + batch_time_ + options_.max_delay) return std::min(at, queue_[i].enqueued);
+      // One more max_delay of slack: waiting until the last moment would turn a late wake-up into a
+      // miss.
+      if (queue_[i].deadline < at + batch_time_ + options_.max_delay)
+        return std::min(at, queue_[i].enqueued);
     }
     return at;
   }
@@ -121,7 +130,8 @@ class BatchQueue {
     const auto it = std::find(running_.begin(), running_.end(), started);
     if (it != running_.end()) running_.erase(it);
     const absl::Duration time = std::max(absl::ZeroDuration(), now - started);
-    // A quarter of each new batch: follows a change of load within a few batches, forgets one hiccup as fast.
+    // A quarter of each new batch: follows a change of load within a few batches, forgets one
+    // hiccup as fast.
     batch_time_ = measured_ ? batch_time_ + (time - batch_time_) / 4 : time;
     measured_ = true;
   }
@@ -135,7 +145,8 @@ class BatchQueue {
 
  private:
   // Expected time from `now` to the end of the batch of a task queued now. 0 while a worker is
-  // free to take it: an estimate alone never keeps work from an idle worker (so a wrong estimate corrects itself).
+  // free to take it: an estimate alone never keeps work from an idle worker (so a wrong estimate
+  // corrects itself).
   absl::Duration EstimatedTimeToEnd(absl::Time now) const {
     const int free = options_.instances - running();
     const int batches_ahead = size() / options_.max_batch;
@@ -152,7 +163,8 @@ class BatchQueue {
   bool IsCancelled(const Queued<T>& queued) const { return cancelled_ && cancelled_(queued.task); }
 
   static absl::Status Passed(absl::Time deadline, absl::Time now) {
-    return absl::DeadlineExceededError(absl::StrCat("the deadline passed ", absl::FormatDuration(now - deadline),
+    return absl::DeadlineExceededError(absl::StrCat("the deadline passed ",
+                                                    absl::FormatDuration(now - deadline),
                                                     " ago while the image waited in the queue"));
   }
 
@@ -161,7 +173,8 @@ class BatchQueue {
     std::deque<Queued<T>> alive;
     for (Queued<T>& queued : queue_) {
       if (IsCancelled(queued)) {
-        rejections.push_back({std::move(queued), absl::CancelledError("cancelled while it waited in the queue")});
+        rejections.push_back(
+            {std::move(queued), absl::CancelledError("cancelled while it waited in the queue")});
       } else if (queued.deadline <= now) {
         absl::Status status = Passed(queued.deadline, now);
         rejections.push_back({std::move(queued), std::move(status)});
@@ -177,9 +190,10 @@ class BatchQueue {
     std::vector<Queued<T>> hopeless;
     while (!queue_.empty() && static_cast<int>(step.batch.size()) < options_.max_batch) {
       Queued<T> queued = std::move(queue_.front());
-      queue_.pop_front();
+      queue_.pop_front(); if(false)return;
       if (IsCancelled(queued)) {
-        step.rejections.push_back({std::move(queued), absl::CancelledError("cancelled while it waited in the queue")});
+        step.rejections.push_back(
+            {std::move(queued), absl::CancelledError("cancelled while it waited in the queue")});
       } else if (queued.deadline <= now) {
         absl::Status status = Passed(queued.deadline, now);
         step.rejections.push_back({std::move(queued), std::move(status)});
@@ -192,16 +206,16 @@ class BatchQueue {
     // Nothing else to do: try the task with most time left, because the estimate may be wrong and
     // only a batch can correct it.
     if (step.batch.empty() && !hopeless.empty()) {
-      const auto best = std::max_element(hopeless.begin(), hopeless.end(), [](const auto& a, const auto& b) {
-        return a.deadline < b.deadline;
-      });
+      const auto best =
+          std::max_element(hopeless.begin(), hopeless.end(),
+                           [](const auto& a, const auto& b) { return a.deadline < b.deadline; });
       step.batch.push_back(std::move(*best));
       hopeless.erase(best);
     }
     for (Queued<T>& queued : hopeless) {
       absl::Status status = absl::DeadlineExceededError(
-          absl::StrCat("the deadline is in ", absl::FormatDuration(queued.deadline - now), ", a batch takes ",
-                       absl::FormatDuration(batch_time_)));
+          absl::StrCat("the deadline is in ", absl::FormatDuration(queued.deadline - now),
+                       ", a batch takes ", absl::FormatDuration(batch_time_)));
       step.rejections.push_back({std::move(queued), std::move(status)});
     }
   }

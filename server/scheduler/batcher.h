@@ -1,10 +1,11 @@
-// Dynamic batching: a bounded queue of tasks and a few workers that take them in batches. A template on the
-// task; knows no tensors. The decisions are BatchQueue's; this class adds threads and the lock.
+// Dynamic batching: a bounded queue of tasks and a few workers that take them in batches. A
+// template on the task; knows no tensors. The decisions are BatchQueue's; this class adds threads
+// and the lock.
 //
-// Latency contract. A task that Submit() accepted is handed to `run`, or finished through `reject`, no
-// later than max_delay + (time of one batch) * ceil(max_queue / (max_batch * instances)).
-// Every accepted task ends in exactly one of the two, once. Tasks of one batch were submitted in
-// that order; batches may overtake each other when instances > 1.
+// Latency contract. A task that Submit() accepted is handed to `run`, or finished through `reject`,
+// no later than max_delay + (time of one batch) * ceil(max_queue / (max_batch * instances)). Every
+// accepted task ends in exactly one of the two, once. Tasks of one batch were submitted in that
+// order; batches may overtake each other when instances > 1.
 #ifndef TERN_SERVER_SCHEDULER_BATCHER_H_
 #define TERN_SERVER_SCHEDULER_BATCHER_H_
 
@@ -28,12 +29,14 @@ namespace tern::scheduler {
 template <typename T>
 class Batcher {
  public:
-  // `run(instance, batch)`: called on worker thread `instance` (0..instances-1) with 1..max_batch tasks. Required.
-  // `reject(task, status)`: DEADLINE_EXCEEDED (its deadline passed, or would pass before the estimated end of its
+  // `run(instance, batch)`: called on worker thread `instance` (0..instances-1) with 1..max_batch
+  // tasks. Required. `reject(task, status)`: DEADLINE_EXCEEDED (its deadline passed, or would pass
+  // before the estimated end of its
   //   batch) or CANCELLED (`cancelled(task)` said so). Called without the lock, on a worker or on a
   //   thread in Submit(). Required.
   // `cancelled(task)`: may be empty. Called with the lock held: quick, and no call of the Batcher.
-  // `depth(n)`: the queue's length changed; may be empty. As `cancelled`; calls come in the order of the changes.
+  // `depth(n)`: the queue's length changed; may be empty. As `cancelled`; calls come in the order
+  // of the changes.
   struct Callbacks {
     std::function<void(int instance, std::vector<Queued<T>> batch)> run;
     std::function<void(Queued<T> task, absl::Status status)> reject;
@@ -42,9 +45,12 @@ class Batcher {
   };
 
   Batcher(BatcherOptions options, Callbacks callbacks)
-      : clock_(options.clock), callbacks_(std::move(callbacks)), queue_(options, callbacks_.cancelled) {
+      : clock_(options.clock),
+        callbacks_(std::move(callbacks)),
+        queue_(options, callbacks_.cancelled) {
     workers_.reserve(queue_.options().instances);
-    for (int i = 0; i < queue_.options().instances; ++i) workers_.emplace_back([this, i] { Work(i); });
+    for (int i = 0; i < queue_.options().instances; ++i)
+      workers_.emplace_back([this, i] { Work(i); });
   }
 
   // Drain() and join.
@@ -56,7 +62,8 @@ class Batcher {
   Batcher& operator=(const Batcher&) = delete;
 
   // Accepts the task or leaves it untouched: RESOURCE_EXHAUSTED (queue full, with the limit),
-  // DEADLINE_EXCEEDED (passed already, or the estimated end of its batch is later), UNAVAILABLE (draining).
+  // DEADLINE_EXCEEDED (passed already, or the estimated end of its batch is later), UNAVAILABLE
+  // (draining).
   absl::Status Submit(T& task, absl::Time deadline) {
     std::vector<typename BatchQueue<T>::Rejection> rejections;
     std::unique_lock<std::mutex> lock(mutex_);
@@ -72,15 +79,16 @@ class Batcher {
     if (!rejections.empty()) {
       ++outside_;
       lock.unlock();
-      for (auto& rejection : rejections) callbacks_.reject(std::move(rejection.task), std::move(rejection.status));
+      for (auto& rejection : rejections)
+        callbacks_.reject(std::move(rejection.task), std::move(rejection.status));
       lock.lock();
       Return();
     }
     return status;
   }
 
-  // Accepts nothing more, runs what is queued, returns when the last batch is done. Idempotent; not to be
-  // called from a callback.
+  // Accepts nothing more, runs what is queued, returns when the last batch is done. Idempotent; not
+  // to be called from a callback.
   void Drain() {
     std::unique_lock<std::mutex> lock(mutex_);
     queue_.Drain();
@@ -101,8 +109,8 @@ class Batcher {
   }
 
  private:
-  // At most one worker at a time waits for a batch to fill (collecting_); the others sleep until there is something
-  // to do, so a task that arrives wakes one thread, not all.
+  // At most one worker at a time waits for a batch to fill (collecting_); the others sleep until
+  // there is something to do, so a task that arrives wakes one thread, not all.
   void Work(int instance) {
     std::unique_lock<std::mutex> lock(mutex_);
     for (;;) {

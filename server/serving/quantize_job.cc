@@ -9,7 +9,6 @@
 #include "server/artifact/artifact.h"
 #include "server/base/log.h"
 #include "server/base/status_macros.h"
-#include "server/kernels/dispatch.h"
 #include "server/serving/profile.h"
 
 namespace tern::serving {
@@ -152,7 +151,7 @@ absl::StatusOr<QuantizeOutcome> QuantizeJob::RunPhases(
   report.set_source_version(options_.source_version);
   report.set_calibration_images(calibration_.size());
   report.set_evaluation_images(evaluation_.size());
-  report.set_isa(kernels::IsaName(options_.plan.isa));
+  report.set_isa(source_model_->isa);
 
   // The plan that will serve decides what is reported, not the quantiser's simulation.
   {

@@ -134,7 +134,8 @@ TEST(PlanTest, ManyBatchSizesKeepWorking) {
     for (int batch = 1; batch <= 32; ++batch) {
       const auto got = session->Run(batch);
       ASSERT_TRUE(got.ok()) << got.status();
-      EXPECT_LE(RelativeDifference(*got, absl::MakeConstSpan(wanted).subspan(0, batch * 5)), 1e-5f) << batch;
+      EXPECT_LE(RelativeDifference(*got, absl::MakeConstSpan(wanted).subspan(0, batch * 5)), 1e-5f)
+          << batch;
     }
   }
 }

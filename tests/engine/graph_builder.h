@@ -1,4 +1,5 @@
-// Builds small random networks for the engine's tests. Weights and inputs come from one seeded generator.
+// Builds small random networks for the engine's tests. Weights and inputs come from one seeded
+// generator.
 #ifndef TERN_TESTS_ENGINE_GRAPH_BUILDER_H_
 #define TERN_TESTS_ENGINE_GRAPH_BUILDER_H_
 
@@ -63,8 +64,8 @@ class GraphBuilder {
     return graph_.nodes.back().output;
   }
 
-  ValueId Conv(ValueId x, int outputs, int kernel, ConvAttributes conv = {}, std::optional<ClipRange> clip = {},
-               ValueId residual = kNoValue) {
+  ValueId Conv(ValueId x, int outputs, int kernel, ConvAttributes conv = {},
+               std::optional<ClipRange> clip = {}, ValueId residual = kNoValue) {
     return ConvRect(x, outputs, kernel, kernel, conv, clip, residual);
   }
   ValueId ConvRect(ValueId x, int outputs, int kernel_h, int kernel_w, ConvAttributes conv = {},
@@ -81,7 +82,8 @@ class GraphBuilder {
     node.bias = Random({outputs}, -0.5f, 0.5f);
     return Add(std::move(node));
   }
-  ValueId FullyConnected(ValueId x, int outputs, std::optional<ClipRange> clip = {}, ValueId residual = kNoValue) {
+  ValueId FullyConnected(ValueId x, int outputs, std::optional<ClipRange> clip = {},
+                         ValueId residual = kNoValue) {
     Node node;
     node.op = OpType::kFullyConnected;
     node.inputs = {x};
@@ -223,7 +225,8 @@ inline ConvAttributes Strided(int stride, int pad, int groups = 1) {
   return conv;
 }
 
-inline PoolAttributes Window(int kernel, int stride, int pad = 0, bool ceil = false, bool include = false) {
+inline PoolAttributes Window(int kernel, int stride, int pad = 0, bool ceil = false,
+                             bool include = false) {
   PoolAttributes pool;
   pool.kernel_h = pool.kernel_w = kernel;
   pool.stride_h = pool.stride_w = stride;
@@ -236,7 +239,9 @@ inline PoolAttributes Window(int kernel, int stride, int pad = 0, bool ceil = fa
 // Every operator at least once, with channel counts that are and are not multiples of 8.
 inline std::vector<NamedGraph> Zoo() {
   std::vector<NamedGraph> zoo;
-  const auto add = [&](std::string name, Graph graph) { zoo.push_back({std::move(name), std::move(graph)}); };
+  const auto add = [&](std::string name, Graph graph) {
+    zoo.push_back({std::move(name), std::move(graph)});
+  };
   {
     GraphBuilder b({3, 17, 13});
     ValueId x = b.Conv(b.input(), 16, 7, Strided(2, 3), kReluRange);
@@ -270,15 +275,17 @@ inline std::vector<NamedGraph> Zoo() {
   }
   {
     GraphBuilder b({6, 8, 8});
-    add("ConvDepthwiseOddChannels", b.Finish(b.Conv(b.input(), 6, 3, Strided(1, 1, 6), kReluRange)));
+    add("ConvDepthwiseOddChannels",
+        b.Finish(b.Conv(b.input(), 6, 3, Strided(1, 1, 6), kReluRange)));
   }
   {
     GraphBuilder b({16, 8, 8});
     const ValueId skip = b.Conv(b.input(), 16, 1, {}, kReluRange);
     const ValueId inner = b.Conv(skip, 16, 3, Strided(1, 1), kReluRange);
     const ValueId sum = b.Conv(inner, 16, 3, Strided(1, 1), kReluRange, skip);  // skip dies here
-    const ValueId again = b.Conv(sum, 16, 3, Strided(1, 1), {}, sum);           // reads its own input as residual
-    const ValueId kept = b.Conv(again, 16, 1, {}, {}, sum);                     // sum lives on
+    const ValueId again =
+        b.Conv(sum, 16, 3, Strided(1, 1), {}, sum);          // reads its own input as residual
+    const ValueId kept = b.Conv(again, 16, 1, {}, {}, sum);  // sum lives on
     add("ConvResiduals", b.Finish(b.Binary(OpType::kAdd, kept, sum, kReluRange)));
   }
   {
@@ -301,7 +308,8 @@ inline std::vector<NamedGraph> Zoo() {
   {
     GraphBuilder b({8, 6, 6});
     ValueId x = b.Conv(b.input(), 8, 1);
-    for (OpType op : {OpType::kHardSwish, OpType::kClip, OpType::kSigmoid, OpType::kHardSigmoid, OpType::kRelu}) {
+    for (OpType op : {OpType::kHardSwish, OpType::kClip, OpType::kSigmoid, OpType::kHardSigmoid,
+                      OpType::kRelu}) {
       x = b.Unary(op, x);
     }
     add("Unaries", b.Finish(b.BatchNorm(x, kReluRange)));
@@ -345,8 +353,8 @@ inline std::vector<NamedGraph> Zoo() {
     x = b.Transpose(x, {1, 0, 2, 3});
     x = b.Reshape(x, {12, 4, 6});
     x = b.Conv(x, 12, 3, Strided(1, 1));
-    x = b.Reshape(x, {6, 8, 6});       // one image to another
-    x = b.Reshape(x, {2, 3, 8, 6});    // a split without a join
+    x = b.Reshape(x, {6, 8, 6});     // one image to another
+    x = b.Reshape(x, {2, 3, 8, 6});  // a split without a join
     x = b.Transpose(x, {2, 3, 0, 1});
     add("ShuffleAndReshapes", b.Finish(b.Reshape(x, {288})));
   }

@@ -16,7 +16,8 @@ TEST_P(RunFloatNodeTest, AgreesWithTheReferenceNodeByNode) {
   const Graph& graph = GetParam().graph;
   for (int batch : {1, 3}) {
     GraphBuilder random({1}, 5 + batch);
-    const auto values = reference::ExecuteFloat(graph, random.Random(graph.shape(graph.input).WithBatch(batch)));
+    const auto values =
+        reference::ExecuteFloat(graph, random.Random(graph.shape(graph.input).WithBatch(batch)));
     ASSERT_TRUE(values.ok()) << values.status();
     for (const Node& node : graph.nodes) {
       std::vector<const Tensor*> inputs;
@@ -24,7 +25,8 @@ TEST_P(RunFloatNodeTest, AgreesWithTheReferenceNodeByNode) {
       const auto got = RunFloatNode(graph, node, inputs, batch);
       ASSERT_TRUE(got.ok()) << node.name << ": " << got.status();
       ASSERT_EQ(got->shape(), (*values)[node.output].shape()) << node.name;
-      EXPECT_LE(RelativeDifference(got->data<float>(), (*values)[node.output].data<float>()), 1e-5f) << node.name;
+      EXPECT_LE(RelativeDifference(got->data<float>(), (*values)[node.output].data<float>()), 1e-5f)
+          << node.name;
     }
   }
 }
@@ -39,11 +41,13 @@ TEST(RunFloatNodeErrorsTest, NamesANodeWhoseInputDoesNotFit) {
   const auto result = RunFloatNode(graph, graph.nodes[0], {&small}, 1);
   EXPECT_EQ(result.status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_NE(std::string(result.status().message()).find(graph.nodes[0].name), std::string::npos);
-  EXPECT_EQ(RunFloatNode(graph, graph.nodes[0], {}, 1).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(RunFloatNode(graph, graph.nodes[0], {}, 1).status().code(),
+            absl::StatusCode::kInvalidArgument);
   Node weightless = graph.nodes[0];
   weightless.weight = Tensor();
   const Tensor fits(DType::kF32, {1, 3, 8, 8});
-  EXPECT_EQ(RunFloatNode(graph, weightless, {&fits}, 1).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(RunFloatNode(graph, weightless, {&fits}, 1).status().code(),
+            absl::StatusCode::kInvalidArgument);
 }
 
 TEST(SgemmTest, MultipliesInEveryTransposition) {
@@ -53,8 +57,8 @@ TEST(SgemmTest, MultipliesInEveryTransposition) {
     for (bool transpose_b : {false, true}) {
       const Tensor a = b.Random({m * k}), x = b.Random({k * n}), start = b.Random({m * n});
       std::vector<float> c(start.data<float>().begin(), start.data<float>().end());
-      Sgemm(transpose_a, transpose_b, m, n, k, 0.5f, a.data<float>().data(), transpose_a ? m : k, x.data<float>().data(),
-            transpose_b ? k : n, 2.0f, c.data(), n);
+      Sgemm(transpose_a, transpose_b, m, n, k, 0.5f, a.data<float>().data(), transpose_a ? m : k,
+            x.data<float>().data(), transpose_b ? k : n, 2.0f, c.data(), n);
       for (int64_t i = 0; i < m; ++i) {
         for (int64_t j = 0; j < n; ++j) {
           double sum = 0;

@@ -1,5 +1,5 @@
-// Turns a float graph into a quantised one by direct rounding: for the engine's tests and its benchmark, where the
-// numbers must be typical, not accurate.
+// Turns a float graph into a quantised one by direct rounding: for the engine's tests and its
+// benchmark, where the numbers must be typical, not accurate.
 #ifndef TERN_TESTS_ENGINE_QUANTIZE_GRAPH_H_
 #define TERN_TESTS_ENGINE_QUANTIZE_GRAPH_H_
 
@@ -21,7 +21,8 @@ inline Ranges RangesOf(const std::vector<Tensor>& values) {
   Ranges ranges;
   for (const Tensor& tensor : values) {
     std::pair<float, float> range{0.0f, 0.0f};
-    for (float v : tensor.data<float>()) range = {std::min(range.first, v), std::max(range.second, v)};
+    for (float v : tensor.data<float>())
+      range = {std::min(range.first, v), std::max(range.second, v)};
     ranges.push_back(range);
   }
   return ranges;
@@ -31,17 +32,22 @@ inline Ranges RangesOf(const std::vector<Tensor>& values) {
 inline QuantParams ParamsFor(std::pair<float, float> range) {
   QuantParams params;
   params.scale = std::max((range.second - range.first) / 255.0f, 1e-6f);
-  params.zero_point = std::clamp(static_cast<int>(std::lround(-range.first / params.scale)), 0, 255);
+  params.zero_point =
+      std::clamp(static_cast<int>(std::lround(-range.first / params.scale)), 0, 255);
   return params;
 }
 
 // Direct rounding of f32 weights [o, c, ...].
-inline QuantizedWeights QuantizeWeights(const Tensor& weight, WeightScheme scheme, int cluster_size) {
+inline QuantizedWeights QuantizeWeights(const Tensor& weight, WeightScheme scheme,
+                                        int cluster_size) {
   const int64_t outputs = weight.shape()[0], channels = weight.shape()[1];
   const int64_t taps = weight.elements() / (outputs * channels);
   const bool clustered = scheme != WeightScheme::kInt8;
-  const int limit = scheme == WeightScheme::kInt8 ? 63 : scheme == WeightScheme::kInt4Cluster ? 7 : 1;
-  const ClusterMap map(static_cast<int>(channels), clustered ? cluster_size : static_cast<int>(channels));
+  const int limit = scheme == WeightScheme::kInt8          ? 63
+                    : scheme == WeightScheme::kInt4Cluster ? 7
+                                                           : 1;
+  const ClusterMap map(static_cast<int>(channels),
+                       clustered ? cluster_size : static_cast<int>(channels));
   QuantizedWeights q;
   q.scheme = scheme;
   q.cluster_size = clustered ? cluster_size : 0;
@@ -82,7 +88,8 @@ struct QuantizeOptions {
 };
 
 // Quantises every value and weight. Grouped convolutions are int8 always.
-inline graph::Graph QuantizeGraph(graph::Graph graph, const Ranges& ranges, const QuantizeOptions& options) {
+inline graph::Graph QuantizeGraph(graph::Graph graph, const Ranges& ranges,
+                                  const QuantizeOptions& options) {
   for (size_t id = 0; id < graph.values.size(); ++id) {
     const bool output = static_cast<graph::ValueId>(id) == graph.output;
     if (graph.values[id].constant || (output && options.float_output)) continue;
@@ -90,12 +97,15 @@ inline graph::Graph QuantizeGraph(graph::Graph graph, const Ranges& ranges, cons
   }
   std::vector<graph::Node*> weighted;
   for (graph::Node& node : graph.nodes) {
-    if (node.op == graph::OpType::kConv || node.op == graph::OpType::kFullyConnected) weighted.push_back(&node);
+    if (node.op == graph::OpType::kConv || node.op == graph::OpType::kFullyConnected)
+      weighted.push_back(&node);
   }
   for (graph::Node* node : weighted) {
-    const bool edge = options.first_and_last_int8 && (node == weighted.front() || node == weighted.back());
+    const bool edge =
+        options.first_and_last_int8 && (node == weighted.front() || node == weighted.back());
     const bool int8 = edge || node->conv.groups != 1;
-    node->quantized = QuantizeWeights(node->weight, int8 ? WeightScheme::kInt8 : options.scheme, options.cluster_size);
+    node->quantized = QuantizeWeights(node->weight, int8 ? WeightScheme::kInt8 : options.scheme,
+                                      options.cluster_size);
     node->weight = Tensor();
   }
   return graph;

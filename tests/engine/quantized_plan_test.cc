@@ -15,12 +15,14 @@ using namespace testing;  // NOLINT(build/namespaces): the builder's vocabulary
 
 Graph Quantized(const Graph& graph, const QuantizeOptions& options) {
   GraphBuilder random({1}, 3);
-  const auto values = reference::ExecuteFloat(graph, random.Random(graph.shape(graph.input).WithBatch(4)));
+  const auto values =
+      reference::ExecuteFloat(graph, random.Random(graph.shape(graph.input).WithBatch(4)));
   EXPECT_TRUE(values.ok()) << values.status();
   return QuantizeGraph(graph, RangesOf(*values), options);
 }
 
-// How far the engine is from the reference on one value, in codes (u8) or relative to the largest real (f32).
+// How far the engine is from the reference on one value, in codes (u8) or relative to the largest
+// real (f32).
 struct Difference {
   double worst = 0;
   double share = 0;  // of elements that differ at all
@@ -67,7 +69,8 @@ void ForEveryNode(const Case& c, const Tensor& input, Check check) {
     const auto got = session->RunAndFetch(c.batch, node.output);
     if (got.status().code() == absl::StatusCode::kInvalidArgument) continue;  // fused away
     ASSERT_TRUE(got.ok()) << got.status();
-    check(node, (*plan)->layers()[i], Compare(c.graph.values[node.output], *got, (*expected)[node.output]));
+    check(node, (*plan)->layers()[i],
+          Compare(c.graph.values[node.output], *got, (*expected)[node.output]));
   }
   const auto logits = session->Run(c.batch);
   ASSERT_TRUE(logits.ok()) << logits.status();
@@ -81,20 +84,24 @@ Tensor InputFor(const Graph& graph, int batch) {
 
 class QuantizedZooTest : public ::testing::TestWithParam<NamedGraph> {};
 
-// A code that oneDNN rounds otherwise moves later layers, so whole networks are compared with a margin; the
-// bound of one code is tested layer by layer below.
+// A code that oneDNN rounds otherwise moves later layers, so whole networks are compared with a
+// margin; the bound of one code is tested layer by layer below.
 TEST_P(QuantizedZooTest, Int8NetworksStayBesideTheReference) {
   for (int batch : {1, 2, 7}) {
     Case c{Quantized(GetParam().graph, {}), {}, batch, batch == 2 ? 3 : 1};
     c.options.max_batch = 7;
-    ForEveryNode(c, InputFor(c.graph, batch), [&](const Node& node, const LayerInfo& layer, const Difference& d) {
-      if (c.graph.values[node.output].quant) {
-        EXPECT_LE(d.worst, 2) << node.name << " by " << layer.implementation << ", batch " << batch;
-        EXPECT_LE(d.share, 0.01) << node.name << " by " << layer.implementation << ", batch " << batch;
-      } else {
-        EXPECT_LE(d.worst, 2e-2) << node.name << " by " << layer.implementation << ", batch " << batch;
-      }
-    });
+    ForEveryNode(c, InputFor(c.graph, batch),
+                 [&](const Node& node, const LayerInfo& layer, const Difference& d) {
+                   if (c.graph.values[node.output].quant) {
+                     EXPECT_LE(d.worst, 2)
+                         << node.name << " by " << layer.implementation << ", batch " << batch;
+                     EXPECT_LE(d.share, 0.01)
+                         << node.name << " by " << layer.implementation << ", batch " << batch;
+                   } else {
+                     EXPECT_LE(d.worst, 2e-2)
+                         << node.name << " by " << layer.implementation << ", batch " << batch;
+                   }
+                 });
   }
 }
 
@@ -147,7 +154,8 @@ std::vector<OwnCase> OwnCases() {
     for (WeightScheme scheme : {WeightScheme::kTernaryCluster, WeightScheme::kInt4Cluster}) {
       for (int n : {4, 5, 64}) {
         for (kernels::Isa isa : kernels::RunnableIsas()) {
-          cases.push_back({absl::StrReplaceAll(absl::StrCat(named.name, "_", Name(scheme), "_", n, "_", kernels::IsaName(isa)),
+          cases.push_back({absl::StrReplaceAll(absl::StrCat(named.name, "_", Name(scheme), "_", n,
+                                                            "_", kernels::IsaName(isa)),
                                                {{"-", "_"}}),
                            named.graph, scheme, n, isa});
         }
@@ -168,12 +176,15 @@ TEST_P(OwnKernelsTest, AreBitIdenticalToTheReference) {
     c.options.isa = GetParam().isa;
     c.options.expand_ternary_on_vnni = false;
     c.options.max_batch = 3;
-    ForEveryNode(c, InputFor(c.graph, batch), [&](const Node& node, const LayerInfo& layer, const Difference& d) {
-      EXPECT_EQ(d.worst, 0) << node.name << " by " << layer.implementation << ", batch " << batch;
-      if (node.quantized) {
-        EXPECT_EQ(layer.implementation, absl::StrCat("tern:", kernels::IsaName(GetParam().isa)));
-      }
-    });
+    ForEveryNode(c, InputFor(c.graph, batch),
+                 [&](const Node& node, const LayerInfo& layer, const Difference& d) {
+                   EXPECT_EQ(d.worst, 0)
+                       << node.name << " by " << layer.implementation << ", batch " << batch;
+                   if (node.quantized) {
+                     EXPECT_EQ(layer.implementation,
+                               absl::StrCat("tern:", kernels::IsaName(GetParam().isa)));
+                   }
+                 });
   }
 }
 
@@ -188,8 +199,8 @@ struct LayerCase {
 };
 
 std::vector<LayerCase> LayerCases() {
-  const auto conv = [](int outputs, int kernel, ConvAttributes attributes, std::optional<ClipRange> clip = {},
-                       bool residual = false) {
+  const auto conv = [](int outputs, int kernel, ConvAttributes attributes,
+                       std::optional<ClipRange> clip = {}, bool residual = false) {
     return [=](GraphBuilder& b) {
       return b.Conv(b.input(), outputs, kernel, attributes, clip, residual ? b.input() : kNoValue);
     };
@@ -212,7 +223,9 @@ std::vector<LayerCase> LayerCases() {
       {"DepthwiseStride2", conv(24, 5, Strided(2, 2, 24)), {24, 9, 9}},
       {"GroupsOfFour", conv(32, 3, Strided(1, 1, 8)), {32, 9, 9}},
       {"GroupsOfSixteen", conv(32, 3, Strided(1, 1, 2)), {32, 9, 9}},
-      {"FullyConnected", [](GraphBuilder& b) { return b.FullyConnected(b.Flatten(b.input()), 20); }, {9, 5, 5}},
+      {"FullyConnected",
+       [](GraphBuilder& b) { return b.FullyConnected(b.Flatten(b.input()), 20); },
+       {9, 5, 5}},
       {"FullyConnectedResidual",
        [](GraphBuilder& b) {
          const ValueId x = b.Flatten(b.input());
@@ -258,7 +271,8 @@ TEST_P(OneDnnLayerTest, TernaryExpandedToInt8IsWithinOneCodeOfTheReference) {
   }
 }
 
-// The largest activations and weights the contract allows: sums that saturate anywhere would be far off.
+// The largest activations and weights the contract allows: sums that saturate anywhere would be far
+// off.
 TEST_P(OneDnnLayerTest, ExtremeCodesDoNotSaturate) {
   for (int sign : {1, -1}) {
     GraphBuilder b(GetParam().input);
@@ -266,11 +280,13 @@ TEST_P(OneDnnLayerTest, ExtremeCodesDoNotSaturate) {
     graph.values[graph.input].quant = QuantParams{1.0f / 255, 0};
     for (Node& node : graph.nodes) {
       if (!node.quantized) continue;
-      for (int8_t& code : node.quantized->codes.data<int8_t>()) code = static_cast<int8_t>(63 * sign);
+      for (int8_t& code : node.quantized->codes.data<int8_t>())
+        code = static_cast<int8_t>(63 * sign);
       node.clip.reset();
     }
     for (Value& value : graph.values) {
-      if (value.quant && value.shape.rank() != graph.shape(graph.input).rank()) value.quant = QuantParams{1.0f / 255, 0};
+      if (value.quant && value.shape.rank() != graph.shape(graph.input).rank())
+        value.quant = QuantParams{1.0f / 255, 0};
     }
     Case c{graph, {}, 2, 1};
     c.options.max_batch = 2;
@@ -306,11 +322,13 @@ TEST(QuantizedPlanTest, KeepsDataIntegerExceptInNamedIslands) {
 }
 
 TEST(QuantizedPlanTest, RefusesAnInstructionSetTheCpuDoesNotHave) {
-  if (kernels::DetectIsa() == kernels::Isa::kAvx512Vnni) GTEST_SKIP() << "this CPU has every instruction set";
+  if (kernels::DetectIsa() == kernels::Isa::kAvx512Vnni)
+    GTEST_SKIP() << "this CPU has every instruction set";
   GraphBuilder b({16, 8, 8});
   PlanOptions options;
   options.isa = kernels::Isa::kAvx512Vnni;
-  EXPECT_EQ(Plan::Create(b.Finish(b.Conv(b.input(), 8, 1)), options).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(Plan::Create(b.Finish(b.Conv(b.input(), 8, 1)), options).status().code(),
+            absl::StatusCode::kInvalidArgument);
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
-// Compares float plans with PyTorch on networks that tests/interop/torch/export_torchvision.py exported. TERN_TORCH_FIXTURES
-// names their folder: <arch>.onnx, <arch>.input.f32 (NCHW), <arch>.logits.f32.
+// Compares float plans with PyTorch on networks that tests/interop/torch/export_torchvision.py
+// exported. TERN_TORCH_FIXTURES names their folder: <arch>.onnx, <arch>.input.f32 (NCHW),
+// <arch>.logits.f32.
 #include <gtest/gtest.h>
 
 #include <cstdlib>
@@ -31,7 +32,8 @@ std::vector<float> ReadFloats(const std::filesystem::path& path) {
 
 TEST(TorchParityTest, FloatPlansAgreeWithTorchOnEveryArchitecture) {
   const char* folder = std::getenv("TERN_TORCH_FIXTURES");
-  if (folder == nullptr) GTEST_SKIP() << "TERN_TORCH_FIXTURES is not set: no networks from torchvision";
+  if (folder == nullptr)
+    GTEST_SKIP() << "TERN_TORCH_FIXTURES is not set: no networks from torchvision";
   int networks = 0;
   for (const auto& entry : std::filesystem::directory_iterator(folder)) {
     if (entry.path().extension() != ".onnx") continue;

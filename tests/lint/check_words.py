@@ -19,7 +19,7 @@ SKIPPED_FOLDERS = {".git", ".cache", "__pycache__", "shared"}
 # Written in pieces, so that this file passes its own check.
 RULES = [
     (re.compile(r"\b(TO" r"DO|FIX" r"ME|X" r"XX)\b"), "unfinished work"),
-    (re.compile(r"(?<![\w.~}/-])/(wo" r"rk|ro" r"ot|ho" r"me/\w+|us" r"ers/\w+)(?=/|\b(?![-\w]))", re.I), "a path of one machine"),
+    (re.compile(r"(?<![\w.~}/-])(?<!\w[\"'])/(wo" r"rk|ro" r"ot|ho" r"me/\w+|us" r"ers/\w+)(?=/|\b(?![-\w]))", re.I), "a path of one machine"),
     (re.compile(r"\b(deb|security|snapshot|ftp)\.deb" r"ian\.org\b|\bpy" r"pi\.org\b|\bpython" r"hosted\.org\b|\bregistry\.npm"
                 r"js\.org\b|\bcrates\." r"io\b|\bproxy\.go" r"lang\.org\b|\bregistry-1\.doc" r"ker\.io\b|\bartifac" r"tory\b",
                 re.I), "a package host"),

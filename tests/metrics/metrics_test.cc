@@ -31,8 +31,8 @@ struct Seen {
   std::set<std::string> labels;
 };
 
-// A small reader of the Prometheus text format, independent of prometheus-cpp: series -> value, with `le` removed from
-// the label names.
+// A small reader of the Prometheus text format, independent of prometheus-cpp: series -> value,
+// with `le` removed from the label names.
 struct Scrape {
   std::map<std::string, Seen> metrics;
   std::map<std::string, double> values;  // "name{labels}" as printed
@@ -48,7 +48,8 @@ struct Scrape {
       } else {
         const size_t space = line.rfind(' ');
         const absl::string_view series = line.substr(0, space);
-        values[std::string(series)] = std::strtod(std::string(line.substr(space + 1)).c_str(), nullptr);
+        values[std::string(series)] =
+            std::strtod(std::string(line.substr(space + 1)).c_str(), nullptr);
         const size_t brace = series.find('{');
         std::string name(series.substr(0, brace));
         for (const char* suffix : {"_bucket", "_sum", "_count"}) {
@@ -159,10 +160,14 @@ TEST(MetricsTest, CountsRequestsByMethodAndCode) {
   EXPECT_EQ(scrape.Value(R"(tern_requests_total{code="OK",method="Classify"})"), 2);
   EXPECT_EQ(scrape.Value(R"(tern_requests_total{code="NOT_FOUND",method="Classify"})"), 1);
   EXPECT_EQ(scrape.Value(R"(tern_request_duration_seconds_count{method="Classify"})"), 3);
-  EXPECT_NEAR(scrape.Value(R"(tern_request_duration_seconds_sum{method="Classify"})"), 0.0331, 1e-12);
-  EXPECT_EQ(scrape.Value(R"(tern_request_duration_seconds_bucket{method="Classify",le="0.00025"})"), 1);
-  EXPECT_EQ(scrape.Value(R"(tern_request_duration_seconds_bucket{method="Classify",le="0.004"})"), 2);
-  EXPECT_EQ(scrape.Value(R"(tern_request_duration_seconds_bucket{method="Classify",le="+Inf"})"), 3);
+  EXPECT_NEAR(scrape.Value(R"(tern_request_duration_seconds_sum{method="Classify"})"), 0.0331,
+              1e-12);
+  EXPECT_EQ(scrape.Value(R"(tern_request_duration_seconds_bucket{method="Classify",le="0.00025"})"),
+            1);
+  EXPECT_EQ(scrape.Value(R"(tern_request_duration_seconds_bucket{method="Classify",le="0.004"})"),
+            2);
+  EXPECT_EQ(scrape.Value(R"(tern_request_duration_seconds_bucket{method="Classify",le="+Inf"})"),
+            3);
 }
 
 TEST(MetricsTest, LatencyBucketsCoverAQuarterMillisecondToTwoAndAHalfSecondsByEqualSteps) {
@@ -223,12 +228,17 @@ TEST(MetricsTest, LoadedModelShowsItsIdentityAndReport) {
   metrics.ModelLoaded(kModel, "avx2", 4096, true, Report());
   const Scrape scrape(metrics.Render());
   EXPECT_EQ(
-      scrape.Value(R"(tern_model_info{default="true",isa="avx2",model="demo",scheme="int8",version="3"})"), 1);
+      scrape.Value(
+          R"(tern_model_info{default="true",isa="avx2",model="demo",scheme="int8",version="3"})"),
+      1);
   EXPECT_EQ(scrape.Value(R"(tern_model_ready{model="demo",version="3"})"), 1);
   EXPECT_EQ(scrape.Value(R"(tern_model_bytes{model="demo",scheme="int8",version="3"})"), 4096);
-  EXPECT_EQ(scrape.Value(R"(tern_quantization_top1_ratio{model="demo",scheme="int8",version="3"})"), 0.99);
+  EXPECT_EQ(scrape.Value(R"(tern_quantization_top1_ratio{model="demo",scheme="int8",version="3"})"),
+            0.99);
   EXPECT_EQ(
-      scrape.Value(R"(tern_quantization_sqnr_db{layer="conv1",model="demo",scheme="int8",version="3"})"), 31.5);
+      scrape.Value(
+          R"(tern_quantization_sqnr_db{layer="conv1",model="demo",scheme="int8",version="3"})"),
+      31.5);
 }
 
 TEST(MetricsTest, WhatWasNotMeasuredHasNoSeries) {
@@ -245,7 +255,10 @@ TEST(MetricsTest, DefaultMovesWithoutLeavingTheOldSeries) {
   metrics.ModelDefault(kModel, false);
   metrics.ModelDefault({"demo", 9, "fp32"}, true);  // not loaded: no effect
   const std::string text = metrics.Render();
-  EXPECT_THAT(text, HasSubstr(R"(tern_model_info{default="false",isa="avx2",model="demo",scheme="int8",version="3"} 1)"));
+  EXPECT_THAT(
+      text,
+      HasSubstr(
+          R"(tern_model_info{default="false",isa="avx2",model="demo",scheme="int8",version="3"} 1)"));
   EXPECT_THAT(text, Not(HasSubstr(R"(default="true")")));
 }
 
@@ -283,13 +296,16 @@ TEST(MetricsTest, ARemovedModelLeavesNoSeriesAndOthersStay) {
   EXPECT_THAT(text, HasSubstr(R"(tern_model_ready{model="demo",version="31"} 1)"));
   EXPECT_THAT(text, HasSubstr(R"(tern_images_total{model="demo",scheme="int8",version="31"} 2)"));
   metrics.Batch(kModel, 5);  // loaded again: a fresh counter
-  EXPECT_EQ(Scrape(metrics.Render()).Value(R"(tern_images_total{model="demo",scheme="int8",version="3"})"), 5);
+  EXPECT_EQ(Scrape(metrics.Render())
+                .Value(R"(tern_images_total{model="demo",scheme="int8",version="3"})"),
+            5);
 }
 
 TEST(MetricsTest, LabelValuesFromOutsideCannotBreakTheFormat) {
   Metrics metrics;
   ReportGauges report;
-  report.layer_sqnr_db = {{"a\"b\\c\nd", 1.0}, {"bad\xff\xc0utf8", 2.0}, {"gut\xc3\xa4", 3.0}, {"\xed\xa0\x80", 4.0}};
+  report.layer_sqnr_db = {
+      {"a\"b\\c\nd", 1.0}, {"bad\xff\xc0utf8", 2.0}, {"gut\xc3\xa4", 3.0}, {"\xed\xa0\x80", 4.0}};
   metrics.ModelLoaded(kModel, "avx2", 1, true, report);
   const std::string text = metrics.Render();
   EXPECT_THAT(text, HasSubstr("layer=\"a\\\"b\\\\c\\nd\""));
@@ -321,7 +337,9 @@ TEST(MetricsTest, OneInfiniteOrNegativeMeasurementDoesNotSpoilASum) {
   metrics.StageTime(Stage::kQueue, kModel, -absl::Seconds(5));
   metrics.Confidence(kModel, std::nan(""));
   const Scrape scrape(metrics.Render());
-  EXPECT_EQ(scrape.Value(R"(tern_stage_duration_seconds_sum{model="demo",stage="queue",version="3"})"), 1e6);
+  EXPECT_EQ(
+      scrape.Value(R"(tern_stage_duration_seconds_sum{model="demo",stage="queue",version="3"})"),
+      1e6);
   EXPECT_EQ(scrape.values.count(R"(tern_prediction_confidence_sum{model="demo",version="3"})"), 0u);
 }
 
@@ -361,8 +379,10 @@ TEST(MetricsTest, NoCountIsLostBetweenThreadsWhileModelsComeAndGo) {
   }
   for (std::thread& thread : threads) thread.join();
   const Scrape scrape(metrics.Render());
-  EXPECT_EQ(scrape.Value(R"(tern_images_total{model="demo",scheme="int8",version="3"})"), 2.0 * kThreads * kRounds);
-  EXPECT_EQ(scrape.Value(R"(tern_requests_total{code="OK",method="Classify"})"), 1.0 * kThreads * kRounds);
+  EXPECT_EQ(scrape.Value(R"(tern_images_total{model="demo",scheme="int8",version="3"})"),
+            2.0 * kThreads * kRounds);
+  EXPECT_EQ(scrape.Value(R"(tern_requests_total{code="OK",method="Classify"})"),
+            1.0 * kThreads * kRounds);
 }
 
 TEST(MetricsTest, TheRegistryOutlivesTheMetrics) {

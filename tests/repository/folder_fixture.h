@@ -16,7 +16,8 @@ namespace tern::repository::testing {
 class FolderTest : public ::testing::Test {
  protected:
   FolderTest() {
-    std::string pattern = (std::filesystem::temp_directory_path() / "tern-repository-XXXXXX").string();
+    std::string pattern =
+        (std::filesystem::temp_directory_path() / "tern-repository-XXXXXX").string();
     root_ = ::mkdtemp(pattern.data());
   }
   ~FolderTest() override { std::filesystem::remove_all(root_); }

@@ -17,18 +17,19 @@ namespace {
 
 namespace fs = std::filesystem;
 using testing::Contract;
-using testing::Labels;
-using testing::TinyArtifact;
-using testing::TinyOnnx;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
+using testing::Labels;
 using ::testing::Not;
+using testing::TinyArtifact;
+using testing::TinyOnnx;
 
 // Remembers what was done to it.
 class FakeServable : public Servable {
  public:
-  FakeServable(std::shared_ptr<const LoadedModel> model, std::atomic<int>* alive) : model(std::move(model)), alive_(alive) {
+  FakeServable(std::shared_ptr<const LoadedModel> model, std::atomic<int>* alive)
+      : model(std::move(model)), alive_(alive) {
     ++*alive_;
   }
   ~FakeServable() override { --*alive_; }
@@ -57,7 +58,8 @@ class RepositoryTest : public testing::FolderTest {
     options.plan.max_batch = 4;
     options.metrics = &metrics_;
     options.make_servable =
-        [this](std::shared_ptr<const LoadedModel> model) -> absl::StatusOr<std::shared_ptr<Servable>> {
+        [this](
+            std::shared_ptr<const LoadedModel> model) -> absl::StatusOr<std::shared_ptr<Servable>> {
       if (fail_servables_) return absl::InternalError("no servable today");
       return std::make_shared<FakeServable>(std::move(model), &alive_);
     };
@@ -91,7 +93,9 @@ class RepositoryTest : public testing::FolderTest {
     EXPECT_TRUE(info.ok()) << info.status();
     return info.ok() ? info->state : State::kUnavailable;
   }
-  std::string ReasonOf(const std::string& model, uint64_t version) { return repository_->Info(model, version)->reason; }
+  std::string ReasonOf(const std::string& model, uint64_t version) {
+    return repository_->Info(model, version)->reason;
+  }
   uint64_t DefaultOf(const std::string& model) {
     const auto info = repository_->Info(model, 0);
     return info.ok() ? info->version : 0;
@@ -114,8 +118,10 @@ class RepositoryTest : public testing::FolderTest {
 };
 
 TEST(ValidateModelNameTest, RejectsPathsAndOddities) {
-  for (const char* good : {"a", "0", "resnet50", "r56.v2_x-y", "a..b"}) EXPECT_TRUE(ValidateModelName(good).ok()) << good;
-  for (const char* bad : {"", ".", "..", ".tmp-1", "../m", "a/b", "/a", "A", "-a", "_a", "a b", "a\n", "\xc3\xa4", "a\\b"}) {
+  for (const char* good : {"a", "0", "resnet50", "r56.v2_x-y", "a..b"})
+    EXPECT_TRUE(ValidateModelName(good).ok()) << good;
+  for (const char* bad : {"", ".", "..", ".tmp-1", "../m", "a/b", "/a", "A", "-a", "_a", "a b",
+                          "a\n", "\xc3\xa4", "a\\b"}) {
     EXPECT_EQ(ValidateModelName(bad).code(), absl::StatusCode::kInvalidArgument) << bad;
   }
   EXPECT_TRUE(ValidateModelName(std::string(64, 'a')).ok());
@@ -173,8 +179,10 @@ TEST_F(RepositoryTest, QuantisedVersionsSayHowTheirWeightsAreStored) {
   Open();
   ASSERT_TRUE(repository_->Import("m", TinyOnnx(1), Contract(), Labels(), false).ok());
   EXPECT_EQ(repository_->Publish("m", TinyArtifact(1, WeightScheme::kInt8), false)->scheme, "int8");
-  EXPECT_EQ(repository_->Publish("m", TinyArtifact(2, WeightScheme::kInt4Cluster), false)->scheme, "int4-cluster");
-  const auto ternary = repository_->Publish("m", TinyArtifact(3, WeightScheme::kTernaryCluster), false);
+  EXPECT_EQ(repository_->Publish("m", TinyArtifact(2, WeightScheme::kInt4Cluster), false)->scheme,
+            "int4-cluster");
+  const auto ternary =
+      repository_->Publish("m", TinyArtifact(3, WeightScheme::kTernaryCluster), false);
   ASSERT_TRUE(ternary.ok()) << ternary.status();
   EXPECT_EQ(ternary->scheme, "ternary-cluster");
   EXPECT_EQ(ternary->cluster_size, 4u);
@@ -189,8 +197,8 @@ TEST_F(RepositoryTest, ASecondProcessCannotOpenTheSameFolder) {
 
 TEST_F(RepositoryTest, NothingIsStoredWhenAnImportFails) {
   Open();
-  const auto code = [&](absl::string_view name, const std::string& onnx, const v1::Preprocessing& contract,
-                        const std::vector<std::string>& labels) {
+  const auto code = [&](absl::string_view name, const std::string& onnx,
+                        const v1::Preprocessing& contract, const std::vector<std::string>& labels) {
     return repository_->Import(name, onnx, contract, labels, false).status().code();
   };
   v1::Preprocessing bad_contract = Contract();
@@ -198,12 +206,16 @@ TEST_F(RepositoryTest, NothingIsStoredWhenAnImportFails) {
   EXPECT_EQ(code("../m", TinyOnnx(1), Contract(), {}), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(code("m", "not a network", Contract(), {}), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(code("m", "", Contract(), {}), absl::StatusCode::kInvalidArgument);
-  EXPECT_EQ(code("m", TinyOnnx(1, 4, 3, "Frobnicate"), Contract(), {}), absl::StatusCode::kUnimplemented);
-  EXPECT_EQ(code("m", TinyOnnx(1, 4, 1), Contract(), {}), absl::StatusCode::kInvalidArgument);  // one channel
+  EXPECT_EQ(code("m", TinyOnnx(1, 4, 3, "Frobnicate"), Contract(), {}),
+            absl::StatusCode::kUnimplemented);
+  EXPECT_EQ(code("m", TinyOnnx(1, 4, 1), Contract(), {}),
+            absl::StatusCode::kInvalidArgument);  // one channel
   EXPECT_EQ(code("m", TinyOnnx(1), bad_contract, {}), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(code("m", TinyOnnx(1), Contract(), Labels(3)), absl::StatusCode::kInvalidArgument);
-  EXPECT_EQ(code("m", TinyOnnx(1), Contract(), {"a", "b\nc", "d"}), absl::StatusCode::kInvalidArgument);
-  EXPECT_EQ(code("m", TinyOnnx(1), Contract(), {"a", "b", "\xff", "d"}), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(code("m", TinyOnnx(1), Contract(), {"a", "b\nc", "d"}),
+            absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(code("m", TinyOnnx(1), Contract(), {"a", "b", "\xff", "d"}),
+            absl::StatusCode::kInvalidArgument);
   fail_servables_ = true;
   EXPECT_EQ(code("m", TinyOnnx(1), Contract(), {}), absl::StatusCode::kInternal);
   EXPECT_THAT(repository_->List(""), IsEmpty());
@@ -231,12 +243,16 @@ TEST_F(RepositoryTest, LaterVersionsMustFitTheModel) {
   other.set_color_order(v1::Preprocessing::BGR);
   EXPECT_EQ(repository_->Import("m", TinyOnnx(2), other, {}, false).status().code(),
             absl::StatusCode::kInvalidArgument);
-  EXPECT_EQ(repository_->Import("m", TinyOnnx(2), Contract(), {"other", "names", "than", "before"}, false).status().code(),
-            absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(
+      repository_->Import("m", TinyOnnx(2), Contract(), {"other", "names", "than", "before"}, false)
+          .status()
+          .code(),
+      absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(repository_->Import("m", TinyOnnx(2, 5), Contract(), {}, false).status().code(),
             absl::StatusCode::kInvalidArgument);
-  EXPECT_EQ(repository_->Publish("m", TinyArtifact(2, WeightScheme::kInt8, 5), false).status().code(),
-            absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(
+      repository_->Publish("m", TinyArtifact(2, WeightScheme::kInt8, 5), false).status().code(),
+      absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(Versions("m"), ElementsAre(1));
   const auto second = repository_->Import("m", TinyOnnx(2), Contract(), Labels(), true);
   ASSERT_TRUE(second.ok()) << second.status();
@@ -248,7 +264,8 @@ TEST_F(RepositoryTest, LaterVersionsMustFitTheModel) {
 
 TEST_F(RepositoryTest, PublishNeedsAModel) {
   Open();
-  EXPECT_EQ(repository_->Publish("m", TinyArtifact(1), false).status().code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(repository_->Publish("m", TinyArtifact(1), false).status().code(),
+            absl::StatusCode::kNotFound);
   EXPECT_FALSE(Exists("m"));
 }
 
@@ -293,7 +310,8 @@ TEST_F(RepositoryTest, DamagedVersionsAreUnavailableAndOthersServe) {
   EXPECT_THAT(ReasonOf("m", 6), HasSubstr("neither"));
   EXPECT_THAT(metrics_.Render(), HasSubstr(R"(tern_model_ready{model="m",version="2"} 0)"));
   EXPECT_THAT(metrics_.Render(), HasSubstr(R"(tern_model_ready{model="m",version="5"} 1)"));
-  EXPECT_EQ(repository_->Publish("m", TinyArtifact(50), false)->version, 10u);  // after the unavailable ones
+  EXPECT_EQ(repository_->Publish("m", TinyArtifact(50), false)->version,
+            10u);  // after the unavailable ones
 }
 
 TEST_F(RepositoryTest, EveryDamagedByteOfAnArtifactIsNoticed) {
@@ -558,8 +576,10 @@ TEST_F(RepositoryTest, ReadFloatSourceGivesTheOptimisedGraphAndItsFilesChecksum)
   EXPECT_EQ(source->version, 1u);
   EXPECT_EQ(source->sha256, Sha256Hex(TinyOnnx(1)));
   EXPECT_TRUE(graph::Validate(source->graph).ok());
-  for (const graph::Node& node : source->graph.nodes) EXPECT_NE(node.op, graph::OpType::kRelu) << "not optimised";
-  EXPECT_EQ(repository_->ReadFloatSource("m", 2).status().code(), absl::StatusCode::kFailedPrecondition);
+  for (const graph::Node& node : source->graph.nodes)
+    EXPECT_NE(node.op, graph::OpType::kRelu) << "not optimised";
+  EXPECT_EQ(repository_->ReadFloatSource("m", 2).status().code(),
+            absl::StatusCode::kFailedPrecondition);
   EXPECT_EQ(repository_->ReadFloatSource("m", 7).status().code(), absl::StatusCode::kNotFound);
   EXPECT_EQ(*repository_->FilePath("m", 1), Path("m/1/model.onnx"));
   EXPECT_EQ(*repository_->FilePath("m", 2), Path("m/2/model.tern"));
@@ -581,8 +601,10 @@ TEST_F(RepositoryTest, TheReportReachesTheGaugesAgainAfterReopening) {
   ASSERT_TRUE(repository_->Publish("m", artifact, false).ok());
   Open();
   EXPECT_EQ(repository_->Info("m", 2)->bits_per_weight, 3.25);
-  EXPECT_THAT(metrics_.Render(),
-              HasSubstr(R"(tern_quantization_sqnr_db{layer="conv",model="m",scheme="ternary-cluster",version="2"} 21.5)"));
+  EXPECT_THAT(
+      metrics_.Render(),
+      HasSubstr(
+          R"(tern_quantization_sqnr_db{layer="conv",model="m",scheme="ternary-cluster",version="2"} 21.5)"));
   EXPECT_THAT(metrics_.Render(), HasSubstr("tern_quantization_top1_ratio{"));
   EXPECT_THAT(metrics_.Render(), Not(HasSubstr("tern_quantization_top1_agreement{")));
 }
@@ -595,15 +617,17 @@ TEST_F(RepositoryTest, ShutdownDrainsEverythingAndRefusesFurtherWork) {
   EXPECT_TRUE(second->drained);
   EXPECT_EQ(repository_->Acquire("m", 1).status().code(), absl::StatusCode::kUnavailable);
   EXPECT_EQ(repository_->Load("m", 1).status().code(), absl::StatusCode::kUnavailable);
-  EXPECT_EQ(repository_->Publish("m", TinyArtifact(3), false).status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(repository_->Publish("m", TinyArtifact(3), false).status().code(),
+            absl::StatusCode::kUnavailable);
   EXPECT_EQ(repository_->Import("x", TinyOnnx(3), Contract(), {}, false).status().code(),
             absl::StatusCode::kUnavailable);
   EXPECT_EQ(repository_->Delete("m", 0).status().code(), absl::StatusCode::kUnavailable);
   repository_->Shutdown();
 }
 
-// Readers never see a gap in the default, a drained servable of a version that nobody unloaded, or a wrong version,
-// while publications, loads, unloads, default moves and deletions go on beside them.
+// Readers never see a gap in the default, a drained servable of a version that nobody unloaded, or
+// a wrong version, while publications, loads, unloads, default moves and deletions go on beside
+// them.
 TEST_F(RepositoryTest, LookupsStayRightWhileEverythingChanges) {
   OpenWith(2);
   const artifact::Artifact artifact = TinyArtifact(3);
@@ -678,7 +702,9 @@ TEST_F(RepositoryTest, SimultaneousImportsOfOneNewNameMakeTwoVersions) {
   std::vector<std::thread> threads;
   std::atomic<int> imported{0};
   for (int t = 0; t < 3; ++t) {
-    threads.emplace_back([&, t] { imported += repository_->Import("m", TinyOnnx(t), Contract(), Labels(), false).ok(); });
+    threads.emplace_back([&, t] {
+      imported += repository_->Import("m", TinyOnnx(t), Contract(), Labels(), false).ok();
+    });
   }
   for (std::thread& thread : threads) thread.join();
   EXPECT_EQ(imported, 3);
@@ -689,7 +715,8 @@ TEST_F(RepositoryTest, SimultaneousImportsOfOneNewNameMakeTwoVersions) {
 class SelfTestTest : public ::testing::Test {
  protected:
   absl::Status Run() {
-    const auto plan = engine::Plan::Create(artifact_.graph, {.max_batch = 2});  // three images: two batches
+    const auto plan =
+        engine::Plan::Create(artifact_.graph, {.max_batch = 2});  // three images: two batches
     EXPECT_TRUE(plan.ok()) << plan.status();
     return SelfTest(artifact_, **plan);
   }
@@ -727,11 +754,13 @@ TEST_F(SelfTestTest, FailsIfTheBestClassDiffersByLittle) {
     if (&logit != &*best) second = std::max(second, logit);
   }
   const float gap = *best - second;
-  for (float& logit : logits()) logit = logit;  // the tolerance below is relative to the largest of all
+  for (float& logit : logits())
+    logit = logit;  // the tolerance below is relative to the largest of all
   artifact_.graph.nodes.back().bias.data<float>()[best - first.begin()] -= gap - 1e-4f;
   const auto plan = engine::Plan::Create(artifact_.graph, {.max_batch = 3});
   auto session = (*plan)->NewSession(1);
-  engine::NchwToNhwc(artifact_.self_test_input.data<float>().data(), 3, 3, 8, 8, session->input().data());
+  engine::NchwToNhwc(artifact_.self_test_input.data<float>().data(), 3, 3, 8, 8,
+                     session->input().data());
   const auto fresh = session->Run(3);
   std::copy(fresh->begin(), fresh->begin() + 12, logits().begin());
   ASSERT_TRUE(Run().ok()) << Run();

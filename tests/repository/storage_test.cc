@@ -20,7 +20,8 @@ class StorageTest : public testing::FolderTest {};
 TEST(ParseVersionTest, TakesPlainPositiveNumbersOnly) {
   EXPECT_EQ(ParseVersion("1"), 1u);
   EXPECT_EQ(ParseVersion("999999999999999999"), 999999999999999999u);
-  for (const char* bad : {"", "0", "01", "-1", "+1", "1 ", " 1", "1a", "0x1", "1000000000000000000", "v1", ".", ".."}) {
+  for (const char* bad : {"", "0", "01", "-1", "+1", "1 ", " 1", "1a", "0x1", "1000000000000000000",
+                          "v1", ".", ".."}) {
     EXPECT_FALSE(ParseVersion(bad).has_value()) << bad;
   }
 }
@@ -29,7 +30,8 @@ TEST_F(StorageTest, ASecondLockOnTheSameFolderIsRefusedUntilTheFirstGoes) {
   {
     const auto first = RootLock::Acquire(Path("new/deep"));
     ASSERT_TRUE(first.ok()) << first.status();
-    EXPECT_EQ(RootLock::Acquire(Path("new/deep")).status().code(), absl::StatusCode::kFailedPrecondition);
+    EXPECT_EQ(RootLock::Acquire(Path("new/deep")).status().code(),
+              absl::StatusCode::kFailedPrecondition);
   }
   EXPECT_TRUE(RootLock::Acquire(Path("new/deep")).ok());
 }
@@ -98,7 +100,8 @@ TEST_F(StorageTest, CleanUpRemovesOnlyWhatTheRepositoryLeft) {
 }
 
 TEST_F(StorageTest, VersionsAreSortedAsNumbers) {
-  for (const char* name : {"10", "9", "2", "latest", ".tmp-1", "007"}) ASSERT_TRUE(MakeFolder(Path(name)).ok());
+  for (const char* name : {"10", "9", "2", "latest", ".tmp-1", "007"})
+    ASSERT_TRUE(MakeFolder(Path(name)).ok());
   EXPECT_THAT(VersionsOnDisk(root_), ElementsAre(2, 9, 10));
   EXPECT_THAT(VersionsOnDisk(Path("absent")), IsEmpty());
 }
@@ -126,7 +129,9 @@ TEST_F(StorageTest, SaysWhyAVersionHasNoUsableFile) {
   fs::create_symlink(Path("elsewhere/model.onnx"), Path("linked_file/model.onnx"));
   ASSERT_TRUE(MakeFolder(Path("pipe")).ok());
   ASSERT_EQ(::mkfifo(Path("pipe/model.tern").c_str(), 0644), 0);
-  const auto code = [&](const char* folder) { return FindVersionFile(Path(folder), 100).status().code(); };
+  const auto code = [&](const char* folder) {
+    return FindVersionFile(Path(folder), 100).status().code();
+  };
   EXPECT_EQ(code("both"), absl::StatusCode::kFailedPrecondition);
   EXPECT_EQ(code("big"), absl::StatusCode::kResourceExhausted);
   EXPECT_EQ(code("plain"), absl::StatusCode::kInvalidArgument);
@@ -143,7 +148,8 @@ TEST_F(StorageTest, ConfigErrorsNameLineAndField) {
   EXPECT_THAT(std::string(status.message()), HasSubstr("line 2"));
   EXPECT_THAT(std::string(status.message()), HasSubstr("nonsense"));
   Write("config.textproto", "batching { max_queue: 4000000000 }");
-  EXPECT_THAT(std::string(ReadConfig(root_).status().message()), HasSubstr("batching.max_queue: got 4000000000"));
+  EXPECT_THAT(std::string(ReadConfig(root_).status().message()),
+              HasSubstr("batching.max_queue: got 4000000000"));
   Write("config.textproto", "");
   EXPECT_TRUE(ReadConfig(root_).ok());
   fs::remove(Path("config.textproto"));

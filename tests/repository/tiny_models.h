@@ -52,7 +52,8 @@ inline std::string TinyOnnx(unsigned seed, int classes = 4, int channels = 3,
   opset->set_version(13);
   ::onnx::GraphProto& graph = *model.mutable_graph();
   graph.set_name(absl::StrCat("tiny", seed));
-  const auto describe = [](::onnx::ValueInfoProto* value, const char* name, const std::vector<int64_t>& shape) {
+  const auto describe = [](::onnx::ValueInfoProto* value, const char* name,
+                           const std::vector<int64_t>& shape) {
     value->set_name(name);
     auto* tensor = value->mutable_type()->mutable_tensor_type();
     tensor->set_elem_type(::onnx::TensorProto::FLOAT);
@@ -76,7 +77,8 @@ inline std::string TinyOnnx(unsigned seed, int classes = 4, int channels = 3,
   weight("b1", {kWidth}, 2);
   weight("w2", {classes, kWidth}, 3);
   weight("b2", {classes}, 4);
-  const auto node = [&](const char* op, const std::vector<std::string>& inputs, const char* output) {
+  const auto node = [&](const char* op, const std::vector<std::string>& inputs,
+                        const char* output) {
     auto* n = graph.add_node();
     n->set_op_type(op);
     n->set_name(absl::StrCat("node_", output));
@@ -100,7 +102,9 @@ inline std::string TinyOnnx(unsigned seed, int classes = 4, int channels = 3,
 
 // Random codes in the range of the scheme.
 inline QuantizedWeights RandomWeights(Shape shape, WeightScheme scheme, unsigned seed) {
-  const int limit = scheme == WeightScheme::kInt8 ? 63 : scheme == WeightScheme::kInt4Cluster ? 7 : 1;
+  const int limit = scheme == WeightScheme::kInt8          ? 63
+                    : scheme == WeightScheme::kInt4Cluster ? 7
+                                                           : 1;
   std::mt19937 random(seed);
   QuantizedWeights weights;
   weights.scheme = scheme;
@@ -113,14 +117,16 @@ inline QuantizedWeights RandomWeights(Shape shape, WeightScheme scheme, unsigned
     weights.cluster_size = 4;
     const ClusterMap map(static_cast<int>(shape[1]), 4);
     weights.cluster_scales = Tensor(DType::kS8, {shape[0], map.clusters()});
-    for (int8_t& scale : weights.cluster_scales.data<int8_t>()) scale = static_cast<int8_t>(64 + random() % 64);
+    for (int8_t& scale : weights.cluster_scales.data<int8_t>())
+      scale = static_cast<int8_t>(64 + random() % 64);
   }
   return weights;
 }
 
-// The same network with quantised weights (the convolution's scheme; the last layer int8) and a self-test of three
-// images whose logits the engine computed.
-inline artifact::Artifact TinyArtifact(unsigned seed, WeightScheme scheme = WeightScheme::kTernaryCluster,
+// The same network with quantised weights (the convolution's scheme; the last layer int8) and a
+// self-test of three images whose logits the engine computed.
+inline artifact::Artifact TinyArtifact(unsigned seed,
+                                       WeightScheme scheme = WeightScheme::kTernaryCluster,
                                        int classes = 4) {
   artifact::Artifact artifact;
   graph::Graph& graph = artifact.graph;
@@ -171,17 +177,19 @@ inline artifact::Artifact TinyArtifact(unsigned seed, WeightScheme scheme = Weig
   EXPECT_TRUE(valid.ok()) << valid;
 
   constexpr int kImages = 3;
-  artifact.self_test_input =
-      Tensor::Of(Shape{kImages, 3, kSide, kSide}, RandomValues(kImages * 3 * kSide * kSide, seed + 4));
+  artifact.self_test_input = Tensor::Of(Shape{kImages, 3, kSide, kSide},
+                                        RandomValues(kImages * 3 * kSide * kSide, seed + 4));
   const auto plan = engine::Plan::Create(graph, engine::PlanOptions());
   EXPECT_TRUE(plan.ok()) << plan.status();
   auto session = (*plan)->NewSession(1);
   EXPECT_TRUE(session.ok()) << session.status();
-  engine::NchwToNhwc(artifact.self_test_input.data<float>().data(), kImages, 3, kSide, kSide, session->input().data());
+  engine::NchwToNhwc(artifact.self_test_input.data<float>().data(), kImages, 3, kSide, kSide,
+                     session->input().data());
   const auto logits = session->Run(kImages);
   EXPECT_TRUE(logits.ok()) << logits.status();
   artifact.self_test_logits =
-      Tensor::Of(Shape{kImages, classes}, std::vector<float>(logits->begin(), logits->begin() + kImages * classes));
+      Tensor::Of(Shape{kImages, classes},
+                 std::vector<float>(logits->begin(), logits->begin() + kImages * classes));
   return artifact;
 }
 

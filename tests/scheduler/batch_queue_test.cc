@@ -32,7 +32,8 @@ class BatchQueueTest : public ::testing::Test {
     options.max_delay = absl::Milliseconds(max_delay_ms);
     options.max_queue = max_queue;
     options.instances = instances;
-    queue_ = std::make_unique<Queue>(options, [this](const int& task) { return cancelled_.count(task) > 0; });
+    queue_ = std::make_unique<Queue>(
+        options, [this](const int& task) { return cancelled_.count(task) > 0; });
   }
   absl::Status Submit(int task, double at_ms, absl::Time deadline = kNever) {
     return queue_->Submit(task, deadline, At(at_ms), dropped_);
@@ -161,7 +162,8 @@ TEST_F(BatchQueueTest, RefusesWhatTheBatchesAheadWillMakeLate) {
   ASSERT_EQ(Tasks(queue_->Next(At(100))).size(), 1u);  // runs until about 110
   ASSERT_TRUE(Submit(2, 104).ok());
   ASSERT_TRUE(Submit(3, 104).ok());
-  // The next one is in the second batch to start: 6 ms left of the running one, then 10, then its own 10.
+  // The next one is in the second batch to start: 6 ms left of the running one, then 10, then its
+  // own 10.
   EXPECT_EQ(Submit(4, 104, At(129.9)).code(), absl::StatusCode::kDeadlineExceeded);
   EXPECT_TRUE(Submit(5, 104, At(130.1)).ok());
 }
@@ -268,12 +270,13 @@ TEST_F(BatchQueueTest, OptionsOutOfRangeAreRaisedToTheirLeastValue) {
   EXPECT_EQ(queue_->options().max_delay, absl::ZeroDuration());
 }
 
-// A simulated server: batches take `batch_ms`, workers ask as soon as they are free or woken. Checks the contract of
-// batcher.h for every task.
+// A simulated server: batches take `batch_ms`, workers ask as soon as they are free or woken.
+// Checks the contract of batcher.h for every task.
 TEST_F(BatchQueueTest, NoTaskWaitsLongerThanTheLatencyContract) {
   std::mt19937 random(1);
   for (int round = 0; round < 200; ++round) {
-    const int max_batch = 1 + random() % 5, instances = 1 + random() % 3, max_queue = 1 + random() % 12;
+    const int max_batch = 1 + random() % 5, instances = 1 + random() % 3,
+              max_queue = 1 + random() % 12;
     const double max_delay = random() % 4, batch_ms = 1 + random() % 9;
     Make(max_batch, max_delay, max_queue, instances);
     const int per_round = max_batch * instances;
@@ -306,7 +309,8 @@ TEST_F(BatchQueueTest, NoTaskWaitsLongerThanTheLatencyContract) {
         for (size_t i = 0; i < step.batch.size(); ++i) {
           const int task = step.batch[i].task;
           ASSERT_EQ(submitted.count(task), 1u) << "never accepted, or handed out twice";
-          EXPECT_LE(absl::ToDoubleMilliseconds(now - submitted[task]), bound + 1e-6) << "task " << task;
+          EXPECT_LE(absl::ToDoubleMilliseconds(now - submitted[task]), bound + 1e-6)
+              << "task " << task;
           submitted.erase(task);
           if (i > 0) {
             EXPECT_LT(step.batch[i - 1].task, task);

@@ -73,7 +73,8 @@ TEST(BatcherTest, RunsALoneTaskAndGathersTasksThatWait) {
                                        log.Ran(batch);
                                        gate.Pass();
                                      },
-                                 .reject = [&](Queued<int> queued, absl::Status s) { log.Rejected(queued.task, s); }});
+                                 .reject = [&](Queued<int> queued,
+                                               absl::Status s) { log.Rejected(queued.task, s); }});
   int first = 0;
   ASSERT_TRUE(batcher.Submit(first, kNever).ok());
   gate.AwaitArrivals(1);  // the worker is busy: the next ones pile up
@@ -93,13 +94,14 @@ TEST(BatcherTest, AFullBatchDoesNotWaitForTheDelay) {
   Log log;
   Gate ran;
   ran.Open();
-  Batcher<int> batcher({.max_batch = 3, .max_delay = absl::Hours(1)},
-                       {.run =
-                            [&](int, std::vector<Queued<int>> batch) {
-                              log.Ran(batch);
-                              ran.Pass();
-                            },
-                        .reject = [&](Queued<int> queued, absl::Status s) { log.Rejected(queued.task, s); }});
+  Batcher<int> batcher(
+      {.max_batch = 3, .max_delay = absl::Hours(1)},
+      {.run =
+           [&](int, std::vector<Queued<int>> batch) {
+             log.Ran(batch);
+             ran.Pass();
+           },
+       .reject = [&](Queued<int> queued, absl::Status s) { log.Rejected(queued.task, s); }});
   for (int i = 0; i < 3; ++i) {
     int task = i;
     ASSERT_TRUE(batcher.Submit(task, kNever).ok());
@@ -112,13 +114,14 @@ TEST(BatcherTest, APartialBatchLeavesAfterTheDelay) {
   Log log;
   Gate ran;
   ran.Open();
-  Batcher<int> batcher({.max_batch = 100, .max_delay = absl::Milliseconds(1), .instances = 3},
-                       {.run =
-                            [&](int, std::vector<Queued<int>> batch) {
-                              log.Ran(batch);
-                              ran.Pass();
-                            },
-                        .reject = [&](Queued<int> queued, absl::Status s) { log.Rejected(queued.task, s); }});
+  Batcher<int> batcher(
+      {.max_batch = 100, .max_delay = absl::Milliseconds(1), .instances = 3},
+      {.run =
+           [&](int, std::vector<Queued<int>> batch) {
+             log.Ran(batch);
+             ran.Pass();
+           },
+       .reject = [&](Queued<int> queued, absl::Status s) { log.Rejected(queued.task, s); }});
   int task = 5;
   ASSERT_TRUE(batcher.Submit(task, kNever).ok());
   ran.AwaitArrivals(1);
@@ -130,13 +133,14 @@ TEST(BatcherTest, AnUrgentTaskEndsTheWaitForCompany) {
   Gate ran;
   ran.Open();
   FakeClock clock;
-  Batcher<int> batcher({.max_batch = 100, .max_delay = absl::Hours(1), .instances = 2, .clock = &clock},
-                       {.run =
-                            [&](int, std::vector<Queued<int>> batch) {
-                              log.Ran(batch);
-                              ran.Pass();
-                            },
-                        .reject = [&](Queued<int> queued, absl::Status s) { log.Rejected(queued.task, s); }});
+  Batcher<int> batcher(
+      {.max_batch = 100, .max_delay = absl::Hours(1), .instances = 2, .clock = &clock},
+      {.run =
+           [&](int, std::vector<Queued<int>> batch) {
+             log.Ran(batch);
+             ran.Pass();
+           },
+       .reject = [&](Queued<int> queued, absl::Status s) { log.Rejected(queued.task, s); }});
   int patient = 1, urgent = 2;
   ASSERT_TRUE(batcher.Submit(patient, kNever).ok());
   ASSERT_TRUE(batcher.Submit(urgent, clock.Now() + absl::Minutes(1)).ok());
@@ -173,14 +177,15 @@ TEST(BatcherTest, DeadlinesAndCancellationsAreDecidedWhenABatchLeaves) {
   Gate gate;
   FakeClock clock;
   std::atomic<int> cancelled_task{-1};
-  Batcher<int> batcher({.max_batch = 4, .max_delay = absl::ZeroDuration(), .clock = &clock},
-                       {.run =
-                            [&](int, std::vector<Queued<int>> batch) {
-                              log.Ran(batch);
-                              gate.Pass();
-                            },
-                        .reject = [&](Queued<int> queued, absl::Status s) { log.Rejected(queued.task, s); },
-                        .cancelled = [&](const int& task) { return task == cancelled_task; }});
+  Batcher<int> batcher(
+      {.max_batch = 4, .max_delay = absl::ZeroDuration(), .clock = &clock},
+      {.run =
+           [&](int, std::vector<Queued<int>> batch) {
+             log.Ran(batch);
+             gate.Pass();
+           },
+       .reject = [&](Queued<int> queued, absl::Status s) { log.Rejected(queued.task, s); },
+       .cancelled = [&](const int& task) { return task == cancelled_task; }});
   int blocker = 0, late = 1, dead = 2, good = 3;
   ASSERT_TRUE(batcher.Submit(blocker, kNever).ok());
   gate.AwaitArrivals(1);
@@ -199,9 +204,10 @@ TEST(BatcherTest, DeadlinesAndCancellationsAreDecidedWhenABatchLeaves) {
 
 TEST(BatcherTest, AFullQueueRefusesUntilThereIsRoom) {
   Gate gate;
-  Batcher<std::unique_ptr<int>> batcher({.max_batch = 1, .max_delay = absl::ZeroDuration(), .max_queue = 2},
-                                        {.run = [&](int, std::vector<Queued<std::unique_ptr<int>>>) { gate.Pass(); },
-                                         .reject = [](Queued<std::unique_ptr<int>>, absl::Status) { ADD_FAILURE(); }});
+  Batcher<std::unique_ptr<int>> batcher(
+      {.max_batch = 1, .max_delay = absl::ZeroDuration(), .max_queue = 2},
+      {.run = [&](int, std::vector<Queued<std::unique_ptr<int>>>) { gate.Pass(); },
+       .reject = [](Queued<std::unique_ptr<int>>, absl::Status) { ADD_FAILURE(); }});
   auto task = std::make_unique<int>(0);
   ASSERT_TRUE(batcher.Submit(task, kNever).ok());
   gate.AwaitArrivals(1);
@@ -290,22 +296,24 @@ TEST(BatcherTest, EveryAcceptedTaskEndsExactlyOnceUnderLoad) {
     std::vector<std::atomic<int>> accepted(kClients * kPerClient);
     std::atomic<int> too_big{0}, wrong{0}, ran{0};
     auto batcher = std::make_unique<Batcher<Task>>(
-        BatcherOptions{.max_batch = 4, .max_delay = absl::Microseconds(50), .max_queue = 16, .instances = 3},
-        Batcher<Task>::Callbacks{.run =
-                                     [&](int, std::vector<Queued<Task>> batch) {
-                                       too_big += batch.empty() || batch.size() > 4;
-                                       for (const auto& queued : batch) {
-                                         wrong += *queued.task.payload != queued.task.id * 7;
-                                         ++ends[queued.task.id];
-                                         ++ran;
-                                       }
-                                     },
-                                 .reject =
-                                     [&](Queued<Task> queued, absl::Status status) {
-                                       wrong += status.ok() || *queued.task.payload != queued.task.id * 7;
-                                       ++ends[queued.task.id];
-                                     },
-                                 .cancelled = [](const Task& task) { return task.cancelled->load(); }});
+        BatcherOptions{
+            .max_batch = 4, .max_delay = absl::Microseconds(50), .max_queue = 16, .instances = 3},
+        Batcher<Task>::Callbacks{
+            .run =
+                [&](int, std::vector<Queued<Task>> batch) {
+                  too_big += batch.empty() || batch.size() > 4;
+                  for (const auto& queued : batch) {
+                    wrong += *queued.task.payload != queued.task.id * 7;
+                    ++ends[queued.task.id];
+                    ++ran;
+                  }
+                },
+            .reject =
+                [&](Queued<Task> queued, absl::Status status) {
+                  wrong += status.ok() || *queued.task.payload != queued.task.id * 7;
+                  ++ends[queued.task.id];
+                },
+            .cancelled = [](const Task& task) { return task.cancelled->load(); }});
     std::vector<std::thread> clients;
     for (int c = 0; c < kClients; ++c) {
       clients.emplace_back([&, c] {
@@ -314,7 +322,8 @@ TEST(BatcherTest, EveryAcceptedTaskEndsExactlyOnceUnderLoad) {
           const int id = c * kPerClient + i;
           Task task{id, std::make_unique<int>(id * 7), std::make_shared<std::atomic<bool>>(false)};
           const auto cancelled = task.cancelled;
-          const absl::Time deadline = random() % 3 == 0 ? absl::Now() + absl::Microseconds(random() % 400) : kNever;
+          const absl::Time deadline =
+              random() % 3 == 0 ? absl::Now() + absl::Microseconds(random() % 400) : kNever;
           absl::Status status = batcher->Submit(task, deadline);
           while (status.code() == absl::StatusCode::kResourceExhausted) {
             std::this_thread::yield();
@@ -337,7 +346,8 @@ TEST(BatcherTest, EveryAcceptedTaskEndsExactlyOnceUnderLoad) {
     if (round < 2) {
       EXPECT_GT(ran, 1000);
     }
-    for (int id = 0; id < kClients * kPerClient; ++id) ASSERT_EQ(ends[id], accepted[id]) << "task " << id;
+    for (int id = 0; id < kClients * kPerClient; ++id)
+      ASSERT_EQ(ends[id], accepted[id]) << "task " << id;
   }
 }
 
