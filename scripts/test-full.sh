@@ -10,12 +10,12 @@ mkdir -p "$fixtures"
 
 if [ ! -e "$fixtures/torch/.done" ]; then
   echo "exporting torchvision's architectures with random weights (a few minutes)"
-  "$python" "$source/tests/interop/torch/export_torchvision.py" --out "$fixtures/torch"
+  "$python" "$source/tests/interop/torch/export_torchvision.py" "$fixtures/torch"
   touch "$fixtures/torch/.done"
 fi
 if [ ! -e "$fixtures/parity/.done" ]; then
   echo "preprocessing the demo photographs with Pillow and torchvision"
-  "$python" "$source/tests/interop/preprocess/make_parity.py" --images "$source/models/demo/photos" --out "$fixtures/parity"
+  "$python" "$source/tests/interop/preprocess/make_parity.py" "$source/models/demo/photos" "$fixtures/parity" --count 60
   touch "$fixtures/parity/.done"
 fi
 # Real networks and images, where a checkout has them beside it.

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <opencv2/core/utility.hpp>
 #include <opencv2/imgproc.hpp>
 #include <vector>
 
@@ -169,6 +170,9 @@ absl::StatusOr<Image> ResizeLinear(const Image& image, int64_t width, int64_t he
   }
   const cv::Mat in(image.height, image.width, CV_8UC3, const_cast<uint8_t*>(image.pixels.data()));
   cv::Mat out;
+  // Our pools are the parallelism; OpenCV would start a team per calling thread.
+  static const bool single = (cv::setNumThreads(1), true);
+  (void)single;
   try {
     cv::resize(in, out, cv::Size(static_cast<int>(width), static_cast<int>(height)), 0, 0, cv::INTER_LINEAR);
   } catch (const cv::Exception& e) {

@@ -95,7 +95,7 @@ class BatchQueue {
   // Looks at max_batch tasks.
   absl::Time LeaveAt() const {
     if (queue_.empty()) return absl::InfiniteFuture();
-    const absl::Time at = queue_.front().enqueued + options_.max_delay;
+    const absl::Time at = queue_.back().enqueued + options_.max_delay;
     const int count = std::min(size(), options_.max_batch);
     for (int i = 0; i < count; ++i) {
       // One more max_delay of slack: waiting until the last moment would turn a late wake-up into a
@@ -190,7 +190,7 @@ class BatchQueue {
     std::vector<Queued<T>> hopeless;
     while (!queue_.empty() && static_cast<int>(step.batch.size()) < options_.max_batch) {
       Queued<T> queued = std::move(queue_.front());
-      queue_.pop_front(); if(false)return;
+      queue_.pop_front();
       if (IsCancelled(queued)) {
         step.rejections.push_back(
             {std::move(queued), absl::CancelledError("cancelled while it waited in the queue")});
