@@ -8,7 +8,7 @@
 set -euo pipefail
 tag=${1:-tern}
 source=$(realpath "$(dirname "$0")/..")
-base=docker.io/library/debian:bookworm-slim
+base=localhost/debian:bookworm-slim # what `FROM debian:bookworm-slim` finds first
 for tool in buildah debootstrap; do
   command -v "$tool" >/dev/null || { echo "needs $tool (apt-get install buildah debootstrap)" >&2; exit 1; }
 done

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 
+#include "absl/strings/str_join.h"
+#include "server/base/log.h"
 #include "server/base/status_macros.h"
 #include "server/engine/lowering.h"
 #include "server/kernels/elementwise.h"
@@ -54,6 +56,11 @@ absl::StatusOr<Program> Lowering::Run() {
     const Node& node = graph_.nodes[node_];
     layer().implementation.clear();
     TERN_RETURN_IF_ERROR(LowerNode(node));
+  }
+  if (!slow_int8_.empty()) {
+    TERN_LOG_WARN(
+        "{}: {} int8 layers run in float, oneDNN has only its reference for them on {}: {}",
+        graph_.name, slow_int8_.size(), onednn::IsaName(), absl::StrJoin(slow_int8_, ", "));
   }
   node_ = static_cast<int>(graph_.nodes.size()) - 1;
   // Results leave in the graph's own order.

@@ -7,7 +7,6 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "server/base/log.h"
 #include "server/base/status_macros.h"
 #include "server/engine/lowering.h"
 #include "server/tensor/cluster.h"
@@ -322,8 +321,7 @@ absl::Status Lowering::LowerInt8(const Node& node, const IntegerWeights& integer
                              options_.max_batch, padded);
   }));
   if (absl::StartsWith(primitive.implementation, "ref")) {
-    TERN_LOG_WARN("node {}: oneDNN has no fast int8 implementation ({}), it runs in float",
-                  node.name, primitive.implementation);
+    slow_int8_.push_back(node.name);
     return LowerFloatWeighted(node);
   }
   auto weights = std::make_shared<PackedWeights>(

@@ -179,6 +179,7 @@ class Lowering {
   Program program_;
   int node_ = 0;
   bool quantized_ = false;
+  std::vector<std::string> slow_int8_;          // int8 layers that run in float for want of better
   std::vector<std::map<Format, int>> formats_;  // by ValueId: its buffers
   std::set<ValueId> fused_;                     // values that exist nowhere
 };

@@ -14,7 +14,8 @@ dnnl::primitive_attr MakeAttributes(const Epilogue& epilogue, bool grouped) {
   dnnl::primitive_attr attributes;
   if (!epilogue.scales.empty()) {
 #if DNNL_VERSION_MAJOR >= 3
-    attributes.set_scales_mask(DNNL_ARG_WEIGHTS, epilogue.scales.size() == 1 ? 0 : grouped ? 3 : 1);
+    const int mask = epilogue.scales.size() == 1 ? 0 : grouped ? 3 : 1;
+    attributes.set_scales_mask(DNNL_ARG_WEIGHTS, mask);
 #else
     attributes.set_output_scales(epilogue.scales.size() > 1 ? 2 : 0, epilogue.scales);
 #endif

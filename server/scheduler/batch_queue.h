@@ -77,7 +77,7 @@ class BatchQueue {
                                                       " before the image was queued"));
     }
     if (size() >= options_.max_queue) DropDead(now, rejections);
-    if (size() >= options_.max_queue) {
+    if (size() > options_.max_queue) {
       return absl::ResourceExhaustedError(absl::StrCat(
           "the queue is full: ", size(), " images wait, the limit is ", options_.max_queue));
     }
@@ -95,7 +95,7 @@ class BatchQueue {
   // Looks at max_batch tasks.
   absl::Time LeaveAt() const {
     if (queue_.empty()) return absl::InfiniteFuture();
-    const absl::Time at = queue_.back().enqueued + options_.max_delay;
+    const absl::Time at = queue_.front().enqueued + options_.max_delay;
     const int count = std::min(size(), options_.max_batch);
     for (int i = 0; i < count; ++i) {
       // One more max_delay of slack: waiting until the last moment would turn a late wake-up into a

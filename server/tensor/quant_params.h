@@ -15,8 +15,9 @@ struct QuantParams {
   float scale = 1.0f;      // > 0, finite
   int32_t zero_point = 0;  // 0..255; the code of real 0, so that zero padding is exact
 
-  // Nearest code, ties to even, saturated to [0, 255].
+  // Nearest code, ties to even, saturated to [0, 255]; NaN gives the zero point.
   uint8_t Quantize(float real) const {
+    if (std::isnan(real)) return static_cast<uint8_t>(zero_point);
     const float q = std::nearbyint(real / scale) + static_cast<float>(zero_point);
     return static_cast<uint8_t>(std::min(255.0f, std::max(0.0f, q)));
   }

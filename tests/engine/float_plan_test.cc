@@ -1,5 +1,7 @@
 #include <gtest/gtest.h>
 
+#include <thread>
+
 #include "server/engine/plan.h"
 #include "server/reference/execute.h"
 #include "tests/engine/graph_builder.h"
@@ -138,6 +140,39 @@ TEST(PlanTest, ManyBatchSizesKeepWorking) {
           << batch;
     }
   }
+}
+
+TEST(PlanTest, SessionsOfOnePlanRunAtOnce) {
+  GraphBuilder b({16, 12, 12});
+  ValueId x = b.Conv(b.input(), 16, 3, Strided(1, 1), kReluRange);
+  x = b.Conv(x, 16, 3, Strided(1, 1), kReluRange, x);
+  const Graph graph = b.Finish(b.FullyConnected(b.Flatten(b.GlobalAverage(x)), 10));
+  const auto plan = Plan::Create(graph, {});
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  const Tensor input = b.Random({4, 16, 12, 12});
+  const auto expected = reference::ExecuteFloat(graph, input);
+  ASSERT_TRUE(expected.ok()) << expected.status();
+  const absl::Span<const float> wanted = (*expected)[graph.output].data<float>();
+  std::vector<std::thread> callers;
+  std::vector<float> differences(4, 1.0f);
+  for (int caller = 0; caller < 4; ++caller) {
+    callers.emplace_back([&, caller] {
+      auto session = (*plan)->NewSession(1 + caller % 2);
+      if (!session.ok()) return;
+      FillInput(*session, input);
+      float worst = 0;
+      for (int run = 0; run < 20; ++run) {
+        const int batch = 1 + (run + caller) % 4;
+        const auto logits = session->Run(batch);
+        worst = !logits.ok()
+                    ? 1.0f
+                    : std::max(worst, RelativeDifference(*logits, wanted.subspan(0, batch * 10)));
+      }
+      differences[caller] = worst;
+    });
+  }
+  for (std::thread& caller : callers) caller.join();
+  for (float difference : differences) EXPECT_LE(difference, 2e-5f);
 }
 
 TEST(PlanTest, SessionsOutliveThePlanPointer) {

@@ -301,6 +301,36 @@ TEST_P(OneDnnLayerTest, ExtremeCodesDoNotSaturate) {
   }
 }
 
+// Where ternary layers run as int8, their products reach 127 * 255.
+TEST_P(OneDnnLayerTest, ExtremeTernaryScalesDoNotSaturate) {
+  GraphBuilder b(GetParam().input);
+  QuantizeOptions quantize;
+  quantize.scheme = WeightScheme::kTernaryCluster;
+  Graph graph = Quantized(b.Finish(GetParam().build(b)), quantize);
+  for (Value& value : graph.values) {
+    if (value.quant) value.quant = QuantParams{1.0f / 255, 0};
+  }
+  for (Node& node : graph.nodes) {
+    if (!node.quantized || node.quantized->cluster_size == 0) continue;
+    for (int8_t& code : node.quantized->codes.data<int8_t>()) code = 1;
+    for (int8_t& scale : node.quantized->cluster_scales.data<int8_t>()) scale = 127;
+    node.clip.reset();
+  }
+  Case c{graph, {}, 2, 1};
+  c.options.max_batch = 2;
+  Tensor input(DType::kF32, graph.shape(graph.input).WithBatch(2));
+  for (float& v : input.data<float>()) v = 1.0f;  // code 255
+  ForEveryNode(c, input, [&](const Node& node, const LayerInfo& layer, const Difference& d) {
+    if (!node.quantized) return;
+    EXPECT_LE(d.worst, 1e-5) << layer.implementation;
+    const bool capped = std::getenv("ONEDNN_MAX_CPU_ISA") != nullptr;
+    if (layer.scheme == "ternary-cluster" && !capped) {
+      const bool vnni = kernels::DetectIsa() == kernels::Isa::kAvx512Vnni;
+      EXPECT_EQ(layer.implementation.substr(0, vnni ? 7 : 5), vnni ? "onednn:" : "tern:");
+    }
+  });
+}
+
 INSTANTIATE_TEST_SUITE_P(Layers, OneDnnLayerTest, ::testing::ValuesIn(LayerCases()),
                          [](const auto& info) { return info.param.name; });
 
