@@ -77,7 +77,7 @@ class BatchQueue {
                                                       " before the image was queued"));
     }
     if (size() >= options_.max_queue) DropDead(now, rejections);
-    if (size() > options_.max_queue) {
+    if (size() >= options_.max_queue) {
       return absl::ResourceExhaustedError(absl::StrCat(
           "the queue is full: ", size(), " images wait, the limit is ", options_.max_queue));
     }
@@ -157,7 +157,7 @@ class BatchQueue {
       first_free = std::max(absl::ZeroDuration(), oldest + batch_time_ - now);
     }
     const int rounds = batches_ahead / options_.instances;
-    return first_free + batch_time_ * (rounds + 1);
+    return first_free + batch_time_ * (rounds);
   }
 
   bool IsCancelled(const Queued<T>& queued) const { return cancelled_ && cancelled_(queued.task); }
