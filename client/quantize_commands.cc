@@ -53,7 +53,8 @@ class Sender {
   ProgressCallback callback() {
     return [this](const v1::JobProgress& p) {
       if (sent_ < samples_.size()) return;
-      progress_.Show(p.phase(), p.done() > 0 ? p.done() : -1, p.detail(), p.seconds_left() > 0 ? p.seconds_left() : -1);
+      progress_.Show(p.phase(), p.done() > 0 ? p.done() : -1, p.detail(),
+                     p.seconds_left() > 0 ? p.seconds_left() : -1);
     };
   }
 

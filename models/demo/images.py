@@ -9,7 +9,7 @@ SUFFIXES = ('.jpg', '.jpeg', '.png')
 
 
 def read_image(path, size):
-    """RGB array [size, size, 3] of bytes: shorter side to `size` (antialiased bilinear), centre crop.
+    """RGB array [size, size, 3] of bytes: shorter side to `size`, antialiased; centre crop.
 
     The same as torchvision's Resize(size) and CenterCrop(size) on a PIL image.
     """
@@ -41,5 +41,5 @@ def read_folder(directory, size):
                 images.append(read_image(paths[-1], size))
                 labels.append(label)
     if not images:
-        raise SystemExit(f'{directory}: found no JPEG or PNG file in its {len(classes)} sub-folders')
+        raise SystemExit(f'{directory}: no JPEG or PNG file in {len(classes)} sub-folders')
     return numpy.stack(images), numpy.array(labels, numpy.int64), classes, paths

@@ -129,7 +129,7 @@ def write_attribution(path, introduction, rows):
             out.write('| ' + ' | '.join(row) + ' |\n')
 
 
-CHANGES = ('Made by `models/demo/make_photos.py` from photographs in packages of Debian 12: cropped, '
+CHANGES = ('Made by `models/demo/make_photos.py` from photographs in Debian 12 packages: cropped, '
            'scaled down, cut-outs put on white, saved as JPEG. Each remains under the licence of '
            'its package, as the copyright file of the package states it; texts of the licences: '
            '`models/demo/licences/` and https://creativecommons.org/licenses/.')

@@ -88,10 +88,10 @@ TEST(DatasetTest, MistakesNameTheFileAndTheLine) {
   EXPECT_TRUE(absl::IsInvalidArgument(ListImages(folder.path()).status()));
   folder.Write("a.jpg", "");
   for (const char* line : {"a.jpg", "a.jpg -1", "a.jpg one", "a.jpg 4294967296"}) {
-    folder.Write("labels.txt", std::string("a.jpg 1\n") + line + "\n");
+    folder.Write("labels.txt", std::string("a.jpg 1\n\n") + line + "\n");
     const absl::Status status = ListImages(folder.path()).status();
     EXPECT_TRUE(absl::IsInvalidArgument(status)) << line << ": " << status;
-    EXPECT_THAT(status.ToString(), HasSubstr("labels.txt:2"));
+    EXPECT_THAT(status.ToString(), HasSubstr("labels.txt:3"));
   }
   folder.Write("labels.txt", "gone.jpg 1\n");
   EXPECT_TRUE(absl::IsNotFound(ListImages(folder.path()).status()));

@@ -202,15 +202,15 @@ TEST(LoadTest, OpenLoopMeasuresFromTheIntendedTime) {
   LoadOptions options;
   options.rate = 100;
   options.poisson = false;
-  options.seconds = 0.2;
+  options.seconds = 0.4;
   options.warmup = 0;
   options.max_in_flight = 1;
   const LoadResult result = RunLoad(
       options, [&](uint64_t number, Done done) { responder.Start(number, std::move(done)); });
-  // Due at 0, 10, ..., 190 ms and answered after 200: at least 200, 190, ..., 10 ms.
+  // 40 requests; those due at 0, 10, ..., 190 ms are answered after 200: at least 200, 190, ... ms.
+  // Had they been timed from when they could be sent, only the first would be slow.
   EXPECT_GE(result.max_ms, 200);
-  EXPECT_GE(result.p50_ms, 100);
-  EXPECT_GE(result.p90_ms, 180);
+  EXPECT_GE(result.p90_ms, 150);
 }
 
 }  // namespace

@@ -258,7 +258,8 @@ TEST(MetricsTest, DefaultMovesWithoutLeavingTheOldSeries) {
   EXPECT_THAT(
       text,
       HasSubstr(
-          R"(tern_model_info{default="false",isa="avx2",model="demo",scheme="int8",version="3"} 1)"));
+          R"(tern_model_info{default="false",isa="avx2",model="demo",)"
+          R"(scheme="int8",version="3"} 1)"));
   EXPECT_THAT(text, Not(HasSubstr(R"(default="true")")));
 }
 

@@ -604,7 +604,8 @@ TEST_F(RepositoryTest, TheReportReachesTheGaugesAgainAfterReopening) {
   EXPECT_THAT(
       metrics_.Render(),
       HasSubstr(
-          R"(tern_quantization_sqnr_db{layer="conv",model="m",scheme="ternary-cluster",version="2"} 21.5)"));
+          R"(tern_quantization_sqnr_db{layer="conv",model="m",scheme="ternary-cluster",)"
+          R"(version="2"} 21.5)"));
   EXPECT_THAT(metrics_.Render(), HasSubstr("tern_quantization_top1_ratio{"));
   EXPECT_THAT(metrics_.Render(), Not(HasSubstr("tern_quantization_top1_agreement{")));
 }
