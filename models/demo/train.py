@@ -54,7 +54,7 @@ def parse_arguments():
     parser.add_argument('--resume', action='store_true', help='continue from OUT/checkpoint.pt')
     parser.add_argument('--branch', type=int, default=0,
                         help='with --resume: other random numbers than the run that made the '
-                        'checkpoint, so that several ends of one run can be averaged (average.py)')
+                        'checkpoint, to try several ends of one run')
     return parser.parse_args()
 
 

@@ -76,14 +76,9 @@ ModelRunner::~ModelRunner() { Drain(); }
 
 void ModelRunner::Drain() { batcher_->Drain(); }
 
-void ModelRunner::Submit(ClassifyTask task) {
+absl::Status ModelRunner::Submit(ClassifyTask& task) {
   const absl::Time deadline = task.input.deadline;
-  absl::Status status = batcher_->Submit(task, deadline);
-  if (status.ok()) return;
-  metrics_->Rejected(absl::IsResourceExhausted(status) ? "queue_full"
-                     : absl::IsDeadlineExceeded(status) ? "deadline"
-                                                        : "draining");
-  task.done(std::move(status));
+  return batcher_->Submit(task, deadline);
 }
 
 void ModelRunner::Run(int instance, std::vector<scheduler::Queued<ClassifyTask>> batch) {
@@ -171,13 +166,13 @@ void Classifier::Classify(absl::string_view model, uint64_t version, ClassifyInp
   task.done = std::move(done);
   // std::function wants a copyable closure.
   auto shared = std::make_shared<ClassifyTask>(std::move(task));
-  pool_->Submit([this, runner = std::move(runner), shared]() mutable {
-    Prepare(std::move(runner), std::move(*shared));
+  pool_->Submit([this, version, runner = std::move(runner), shared]() mutable {
+    Prepare(std::move(runner), version, std::move(*shared));
     --waiting_;
   });
 }
 
-void Classifier::Prepare(std::shared_ptr<ModelRunner> runner, ClassifyTask task) {
+void Classifier::Prepare(std::shared_ptr<ModelRunner> runner, uint64_t version, ClassifyTask task) {
   const repository::LoadedModel& model = runner->model();
   const absl::Time start = clock_->Now();
   if (start >= task.input.deadline) {
@@ -229,7 +224,19 @@ void Classifier::Prepare(std::shared_ptr<ModelRunner> runner, ClassifyTask task)
     }
     done(std::move(output));
   };
-  runner->Submit(std::move(task));
+  absl::Status submitted = runner->Submit(task);
+  if (absl::IsUnavailable(submitted)) {
+    // The version was replaced between lookup and now (hot reload, new default): once more with its successor, which has
+    // the same input and contract, as every version of a model.
+    auto successor = repository_->Acquire(model.info.model, version);
+    submitted = successor.ok() ? std::static_pointer_cast<ModelRunner>(*std::move(successor))->Submit(task)
+                            : successor.status();
+  }
+  if (submitted.ok()) return;
+  metrics_->Rejected(absl::IsResourceExhausted(submitted)  ? "queue_full"
+                     : absl::IsDeadlineExceeded(submitted) ? "deadline"
+                                                        : "draining");
+  task.done(std::move(submitted));
 }
 
 }  // namespace tern::serving

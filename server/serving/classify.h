@@ -71,9 +71,9 @@ class ModelRunner final : public repository::Servable {
       std::shared_ptr<const repository::LoadedModel> model, const RunnerOptions& options);
   ~ModelRunner() override;
 
-  // Queues a preprocessed task; its `done` is called with the outcome. Also called with the batcher's
-  // error if it is not accepted.
-  void Submit(ClassifyTask task);
+  // Queues a preprocessed task; its `done` is called with the outcome. The batcher's error leaves the task
+  // untouched and `done` uncalled; UNAVAILABLE means that this version is being replaced or unloaded.
+  absl::Status Submit(ClassifyTask& task);
 
   void Drain() override;
   const repository::LoadedModel& model() const { return *model_; }
@@ -110,7 +110,7 @@ class Classifier {
   void Classify(absl::string_view model, uint64_t version, ClassifyInput input, ClassifyDone done);
 
  private:
-  void Prepare(std::shared_ptr<ModelRunner> runner, ClassifyTask task);
+  void Prepare(std::shared_ptr<ModelRunner> runner, uint64_t version, ClassifyTask task);
 
   const repository::Repository* const repository_;
   monitoring::LabelJoin* const labels_;

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "server/artifact/artifact.h"
 #include "server/image/image.h"
 #include "server/metrics/metrics.h"
 #include "server/quant/quantize.h"
@@ -68,6 +69,8 @@ class QuantizeJob {
               QuantizeJobOptions options);
   absl::StatusOr<QuantizeOutcome> RunPhases(const std::function<void(const JobProgress&)>& progress,
                                             const std::atomic<bool>* cancelled);
+  // Puts a few calibration images and their logits into the artifact.
+  absl::Status StoreSelfTest(const engine::Plan& plan, artifact::Artifact* artifact) const;
 
   repository::Repository* const repository_;
   metrics::Metrics* const metrics_;
