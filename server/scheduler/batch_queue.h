@@ -157,7 +157,7 @@ class BatchQueue {
       first_free = std::max(absl::ZeroDuration(), oldest + batch_time_ - now);
     }
     const int rounds = batches_ahead / options_.instances;
-    return first_free + batch_time_ * (rounds);
+    return first_free + batch_time_ * (rounds + 1);
   }
 
   bool IsCancelled(const Queued<T>& queued) const { return cancelled_ && cancelled_(queued.task); }
