@@ -32,22 +32,27 @@
 #include "server/rpc/server.h"
 #include "server/serving/classify.h"
 
-ABSL_FLAG(std::string, repository, "", "Folder of the model repository (made if absent). Required.");
+ABSL_FLAG(std::string, repository, "",
+          "Folder of the model repository (made if absent). Required.");
 ABSL_FLAG(std::string, host, "0.0.0.0", "Address of the data port.");
 ABSL_FLAG(int, port, 8500, "Data port (ImageClassifier, health); 0 = any free port.");
 ABSL_FLAG(std::string, admin_host, "0.0.0.0", "Address of the admin port.");
-ABSL_FLAG(int, admin_port, 8501, "Admin port (Quantizer, ModelRegistry, Profiler); 0 = any free port.");
+ABSL_FLAG(int, admin_port, 8501,
+          "Admin port (Quantizer, ModelRegistry, Profiler); 0 = any free port.");
 ABSL_FLAG(std::string, metrics_host, "0.0.0.0", "Address of the metrics port.");
 ABSL_FLAG(int, metrics_port, 8502, "Prometheus metrics over HTTP on /metrics; 0 = any free port.");
 ABSL_FLAG(std::string, ports_file, "", "Gets the three ports as JSON once the server is ready.");
-ABSL_FLAG(bool, demo, false, "Put the embedded demo model into the repository as \"demo\", if it is not there.");
+ABSL_FLAG(bool, demo, false,
+          "Put the embedded demo model into the repository as \"demo\", if it is not there.");
 ABSL_FLAG(std::string, max_isa, "native",
-          "Highest instruction set to use: scalar, avx2, avx512vnni or native. Can only lower the choice.");
+          "Highest instruction set to use: scalar, avx2, avx512vnni or native. Can only lower the "
+          "choice.");
 ABSL_FLAG(int, threads, 0, "CPU threads to use; 0 = cgroup quota and affinity decide.");
 ABSL_FLAG(int, max_batch, 8, "Largest batch of models whose config names none.");
 ABSL_FLAG(absl::Duration, max_delay, absl::Microseconds(500),
           "How long a request may wait for company, for models whose config says nothing.");
-ABSL_FLAG(int, max_queue, 256, "Waiting requests per model version, for models whose config says nothing.");
+ABSL_FLAG(int, max_queue, 256,
+          "Waiting requests per model version, for models whose config says nothing.");
 ABSL_FLAG(uint64_t, max_image_bytes, 16ull << 20, "Largest encoded image.");
 ABSL_FLAG(uint64_t, max_pixels, 40'000'000, "Most pixels of an image; checked before decoding.");
 ABSL_FLAG(uint64_t, label_memory, 100'000, "Predictions remembered for ReportLabel.");
@@ -76,7 +81,8 @@ class Scrape final : public prometheus::Collectable {
 
 absl::Status AddDemoModel(repository::Repository* repository) {
   if (repository->Info("demo", 0).ok()) return absl::OkStatus();
-  TERN_ASSIGN_OR_RETURN(const v1::Preprocessing preprocessing, image::NamedPreprocessing("cifar10"));
+  TERN_ASSIGN_OR_RETURN(const v1::Preprocessing preprocessing,
+                        image::NamedPreprocessing("cifar10"));
   TERN_ASSIGN_OR_RETURN(const std::vector<std::string> labels,
                         classify::ParseLabels(models::DemoLabels(), 0));
   return repository->Import("demo", models::DemoOnnx(), preprocessing, labels, true).status();
@@ -110,7 +116,8 @@ absl::Status Run() {
         absl::StrCat("--max_batch: got ", runner.default_max_batch, ", want 1..", kMaxPlanBatch));
   }
   if (runner.default_max_queue < 1) {
-    return absl::InvalidArgumentError(absl::StrCat("--max_queue: got ", runner.default_max_queue, ", want >= 1"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("--max_queue: got ", runner.default_max_queue, ", want >= 1"));
   }
 
   repository::RepositoryOptions repository_options;
@@ -118,9 +125,10 @@ absl::Status Run() {
   repository_options.plan.isa = isa;
   repository_options.plan.max_batch = kMaxPlanBatch;
   repository_options.metrics = &metrics;
-  repository_options.make_servable = [runner](std::shared_ptr<const repository::LoadedModel> model) {
-    return serving::ModelRunner::Create(std::move(model), runner);
-  };
+  repository_options.make_servable =
+      [runner](std::shared_ptr<const repository::LoadedModel> model) {
+        return serving::ModelRunner::Create(std::move(model), runner);
+      };
   const engine::PlanOptions plan_options = repository_options.plan;
   TERN_ASSIGN_OR_RETURN(std::unique_ptr<repository::Repository> repository,
                         repository::Repository::Open(std::move(repository_options)));
@@ -132,7 +140,8 @@ absl::Status Run() {
   classifier_options.limits.max_bytes = absl::GetFlag(FLAGS_max_image_bytes);
   classifier_options.limits.max_pixels = absl::GetFlag(FLAGS_max_pixels);
   classifier_options.decode_threads = budget.threads;
-  auto classifier = std::make_unique<serving::Classifier>(repository.get(), &labels, &metrics, classifier_options);
+  auto classifier = std::make_unique<serving::Classifier>(repository.get(), &labels, &metrics,
+                                                          classifier_options);
 
   rpc::ServerOptions server_options;
   server_options.host = absl::GetFlag(FLAGS_host);
@@ -142,8 +151,9 @@ absl::Status Run() {
   server_options.cpu_threads = budget.threads;
   server_options.limits = classifier_options.limits;
   server_options.plan = plan_options;
-  TERN_ASSIGN_OR_RETURN(std::unique_ptr<rpc::Server> server,
-                        rpc::Server::Start(server_options, repository.get(), classifier.get(), &labels, &metrics));
+  TERN_ASSIGN_OR_RETURN(
+      std::unique_ptr<rpc::Server> server,
+      rpc::Server::Start(server_options, repository.get(), classifier.get(), &labels, &metrics));
 
   std::unique_ptr<prometheus::Exposer> exposer;
   int metrics_port = 0;
@@ -153,15 +163,18 @@ absl::Status Run() {
     exposer = std::make_unique<prometheus::Exposer>(metrics_address, 1);
     metrics_port = exposer->GetListeningPorts().at(0);
   } catch (const std::exception& error) {
-    return absl::UnavailableError(absl::StrCat("cannot listen on ", metrics_address, ": ", error.what()));
+    return absl::UnavailableError(
+        absl::StrCat("cannot listen on ", metrics_address, ": ", error.what()));
   }
   const auto scrape = std::make_shared<Scrape>(&metrics);
   exposer->RegisterCollectable(scrape);
 
-  const nlohmann::json ports = {
-      {"port", server->port()}, {"admin_port", server->admin_port()}, {"metrics_port", metrics_port}};
+  const nlohmann::json ports = {{"port", server->port()},
+                                {"admin_port", server->admin_port()},
+                                {"metrics_port", metrics_port}};
   if (!absl::GetFlag(FLAGS_ports_file).empty()) {
-    TERN_RETURN_IF_ERROR(WriteFileAtomically(absl::GetFlag(FLAGS_ports_file), {ports.dump() + "\n"}));
+    TERN_RETURN_IF_ERROR(
+        WriteFileAtomically(absl::GetFlag(FLAGS_ports_file), {ports.dump() + "\n"}));
   }
   TERN_LOG_INFO("ready: data port {}, admin port {}, metrics http://{}:{}/metrics", server->port(),
                 server->admin_port(), absl::GetFlag(FLAGS_metrics_host), metrics_port);
@@ -201,7 +214,8 @@ int main(int argc, char** argv) {
       "  ternd --repository DIR [--demo] [--port 8500 --admin_port 8501 --metrics_port 8502]");
   const std::vector<char*> rest = absl::ParseCommandLine(argc, argv);
   if (rest.size() > 1) {
-    std::cerr << "ternd: unexpected argument \"" << rest[1] << "\" (flags are written --name=value)\n";
+    std::cerr << "ternd: unexpected argument \"" << rest[1]
+              << "\" (flags are written --name=value)\n";
     return 2;
   }
   const absl::Status status = tern::Run();

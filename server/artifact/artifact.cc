@@ -26,12 +26,15 @@ constexpr absl::string_view kMagic("TERN", 4);
 constexpr uint32_t kVersion = 1;
 constexpr uint64_t kPreamble = 32;
 constexpr uint64_t kAlignment = 64;
-// Structure, names, labels and the report; the largest networks stay below 1 MiB. Bounds what parsing allocates.
+// Structure, names, labels and the report; the largest networks stay below 1 MiB. Bounds what
+// parsing allocates.
 constexpr uint64_t kMaxHeader = 16ull << 20;
 // Ranks above this appear in no operator.
 constexpr int kMaxRank = 8;
 
-constexpr uint64_t Align(uint64_t offset) { return (offset + kAlignment - 1) / kAlignment * kAlignment; }
+constexpr uint64_t Align(uint64_t offset) {
+  return (offset + kAlignment - 1) / kAlignment * kAlignment;
+}
 
 void PutLittle(uint64_t value, int size, std::string& out) {
   for (int i = 0; i < size; ++i) out.push_back(static_cast<char>(value >> (8 * i) & 0xff));
@@ -39,7 +42,8 @@ void PutLittle(uint64_t value, int size, std::string& out) {
 
 uint64_t GetLittle(absl::string_view bytes, size_t at, int size) {
   uint64_t value = 0;
-  for (int i = 0; i < size; ++i) value |= static_cast<uint64_t>(static_cast<uint8_t>(bytes[at + i])) << (8 * i);
+  for (int i = 0; i < size; ++i)
+    value |= static_cast<uint64_t>(static_cast<uint8_t>(bytes[at + i])) << (8 * i);
   return value;
 }
 
@@ -67,7 +71,8 @@ class Writer {
   const std::vector<std::string>& sections() const { return sections_; }
 
  private:
-  void Add(DType dtype, const Shape& shape, int bits, std::string content, v1::ArtifactTensor* out) {
+  void Add(DType dtype, const Shape& shape, int bits, std::string content,
+           v1::ArtifactTensor* out) {
     out->set_dtype(static_cast<uint32_t>(dtype));
     for (int64_t dim : shape.dims()) out->add_shape(dim);
     out->set_section(static_cast<uint32_t>(sections_.size()));
@@ -80,10 +85,11 @@ class Writer {
 
 int CodeBits(const QuantizedWeights& weights) {
   const int bits = weights.scheme == WeightScheme::kTernaryCluster ? 2
-                   : weights.scheme == WeightScheme::kInt4Cluster ? 4
-                                                                  : 8;
+                   : weights.scheme == WeightScheme::kInt4Cluster  ? 4
+                                                                   : 8;
   if (bits == 8) return 8;
-  // Codes that do not fit are kept as they are, so that Parse can name them instead of seeing them changed.
+  // Codes that do not fit are kept as they are, so that Parse can name them instead of seeing them
+  // changed.
   for (int8_t code : weights.codes.data<int8_t>()) {
     if (std::abs(static_cast<int>(code)) > MaxCode(bits)) return 8;
   }
@@ -97,15 +103,16 @@ void PutNode(const Node& node, Writer& writer, v1::ArtifactNode* out) {
   out->set_output(node.output);
   if (node.conv != graph::ConvAttributes{}) {
     const auto& a = node.conv;
-    for (int value : {a.stride_h, a.stride_w, a.pad_top, a.pad_left, a.pad_bottom, a.pad_right, a.dilation_h,
-                      a.dilation_w, a.groups}) {
+    for (int value : {a.stride_h, a.stride_w, a.pad_top, a.pad_left, a.pad_bottom, a.pad_right,
+                      a.dilation_h, a.dilation_w, a.groups}) {
       out->add_conv(value);
     }
   }
   if (node.pool != graph::PoolAttributes{}) {
     const auto& a = node.pool;
-    for (int value : {a.kernel_h, a.kernel_w, a.stride_h, a.stride_w, a.pad_top, a.pad_left, a.pad_bottom, a.pad_right,
-                      a.ceil_mode ? 1 : 0, a.count_include_pad ? 1 : 0}) {
+    for (int value :
+         {a.kernel_h, a.kernel_w, a.stride_h, a.stride_w, a.pad_top, a.pad_left, a.pad_bottom,
+          a.pad_right, a.ceil_mode ? 1 : 0, a.count_include_pad ? 1 : 0}) {
       out->add_pool(value);
     }
   }
@@ -132,7 +139,8 @@ void PutNode(const Node& node, Writer& writer, v1::ArtifactNode* out) {
     to->set_scheme(static_cast<uint32_t>(weights.scheme));
     to->set_cluster_size(static_cast<uint32_t>(weights.cluster_size));
     writer.Put(weights.codes, CodeBits(weights), to->mutable_codes());
-    if (!weights.cluster_scales.empty()) writer.Put(weights.cluster_scales, to->mutable_cluster_scales());
+    if (!weights.cluster_scales.empty())
+      writer.Put(weights.cluster_scales, to->mutable_cluster_scales());
     writer.Put(weights.steps, to->mutable_steps());
   }
 }
@@ -159,25 +167,31 @@ absl::Status Invalid(const Parts&... parts) {
   return absl::InvalidArgumentError(absl::StrCat(parts...));
 }
 
-// Hands out the sections of a file whose checksums were verified. Every section belongs to exactly one tensor, in the
-// order of the header, so what a file makes us allocate is bounded by its size (times 4 for 2-bit codes).
+// Hands out the sections of a file whose checksums were verified. Every section belongs to exactly
+// one tensor, in the order of the header, so what a file makes us allocate is bounded by its size
+// (times 4 for 2-bit codes).
 class Reader {
  public:
   Reader(absl::string_view file, const v1::ArtifactHeader& header) : file_(file), header_(header) {}
 
   // `bits` lists what the caller accepts; the dtype must be `dtype`.
-  absl::StatusOr<Tensor> Get(const v1::ArtifactTensor& tensor, DType dtype, std::initializer_list<uint32_t> bits) {
+  absl::StatusOr<Tensor> Get(const v1::ArtifactTensor& tensor, DType dtype,
+                             std::initializer_list<uint32_t> bits) {
     if (tensor.dtype() != static_cast<uint32_t>(dtype)) {
-      return Invalid("dtype ", tensor.dtype(), ", want ", static_cast<int>(dtype), " (", Name(dtype), ")");
+      return Invalid("dtype ", tensor.dtype(), ", want ", static_cast<int>(dtype), " (",
+                     Name(dtype), ")");
     }
     if (std::find(bits.begin(), bits.end(), tensor.bits()) == bits.end()) {
       return Invalid(tensor.bits(), " bits per element");
     }
-    if (tensor.section() != next_ || tensor.section() >= static_cast<uint32_t>(header_.sections_size())) {
-      return Invalid("section ", tensor.section(), ", want ", next_, " of ", header_.sections_size());
+    if (tensor.section() != next_ ||
+        tensor.section() >= static_cast<uint32_t>(header_.sections_size())) {
+      return Invalid("section ", tensor.section(), ", want ", next_, " of ",
+                     header_.sections_size());
     }
     const v1::ArtifactSection& section = header_.sections(static_cast<int>(next_++));
-    if (tensor.shape_size() > kMaxRank) return Invalid("rank ", tensor.shape_size(), ", at most ", kMaxRank);
+    if (tensor.shape_size() > kMaxRank)
+      return Invalid("rank ", tensor.shape_size(), ", at most ", kMaxRank);
     // 2^40 elements are more than any file holds, and 64 bits hold their size in bits.
     uint64_t elements = 1;
     for (int64_t dim : tensor.shape()) {
@@ -188,8 +202,8 @@ class Reader {
     }
     const uint64_t bytes = PackedBytes(elements, static_cast<int>(tensor.bits()));
     if (bytes != section.bytes()) {
-      return Invalid("section of ", section.bytes(), " bytes for ", elements, " elements of ", tensor.bits(),
-                     " bits, want ", bytes);
+      return Invalid("section of ", section.bytes(), " bytes for ", elements, " elements of ",
+                     tensor.bits(), " bits, want ", bytes);
     }
     const absl::string_view content = file_.substr(section.offset(), section.bytes());
     Tensor result(dtype, Shape(std::vector<int64_t>(tensor.shape().begin(), tensor.shape().end())));
@@ -223,13 +237,14 @@ class Reader {
   uint32_t next_ = 0;
 };
 
-// What follows restores a graph as it is written; whether it is a model is graph::Validate's word, which also knows
-// the promises of QuantizedWeights.
+// What follows restores a graph as it is written; whether it is a model is graph::Validate's word,
+// which also knows the promises of QuantizedWeights.
 
 absl::StatusOr<graph::Value> GetValue(const v1::ArtifactValue& from, Reader& reader) {
   graph::Value value;
   value.name = from.name();
-  if (from.shape_size() > kMaxRank) return Invalid("rank ", from.shape_size(), ", at most ", kMaxRank);
+  if (from.shape_size() > kMaxRank)
+    return Invalid("rank ", from.shape_size(), ", at most ", kMaxRank);
   value.shape = Shape(std::vector<int64_t>(from.shape().begin(), from.shape().end()));
   if (from.has_constant()) {
     TERN_ASSIGN_OR_RETURN(value.constant, (reader.Get(from.constant(), DType::kF32, {32})));
@@ -261,7 +276,8 @@ absl::StatusOr<QuantizedWeights> GetWeights(const v1::ArtifactWeights& from, Rea
   weights.cluster_size = static_cast<int>(from.cluster_size());
   TERN_ASSIGN_OR_RETURN(weights.codes, (reader.Get(from.codes(), DType::kS8, {bits})));
   if (from.has_cluster_scales()) {
-    TERN_ASSIGN_OR_RETURN(weights.cluster_scales, (reader.Get(from.cluster_scales(), DType::kS8, {8})));
+    TERN_ASSIGN_OR_RETURN(weights.cluster_scales,
+                          (reader.Get(from.cluster_scales(), DType::kS8, {8})));
   }
   TERN_ASSIGN_OR_RETURN(const Tensor steps, reader.GetFloats(from.steps()));
   const auto values = steps.data<float>();
@@ -272,7 +288,8 @@ absl::StatusOr<QuantizedWeights> GetWeights(const v1::ArtifactWeights& from, Rea
 absl::StatusOr<Node> GetNode(const v1::ArtifactNode& from, Reader& reader) {
   Node node;
   node.name = from.name();
-  if (from.op() > static_cast<uint32_t>(OpType::kReduceMean)) return Invalid("unknown operator ", from.op());
+  if (from.op() > static_cast<uint32_t>(OpType::kReduceMean))
+    return Invalid("unknown operator ", from.op());
   node.op = static_cast<OpType>(from.op());
   node.inputs.assign(from.inputs().begin(), from.inputs().end());
   node.output = from.output();
@@ -280,8 +297,8 @@ absl::StatusOr<Node> GetNode(const v1::ArtifactNode& from, Reader& reader) {
     if (from.conv_size() != 9) return Invalid("conv: ", from.conv_size(), " numbers, want 9");
     int i = 0;
     auto& a = node.conv;
-    for (int* field : {&a.stride_h, &a.stride_w, &a.pad_top, &a.pad_left, &a.pad_bottom, &a.pad_right, &a.dilation_h,
-                       &a.dilation_w, &a.groups}) {
+    for (int* field : {&a.stride_h, &a.stride_w, &a.pad_top, &a.pad_left, &a.pad_bottom,
+                       &a.pad_right, &a.dilation_h, &a.dilation_w, &a.groups}) {
       *field = from.conv(i++);
     }
   }
@@ -289,8 +306,8 @@ absl::StatusOr<Node> GetNode(const v1::ArtifactNode& from, Reader& reader) {
     if (from.pool_size() != 10) return Invalid("pool: ", from.pool_size(), " numbers, want 10");
     int i = 0;
     auto& a = node.pool;
-    for (int* field : {&a.kernel_h, &a.kernel_w, &a.stride_h, &a.stride_w, &a.pad_top, &a.pad_left, &a.pad_bottom,
-                       &a.pad_right}) {
+    for (int* field : {&a.kernel_h, &a.kernel_w, &a.stride_h, &a.stride_w, &a.pad_top, &a.pad_left,
+                       &a.pad_bottom, &a.pad_right}) {
       *field = from.pool(i++);
     }
     a.ceil_mode = from.pool(8) != 0;
@@ -331,7 +348,8 @@ absl::StatusOr<Node> GetNode(const v1::ArtifactNode& from, Reader& reader) {
 }
 
 absl::Status GetSelfTest(const v1::ArtifactSelfTest& from, Reader& reader, Artifact& artifact) {
-  if (!from.has_input() || !from.has_logits()) return Invalid("self test: input and logits must both be present");
+  if (!from.has_input() || !from.has_logits())
+    return Invalid("self test: input and logits must both be present");
   TERN_ASSIGN_OR_RETURN(artifact.self_test_input, reader.GetFloats(from.input()));
   TERN_ASSIGN_OR_RETURN(artifact.self_test_logits, reader.GetFloats(from.logits()));
   const Shape& input = artifact.self_test_input.shape();
@@ -340,8 +358,8 @@ absl::Status GetSelfTest(const v1::ArtifactSelfTest& from, Reader& reader, Artif
   const Shape want_input = artifact.graph.shape(artifact.graph.input).WithBatch(n);
   const Shape want_logits{n, artifact.graph.classes()};
   if (input != want_input || logits != want_logits) {
-    return Invalid("self test: input ", input.ToString(), " and logits ", logits.ToString(), ", want ",
-                   want_input.ToString(), " and ", want_logits.ToString());
+    return Invalid("self test: input ", input.ToString(), " and logits ", logits.ToString(),
+                   ", want ", want_input.ToString(), " and ", want_logits.ToString());
   }
   return absl::OkStatus();
 }
@@ -364,7 +382,8 @@ absl::StatusOr<Artifact> FromHeader(absl::string_view file, v1::ArtifactHeader& 
     graph.nodes.push_back(*std::move(node));
   }
   TERN_RETURN_IF_ERROR(graph::Validate(graph));
-  if (header.has_self_test()) TERN_RETURN_IF_ERROR(GetSelfTest(header.self_test(), reader, artifact));
+  if (header.has_self_test())
+    TERN_RETURN_IF_ERROR(GetSelfTest(header.self_test(), reader, artifact));
   TERN_RETURN_IF_ERROR(reader.Finish());
   artifact.labels.assign(header.labels().begin(), header.labels().end());
   if (!artifact.labels.empty() && static_cast<int64_t>(artifact.labels.size()) != graph.classes()) {
@@ -409,8 +428,8 @@ std::string Serialize(const Artifact& artifact) {
     writer.Put(artifact.self_test_logits, header.mutable_self_test()->mutable_logits());
   }
 
-  // Offsets are varints, so the header's length depends on them and they on it: repeat until it stands still.
-  // Lengths only grow with the offsets, so this ends after two or three rounds.
+  // Offsets are varints, so the header's length depends on them and they on it: repeat until it
+  // stands still. Lengths only grow with the offsets, so this ends after two or three rounds.
   for (const std::string& section : writer.sections()) {
     v1::ArtifactSection* to = header.add_sections();
     to->set_bytes(section.size());
@@ -448,10 +467,12 @@ std::string Serialize(const Artifact& artifact) {
 
 absl::StatusOr<Artifact> Parse(absl::string_view bytes, absl::string_view name) {
   if (bytes.size() < kPreamble) {
-    return Damaged(name, absl::StrCat(bytes.size(), " bytes, shorter than the preamble of ", kPreamble));
+    return Damaged(name,
+                   absl::StrCat(bytes.size(), " bytes, shorter than the preamble of ", kPreamble));
   }
   if (bytes.substr(0, 4) != kMagic) return Damaged(name, "it does not start with TERN");
-  if (GetLittle(bytes, 28, 4) != Crc32c(bytes.substr(0, 28))) return Damaged(name, "checksum of the preamble");
+  if (GetLittle(bytes, 28, 4) != Crc32c(bytes.substr(0, 28)))
+    return Damaged(name, "checksum of the preamble");
   const uint64_t version = GetLittle(bytes, 4, 4);
   if (version > kVersion) {
     return absl::UnimplementedError(absl::StrCat(name, ": artifact format version ", version,
@@ -476,23 +497,26 @@ absl::StatusOr<Artifact> Parse(absl::string_view bytes, absl::string_view name) 
     return Invalid(name, ": the header is not an ArtifactHeader");
   }
 
-  // Sections follow each other at the next multiple of 64, with zeros between, up to the end of the file: no byte is
-  // outside a checksum or known to be zero.
+  // Sections follow each other at the next multiple of 64, with zeros between, up to the end of the
+  // file: no byte is outside a checksum or known to be zero.
   uint64_t end = kPreamble + header_bytes;
   for (int i = 0; i < header.sections_size(); ++i) {
     const v1::ArtifactSection& section = header.sections(i);
     const uint64_t offset = Align(end);
-    if (section.offset() != offset || offset > bytes.size() || section.bytes() > bytes.size() - offset) {
-      return Invalid(name, ": section ", i, " of ", section.bytes(), " bytes at ", section.offset(), ", want it at ",
-                     offset, " in a file of ", bytes.size(), " bytes");
+    if (section.offset() != offset || offset > bytes.size() ||
+        section.bytes() > bytes.size() - offset) {
+      return Invalid(name, ": section ", i, " of ", section.bytes(), " bytes at ", section.offset(),
+                     ", want it at ", offset, " in a file of ", bytes.size(), " bytes");
     }
-    if (!IsZero(bytes.substr(end, offset - end))) return Damaged(name, absl::StrCat("padding before section ", i));
+    if (!IsZero(bytes.substr(end, offset - end)))
+      return Damaged(name, absl::StrCat("padding before section ", i));
     if (Crc32c(bytes.substr(offset, section.bytes())) != section.crc32c()) {
       return Damaged(name, absl::StrCat("checksum of section ", i));
     }
     end = offset + section.bytes();
   }
-  if (end != bytes.size()) return Invalid(name, ": ", bytes.size() - end, " bytes after the last section");
+  if (end != bytes.size())
+    return Invalid(name, ": ", bytes.size() - end, " bytes after the last section");
 
   absl::StatusOr<Artifact> artifact = FromHeader(bytes, header);
   if (!artifact.ok()) {

@@ -16,9 +16,9 @@ namespace tern::artifact {
 
 // An artifact in memory. A value type.
 struct Artifact {
-  graph::Graph graph;                  // optimised and quantised
+  graph::Graph graph;  // optimised and quantised
   v1::Preprocessing preprocessing;
-  std::vector<std::string> labels;     // one per class, or empty
+  std::vector<std::string> labels;  // one per class, or empty
   v1::QuantizationReport report;
   std::string source_sha256;
   // A few stored inputs, f32 NCHW [n, c, h, w], and their logits f32 [n, classes]; may be empty.
@@ -26,8 +26,8 @@ struct Artifact {
   Tensor self_test_logits;
 };
 
-// The file's bytes. Ternary codes take 2 bits, 4-bit codes 4, int8 codes and scales 8. Deterministic: equal
-// artifacts give equal bytes.
+// The file's bytes. Ternary codes take 2 bits, 4-bit codes 4, int8 codes and scales 8.
+// Deterministic: equal artifacts give equal bytes.
 std::string Serialize(const Artifact& artifact);
 
 // DATA_LOSS if any byte is damaged, missing or added (checksums over header and sections);

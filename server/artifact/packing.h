@@ -16,12 +16,12 @@ constexpr int MaxCode(int bits) { return (1 << (bits - 1)) - 1; }
 // Bytes that `elements` codes of `bits` bits take; bits * elements must not overflow.
 constexpr uint64_t PackedBytes(uint64_t elements, int bits) { return (elements * bits + 7) / 8; }
 
-// Two's complement codes of `bits` (2 or 4) bits, the first in the lowest bits of the first byte; unused bits of the
-// last byte are 0. Codes must be within MaxCode.
+// Two's complement codes of `bits` (2 or 4) bits, the first in the lowest bits of the first byte;
+// unused bits of the last byte are 0. Codes must be within MaxCode.
 std::string Pack(absl::Span<const int8_t> codes, int bits);
 
-// The inverse; `packed` must have PackedBytes(codes.size(), bits) bytes. False if a code is below -MaxCode or
-// an unused bit is set.
+// The inverse; `packed` must have PackedBytes(codes.size(), bits) bytes. False if a code is below
+// -MaxCode or an unused bit is set.
 bool Unpack(absl::string_view packed, int bits, absl::Span<int8_t> codes);
 
 }  // namespace tern::artifact

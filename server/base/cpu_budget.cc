@@ -21,8 +21,9 @@ std::string FirstLine(const std::string& path) {
   return line;
 }
 
-// This process's cgroup folder, "" if there is none: under v2 (`controller` empty) or under v1's hierarchy of
-// `controller`. Lines are "<id>:<controllers, comma-separated>:<folder>"; v2's is "0::<folder>".
+// This process's cgroup folder, "" if there is none: under v2 (`controller` empty) or under v1's
+// hierarchy of `controller`. Lines are "<id>:<controllers, comma-separated>:<folder>"; v2's is
+// "0::<folder>".
 std::string CgroupFolder(const std::string& root, const std::string& controller) {
   std::ifstream in(root + "/proc/self/cgroup");
   std::string line;
@@ -31,7 +32,8 @@ std::string CgroupFolder(const std::string& root, const std::string& controller)
     if (first == std::string::npos) continue;
     const size_t second = line.find(':', first + 1);
     if (second == std::string::npos) continue;
-    const std::string controllers = absl::StrCat(",", line.substr(first + 1, second - first - 1), ",");
+    const std::string controllers =
+        absl::StrCat(",", line.substr(first + 1, second - first - 1), ",");
     if (controllers.find(absl::StrCat(",", controller, ",")) == std::string::npos) continue;
     return line.substr(second + 1);
   }
@@ -44,8 +46,9 @@ std::string Parent(const std::string& folder) {
   return slash == std::string::npos ? "" : folder.substr(0, slash);
 }
 
-// Quota in CPUs over the path from the process's own cgroup up to the root: any ancestor may limit. Inside a container
-// the path is the host's and may not exist here; then only the root, which is the container's own group, counts.
+// Quota in CPUs over the path from the process's own cgroup up to the root: any ancestor may limit.
+// Inside a container the path is the host's and may not exist here; then only the root, which is
+// the container's own group, counts.
 double QuotaV2(const std::string& root) {
   double quota = 0;
   for (std::string folder = CgroupFolder(root, "");; folder = Parent(folder)) {
@@ -78,7 +81,8 @@ double QuotaV1(const std::string& root) {
 }  // namespace
 
 std::string CpuBudget::ToString() const {
-  return absl::StrFormat("%d thread%s (affinity %d, %s)", threads, threads == 1 ? "" : "s", affinity,
+  return absl::StrFormat("%d thread%s (affinity %d, %s)", threads, threads == 1 ? "" : "s",
+                         affinity,
                          quota_cpus > 0 ? absl::StrFormat("cgroup quota %.2f", quota_cpus)
                                         : std::string("no cgroup quota"));
 }

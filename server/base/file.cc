@@ -73,7 +73,8 @@ absl::StatusOr<std::string> ReadFile(const std::string& path, uint64_t max_bytes
   return content;
 }
 
-absl::Status WriteFileAtomically(const std::string& path, absl::Span<const absl::string_view> parts) {
+absl::Status WriteFileAtomically(const std::string& path,
+                                 absl::Span<const absl::string_view> parts) {
   static std::atomic<uint64_t> counter{0};
   // A killed process may have left files with our names: in a container every server is process 1.
   std::string temporary;
@@ -90,7 +91,8 @@ absl::Status WriteFileAtomically(const std::string& path, absl::Span<const absl:
   }
   if (status.ok() && ::fsync(fd) != 0) status = ErrnoStatus("fsync", temporary);
   if (::close(fd) != 0 && status.ok()) status = ErrnoStatus("close", temporary);
-  if (status.ok() && ::rename(temporary.c_str(), path.c_str()) != 0) status = ErrnoStatus("rename to", path);
+  if (status.ok() && ::rename(temporary.c_str(), path.c_str()) != 0)
+    status = ErrnoStatus("rename to", path);
   if (!status.ok()) {
     ::unlink(temporary.c_str());
     return status;

@@ -13,15 +13,17 @@
 namespace tern {
 
 // The whole file. NOT_FOUND if it does not exist, RESOURCE_EXHAUSTED if it is larger than
-// `max_bytes`, INVALID_ARGUMENT if it is not a regular file, PERMISSION_DENIED or INTERNAL (with errno's text)
-// otherwise. Thread safe.
+// `max_bytes`, INVALID_ARGUMENT if it is not a regular file, PERMISSION_DENIED or INTERNAL (with
+// errno's text) otherwise. Thread safe.
 absl::StatusOr<std::string> ReadFile(const std::string& path, uint64_t max_bytes = 4ull << 30);
 
 // Writes `path`.tmp.<pid>.<n>, fsyncs it, renames it over `path` and fsyncs the folder: after
 // a crash at any moment `path` holds the old content or the new one, never a part.
-// Errors: NOT_FOUND (no such folder), PERMISSION_DENIED, RESOURCE_EXHAUSTED (disk full) or INTERNAL, with errno's
-// text; the temporary file is removed. Temporary files of killed processes are stepped over. Thread safe.
-absl::Status WriteFileAtomically(const std::string& path, absl::Span<const absl::string_view> parts);
+// Errors: NOT_FOUND (no such folder), PERMISSION_DENIED, RESOURCE_EXHAUSTED (disk full) or
+// INTERNAL, with errno's text; the temporary file is removed. Temporary files of killed processes
+// are stepped over. Thread safe.
+absl::Status WriteFileAtomically(const std::string& path,
+                                 absl::Span<const absl::string_view> parts);
 
 // fsync of a directory, so that renames in it survive a power cut.
 absl::Status SyncDirectory(const std::string& path);

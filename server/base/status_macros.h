@@ -8,10 +8,10 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 
-#define TERN_RETURN_IF_ERROR(expr)                  \
-  do {                                              \
-    ::absl::Status tern_status_ = (expr);           \
-    if (!tern_status_.ok()) return tern_status_;    \
+#define TERN_RETURN_IF_ERROR(expr)               \
+  do {                                           \
+    ::absl::Status tern_status_ = (expr);        \
+    if (!tern_status_.ok()) return tern_status_; \
   } while (false)
 
 #define TERN_MACRO_CONCAT_INNER_(a, b) a##b

@@ -13,7 +13,8 @@ namespace {
 
 // The logit as it ranks: NaN and infinities are below every number.
 double Rank(float logit) {
-  return std::isfinite(logit) ? static_cast<double>(logit) : -std::numeric_limits<double>::infinity();
+  return std::isfinite(logit) ? static_cast<double>(logit)
+                              : -std::numeric_limits<double>::infinity();
 }
 
 // True for well-formed UTF-8 (RFC 3629: no overlong forms, no surrogates, at most U+10FFFF).
@@ -104,13 +105,16 @@ absl::StatusOr<std::vector<std::string>> ParseLabels(absl::string_view text, int
   for (absl::string_view line : absl::StrSplit(text, '\n')) {
     if (!line.empty() && line.back() == '\r') line.remove_suffix(1);
     if (!IsUtf8(line)) {
-      return absl::InvalidArgumentError(absl::StrCat("labels: line ", labels.size() + 1, " is not UTF-8"));
+      return absl::InvalidArgumentError(
+          absl::StrCat("labels: line ", labels.size() + 1, " is not UTF-8"));
     }
     labels.emplace_back(line);
   }
-  while (!labels.empty() && labels.back().find_first_not_of(" \t") == std::string::npos) labels.pop_back();
+  while (!labels.empty() && labels.back().find_first_not_of(" \t") == std::string::npos)
+    labels.pop_back();
   if (classes > 0 && static_cast<int64_t>(labels.size()) != classes) {
-    return absl::InvalidArgumentError(absl::StrCat("labels: got ", labels.size(), " names, want ", classes));
+    return absl::InvalidArgumentError(
+        absl::StrCat("labels: got ", labels.size(), " names, want ", classes));
   }
   return labels;
 }

@@ -16,8 +16,8 @@ struct Prediction {
   float probability = 0.0f;  // softmax over all classes
 };
 
-// The k (clamped to 1..classes) most probable classes, best first; equal logits: lower index first. Non-finite logits count as the
-// lowest. Softmax in double, shifted by the maximum.
+// The k (clamped to 1..classes) most probable classes, best first; equal logits: lower index first.
+// Non-finite logits count as the lowest. Softmax in double, shifted by the maximum.
 std::vector<Prediction> TopK(absl::Span<const float> logits, int k);
 
 // True if `label` is among the k best of `logits` (ties as in TopK).
@@ -30,7 +30,8 @@ struct Interval {
 Interval WilsonInterval(uint64_t hits, uint64_t total);
 
 // One class name per line; trailing blank lines and CR are dropped.
-// INVALID_ARGUMENT if the number of names is not `classes` (when classes > 0) or a line is not UTF-8.
+// INVALID_ARGUMENT if the number of names is not `classes` (when classes > 0) or a line is not
+// UTF-8.
 absl::StatusOr<std::vector<std::string>> ParseLabels(absl::string_view text, int64_t classes);
 
 }  // namespace tern::classify

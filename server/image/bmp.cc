@@ -1,6 +1,6 @@
 // The one format read without a library: a BMP of the kinds accepted here is a header in front of
-// raw pixels, and Debian's only packaged readers (OpenCV's imgcodecs with its 139 libraries, ImageMagick)
-// would dwarf the server. Layout: Microsoft's BITMAPFILEHEADER and BITMAPINFOHEADER.
+// raw pixels, and Debian's only packaged readers (OpenCV's imgcodecs with its 139 libraries,
+// ImageMagick) would dwarf the server. Layout: Microsoft's BITMAPFILEHEADER and BITMAPINFOHEADER.
 #include <cstdint>
 
 #include "absl/strings/str_cat.h"
@@ -12,11 +12,14 @@ namespace {
 
 uint32_t Little(absl::string_view bytes, size_t at, int size) {
   uint32_t value = 0;
-  for (int i = 0; i < size; ++i) value |= static_cast<uint32_t>(static_cast<uint8_t>(bytes[at + i])) << (8 * i);
+  for (int i = 0; i < size; ++i)
+    value |= static_cast<uint32_t>(static_cast<uint8_t>(bytes[at + i])) << (8 * i);
   return value;
 }
 
-absl::Status Damaged(absl::string_view why) { return absl::InvalidArgumentError(absl::StrCat("damaged BMP: ", why)); }
+absl::Status Damaged(absl::string_view why) {
+  return absl::InvalidArgumentError(absl::StrCat("damaged BMP: ", why));
+}
 
 // The byte of a pixel that an 8-bit colour mask selects, or -1.
 int ByteOfMask(uint32_t mask) {
@@ -35,7 +38,8 @@ absl::StatusOr<Decoded> DecodeBmp(absl::string_view bytes, const Limits& limits)
   const uint64_t pixel_offset = Little(bytes, 10, 4);
   const uint64_t header = Little(bytes, 14, 4);
   if (header < 40 || header > 124) {
-    return absl::InvalidArgumentError(absl::StrCat("BMP header of ", header, " bytes; want 40 to 124"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("BMP header of ", header, " bytes; want 40 to 124"));
   }
   if (bytes.size() < kFileHeader + header) return Damaged("shorter than its headers");
   const int64_t width = static_cast<int32_t>(Little(bytes, 18, 4));
@@ -48,7 +52,8 @@ absl::StatusOr<Decoded> DecodeBmp(absl::string_view bytes, const Limits& limits)
   const uint32_t compression = Little(bytes, 30, 4);
   const bool masked = bits == 32 && compression == kBitFields;
   if ((bits != 8 && bits != 24 && bits != 32) || (compression != kRgb && !masked)) {
-    return absl::InvalidArgumentError(absl::StrCat("BMP with ", bits, " bits per pixel and compression ", compression,
+    return absl::InvalidArgumentError(absl::StrCat("BMP with ", bits,
+                                                   " bits per pixel and compression ", compression,
                                                    "; want 8, 24 or 32 bits, uncompressed"));
   }
 
@@ -61,14 +66,16 @@ absl::StatusOr<Decoded> DecodeBmp(absl::string_view bytes, const Limits& limits)
     if (bytes.size() < kFileHeader + 52) return Damaged("colour masks are missing");
     for (int c = 0; c < 3; ++c) {
       position[c] = ByteOfMask(Little(bytes, kFileHeader + 40 + 4 * c, 4));
-      if (position[c] < 0) return absl::InvalidArgumentError("BMP with colour masks that are not whole bytes");
+      if (position[c] < 0)
+        return absl::InvalidArgumentError("BMP with colour masks that are not whole bytes");
     }
   }
   uint32_t colors = 0;
   if (bits == 8) {
     colors = Little(bytes, 46, 4);
     if (colors == 0) colors = 256;
-    if (colors > 256 || after_header + 4ull * colors > bytes.size()) return Damaged("palette outside the file");
+    if (colors > 256 || after_header + 4ull * colors > bytes.size())
+      return Damaged("palette outside the file");
   }
   const uint64_t row_bytes = (static_cast<uint64_t>(width) * bits / 8 + 3) / 4 * 4;
   if (pixel_offset < after_header + 4ull * colors || pixel_offset > bytes.size() ||

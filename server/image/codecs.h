@@ -24,8 +24,8 @@ struct Decoded {
 // the resampling tables grow with the side, not with the area.
 inline constexpr int64_t kMaxSide = 65535;
 
-// INVALID_ARGUMENT if a side is below 1; RESOURCE_EXHAUSTED if it exceeds kMaxSide or the area exceeds
-// limits.max_pixels.
+// INVALID_ARGUMENT if a side is below 1; RESOURCE_EXHAUSTED if it exceeds kMaxSide or the area
+// exceeds limits.max_pixels.
 absl::Status CheckSize(int64_t width, int64_t height, const Limits& limits);
 
 absl::StatusOr<Decoded> DecodeJpeg(absl::string_view bytes, const Limits& limits);
@@ -33,8 +33,9 @@ absl::StatusOr<Decoded> DecodePng(absl::string_view bytes, const Limits& limits)
 absl::StatusOr<Decoded> DecodeWebp(absl::string_view bytes, const Limits& limits);
 absl::StatusOr<Decoded> DecodeBmp(absl::string_view bytes, const Limits& limits);
 
-// The orientation tag of an EXIF block ("Exif\0\0" and a TIFF structure; the prefix may be missing, as in PNG and
-// WebP); 1 if there is none or it is damaged: a bad tag never makes an image undecodable.
+// The orientation tag of an EXIF block ("Exif\0\0" and a TIFF structure; the prefix may be missing,
+// as in PNG and WebP); 1 if there is none or it is damaged: a bad tag never makes an image
+// undecodable.
 int ExifOrientation(absl::string_view exif);
 
 // `image` turned and mirrored so that it looks as orientation 1..8 says; other values count as 1.

@@ -90,7 +90,8 @@ Image ApplyOrientation(Image image, int orientation) {
   return out;
 }
 
-absl::StatusOr<Image> Decode(absl::string_view bytes, const Limits& limits, bool apply_exif_orientation) {
+absl::StatusOr<Image> Decode(absl::string_view bytes, const Limits& limits,
+                             bool apply_exif_orientation) {
   if (bytes.empty()) return absl::InvalidArgumentError("image is empty (0 bytes)");
   if (bytes.size() > limits.max_bytes) {
     return absl::ResourceExhaustedError(

@@ -16,8 +16,8 @@ struct Unref {
 
 int ExifOrientation(absl::string_view exif) {
   constexpr absl::string_view kPrefix("Exif\0\0", 6);
-  // A TIFF header and an empty directory take 14 bytes. JPEG segments end at 64 KiB, and cameras write no larger
-  // block elsewhere either, so a larger one is not worth its parsing time.
+  // A TIFF header and an empty directory take 14 bytes. JPEG segments end at 64 KiB, and cameras
+  // write no larger block elsewhere either, so a larger one is not worth its parsing time.
   if (exif.size() < 14 || exif.size() > (64u << 10)) return 1;
   std::string block(exif);
   if (exif.substr(0, kPrefix.size()) != kPrefix) block.insert(0, kPrefix.data(), kPrefix.size());

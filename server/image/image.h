@@ -27,25 +27,27 @@ struct Image {
 };
 
 // Decodes JPEG, PNG, WebP or BMP (recognised by magic bytes) to RGB, orientation as
-// stored unless `apply_exif_orientation`. Grey and palette images are widened, alpha is dropped, 16 bits
-// are reduced to 8, CMYK JPEGs are converted (all as Pillow's convert("RGB")).
+// stored unless `apply_exif_orientation`. Grey and palette images are widened, alpha is dropped, 16
+// bits are reduced to 8, CMYK JPEGs are converted (all as Pillow's convert("RGB")).
 // INVALID_ARGUMENT: empty, unknown format, damaged, truncated (also a JPEG cut in half);
-// RESOURCE_EXHAUSTED: more bytes or pixels than `limits`; messages give value and limit. Thread safe.
-absl::StatusOr<Image> Decode(absl::string_view bytes, const Limits& limits, bool apply_exif_orientation);
+// RESOURCE_EXHAUSTED: more bytes or pixels than `limits`; messages give value and limit. Thread
+// safe.
+absl::StatusOr<Image> Decode(absl::string_view bytes, const Limits& limits,
+                             bool apply_exif_orientation);
 
-// INVALID_ARGUMENT naming the field if the contract is not one that Preprocess can follow for an input of
-// 3 x height x width.
+// INVALID_ARGUMENT naming the field if the contract is not one that Preprocess can follow for an
+// input of 3 x height x width.
 absl::Status ValidatePreprocessing(const v1::Preprocessing& contract, int height, int width);
 
-// Resizes, crops and normalises `image` into `output`, f32 NHWC [height, width, 3] (one image; channel
-// order as the contract says). `contract` must be valid for height x width. Thread safe.
+// Resizes, crops and normalises `image` into `output`, f32 NHWC [height, width, 3] (one image;
+// channel order as the contract says). `contract` must be valid for height x width. Thread safe.
 // INVALID_ARGUMENT if the image cannot be brought to that size (contract NONE and another size).
-absl::Status Preprocess(const Image& image, const v1::Preprocessing& contract, int height, int width,
-                        absl::Span<float> output);
+absl::Status Preprocess(const Image& image, const v1::Preprocessing& contract, int height,
+                        int width, absl::Span<float> output);
 
-// The named contracts that ternctl offers: "cifar10" (exact 32x32 as torchvision Resize(32) + CenterCrop(32),
-// mean 0.485.. std 0.229..), "imagenet" (Resize(256), CenterCrop(224), the same mean and std).
-// NOT_FOUND otherwise, listing the names.
+// The named contracts that ternctl offers: "cifar10" (exact 32x32 as torchvision Resize(32) +
+// CenterCrop(32), mean 0.485.. std 0.229..), "imagenet" (Resize(256), CenterCrop(224), the same
+// mean and std). NOT_FOUND otherwise, listing the names.
 absl::StatusOr<v1::Preprocessing> NamedPreprocessing(absl::string_view name);
 
 }  // namespace tern::image

@@ -17,12 +17,13 @@ struct Destroy {
 
 // What the segments say besides the pixels.
 struct Segments {
-  bool complete = false;       // an end-of-image marker was reached
-  absl::string_view exif;      // the first APP1 block that holds EXIF
+  bool complete = false;   // an end-of-image marker was reached
+  absl::string_view exif;  // the first APP1 block that holds EXIF
 };
 
-// Walks the marker segments (ITU-T T.81, annex B). libjpeg fills a cut file up with grey, and only the first of
-// its warnings can be read through TurboJPEG, so whether the file is whole is decided here.
+// Walks the marker segments (ITU-T T.81, annex B). libjpeg fills a cut file up with grey, and only
+// the first of its warnings can be read through TurboJPEG, so whether the file is whole is decided
+// here.
 Segments Walk(absl::string_view bytes) {
   constexpr absl::string_view kExif("Exif\0\0", 6);
   Segments result;
@@ -45,8 +46,8 @@ Segments Walk(absl::string_view bytes) {
     // Stuffed zero, TEM, restart and start-of-image markers stand alone.
     if (marker <= 0x01 || (marker >= 0xd0 && marker <= 0xd8)) continue;
     if (i + 2 > bytes.size()) return result;
-    const size_t length =
-        static_cast<size_t>(static_cast<uint8_t>(bytes[i])) << 8 | static_cast<uint8_t>(bytes[i + 1]);
+    const size_t length = static_cast<size_t>(static_cast<uint8_t>(bytes[i])) << 8 |
+                          static_cast<uint8_t>(bytes[i + 1]);
     if (length < 2 || length > bytes.size() - i) return result;
     const absl::string_view payload = bytes.substr(i + 2, length - 2);
     if (marker == 0xe1 && result.exif.empty() && payload.substr(0, kExif.size()) == kExif) {
@@ -57,8 +58,8 @@ Segments Walk(absl::string_view bytes) {
   return result;
 }
 
-// Warnings that leave every pixel intact: stray bytes between segments (cameras pad there), odd scan
-// parameters that the decoder corrects, an unknown Adobe colour code.
+// Warnings that leave every pixel intact: stray bytes between segments (cameras pad there), odd
+// scan parameters that the decoder corrects, an unknown Adobe colour code.
 bool IsBenign(absl::string_view warning) {
   return absl::StrContains(warning, "extraneous bytes before marker") ||
          absl::StrContains(warning, "Invalid SOS parameters") ||
@@ -66,8 +67,8 @@ bool IsBenign(absl::string_view warning) {
          absl::StrContains(warning, "Adobe color transform");
 }
 
-// Pillow's conversion of CMYK, where Adobe's files hold the inverted inks: rgb = k - (255 - ink) * k / 255 with
-// `ink` and `k` as stored, rounded as Pillow rounds.
+// Pillow's conversion of CMYK, where Adobe's files hold the inverted inks: rgb = k - (255 - ink) *
+// k / 255 with `ink` and `k` as stored, rounded as Pillow rounds.
 uint8_t FromInk(int stored_ink, int stored_k) {
   const int product = (255 - stored_ink) * stored_k + 128;
   return static_cast<uint8_t>(stored_k - ((product + (product >> 8)) >> 8));
@@ -83,17 +84,20 @@ absl::StatusOr<Decoded> DecodeJpeg(absl::string_view bytes, const Limits& limits
   };
   const auto* data = reinterpret_cast<const unsigned char*>(bytes.data());
   int width = 0, height = 0, subsampling = -1, color_space = -1;
-  // The header call also fails for sampling factors outside TurboJPEG's list, after it has read the size; the
-  // decoder itself takes them.
-  if (tjDecompressHeader3(handle.get(), data, bytes.size(), &width, &height, &subsampling, &color_space) != 0 &&
-      (width < 1 || height < 1 || color_space < 0) && tjGetErrorCode(handle.get()) != TJERR_WARNING) {
+  // The header call also fails for sampling factors outside TurboJPEG's list, after it has read the
+  // size; the decoder itself takes them.
+  if (tjDecompressHeader3(handle.get(), data, bytes.size(), &width, &height, &subsampling,
+                          &color_space) != 0 &&
+      (width < 1 || height < 1 || color_space < 0) &&
+      tjGetErrorCode(handle.get()) != TJERR_WARNING) {
     return error();
   }
   TERN_RETURN_IF_ERROR(CheckSize(width, height, limits));
 
   const Segments segments = Walk(bytes);
   if (!segments.complete) {
-    return absl::InvalidArgumentError(absl::StrCat("truncated JPEG: ", bytes.size(), " bytes without an end marker"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("truncated JPEG: ", bytes.size(), " bytes without an end marker"));
   }
   Decoded decoded;
   decoded.orientation = ExifOrientation(segments.exif);
@@ -105,10 +109,12 @@ absl::StatusOr<Decoded> DecodeJpeg(absl::string_view bytes, const Limits& limits
   const bool cmyk = color_space == TJCS_CMYK || color_space == TJCS_YCCK;
   std::vector<uint8_t> inks;
   if (cmyk) inks.resize(area * 4);
-  // LIMITSCANS: a progressive file of a few kilobytes can ask for thousands of passes over the whole image.
-  const int status = tjDecompress2(handle.get(), data, bytes.size(), cmyk ? inks.data() : decoded.image.pixels.data(),
-                                   width, width * (cmyk ? 4 : 3), height, cmyk ? TJPF_CMYK : TJPF_RGB,
-                                   TJFLAG_ACCURATEDCT | TJFLAG_LIMITSCANS);
+  // LIMITSCANS: a progressive file of a few kilobytes can ask for thousands of passes over the
+  // whole image.
+  const int status =
+      tjDecompress2(handle.get(), data, bytes.size(),
+                    cmyk ? inks.data() : decoded.image.pixels.data(), width, width * (cmyk ? 4 : 3),
+                    height, cmyk ? TJPF_CMYK : TJPF_RGB, TJFLAG_ACCURATEDCT | TJFLAG_LIMITSCANS);
   if (status != 0 &&
       (tjGetErrorCode(handle.get()) != TJERR_WARNING || !IsBenign(tjGetErrorStr2(handle.get())))) {
     return error();

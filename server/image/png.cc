@@ -16,7 +16,8 @@ namespace {
 class PngReader {
  public:
   explicit PngReader(absl::string_view bytes) : rest_(bytes) {
-    png_ = png_create_read_struct(PNG_LIBPNG_VER_STRING, this, &PngReader::OnError, &PngReader::OnWarning);
+    png_ = png_create_read_struct(PNG_LIBPNG_VER_STRING, this, &PngReader::OnError,
+                                  &PngReader::OnWarning);
     if (png_ != nullptr) info_ = png_create_info_struct(png_);
     if (info_ == nullptr) std::strcpy(message_, "out of memory");
   }
@@ -29,7 +30,8 @@ class PngReader {
     if (info_ == nullptr) return false;
     if (setjmp(png_jmpbuf(png_)) != 0) return false;
     png_set_read_fn(png_, this, &PngReader::OnRead);
-    // Ancillary chunks are skipped, except EXIF: a few kilobytes of compressed text can unpack to gigabytes.
+    // Ancillary chunks are skipped, except EXIF: a few kilobytes of compressed text can unpack to
+    // gigabytes.
     png_set_keep_unknown_chunks(png_, PNG_HANDLE_CHUNK_NEVER, nullptr, -1);
     static const png_byte kExif[] = {'e', 'X', 'I', 'f', 0};
     png_set_keep_unknown_chunks(png_, PNG_HANDLE_CHUNK_AS_DEFAULT, kExif, 1);
@@ -102,7 +104,9 @@ class PngReader {
 
 absl::StatusOr<Decoded> DecodePng(absl::string_view bytes, const Limits& limits) {
   PngReader reader(bytes);
-  const auto error = [&] { return absl::InvalidArgumentError(absl::StrCat("damaged PNG: ", reader.message())); };
+  const auto error = [&] {
+    return absl::InvalidArgumentError(absl::StrCat("damaged PNG: ", reader.message()));
+  };
   if (!reader.ReadHeader()) return error();
   TERN_RETURN_IF_ERROR(CheckSize(reader.width(), reader.height(), limits));
   Decoded decoded;

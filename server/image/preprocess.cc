@@ -15,8 +15,9 @@ using v1::Preprocessing;
 // Network inputs and intermediate sizes; far above any classification network's.
 constexpr int kMaxInput = 8192;
 
-// Where the crop lies in the resized image and in the output. torchvision's CenterCrop: a smaller image is
-// padded with zeros, floor(difference / 2) in front; a larger one is cut at round(difference / 2), half to even.
+// Where the crop lies in the resized image and in the output. torchvision's CenterCrop: a smaller
+// image is padded with zeros, floor(difference / 2) in front; a larger one is cut at
+// round(difference / 2), half to even.
 struct Crop {
   int64_t from = 0;  // in the resized image
   int to = 0;        // in the output
@@ -35,14 +36,16 @@ Crop CenterCrop(int64_t have, int want) {
   return crop;
 }
 
-absl::Status CheckVector(const google::protobuf::RepeatedField<float>& values, absl::string_view field,
-                         bool positive) {
+absl::Status CheckVector(const google::protobuf::RepeatedField<float>& values,
+                         absl::string_view field, bool positive) {
   if (values.size() != 0 && values.size() != 3) {
-    return absl::InvalidArgumentError(absl::StrCat("preprocessing.", field, ": got ", values.size(), " values, want 3 or none"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("preprocessing.", field, ": got ", values.size(), " values, want 3 or none"));
   }
   for (int c = 0; c < values.size(); ++c) {
     if (!std::isfinite(values[c]) || (positive && values[c] <= 0)) {
-      return absl::InvalidArgumentError(absl::StrCat("preprocessing.", field, "[", c, "]: got ", values[c], ", want a ",
+      return absl::InvalidArgumentError(absl::StrCat("preprocessing.", field, "[", c, "]: got ",
+                                                     values[c], ", want a ",
                                                      positive ? "positive" : "finite", " number"));
     }
   }
@@ -53,12 +56,12 @@ absl::Status CheckVector(const google::protobuf::RepeatedField<float>& values, a
 
 absl::Status ValidatePreprocessing(const Preprocessing& contract, int height, int width) {
   if (height < 1 || width < 1 || height > kMaxInput || width > kMaxInput) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("network input: got ", height, "x", width, ", want 1 to ", kMaxInput, " per side"));
+    return absl::InvalidArgumentError(absl::StrCat("network input: got ", height, "x", width,
+                                                   ", want 1 to ", kMaxInput, " per side"));
   }
   if (!Preprocessing::ColorOrder_IsValid(contract.color_order())) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("preprocessing.color_order: unknown value ", static_cast<int>(contract.color_order())));
+    return absl::InvalidArgumentError(absl::StrCat("preprocessing.color_order: unknown value ",
+                                                   static_cast<int>(contract.color_order())));
   }
   if (!Preprocessing::Filter_IsValid(contract.filter())) {
     return absl::InvalidArgumentError(
@@ -70,18 +73,21 @@ absl::Status ValidatePreprocessing(const Preprocessing& contract, int height, in
       break;
     case Preprocessing::SHORTER_SIDE:
       if (contract.resize_size() < 1 || contract.resize_size() > kMaxInput) {
-        return absl::InvalidArgumentError(absl::StrCat("preprocessing.resize_size: got ", contract.resize_size(),
-                                                       ", want 1 to ", kMaxInput, " pixels for SHORTER_SIDE"));
+        return absl::InvalidArgumentError(absl::StrCat("preprocessing.resize_size: got ",
+                                                       contract.resize_size(), ", want 1 to ",
+                                                       kMaxInput, " pixels for SHORTER_SIDE"));
       }
-      if (!contract.center_crop() && static_cast<int>(contract.resize_size()) != std::min(height, width)) {
-        return absl::InvalidArgumentError(absl::StrCat(
-            "preprocessing.resize_size: got ", contract.resize_size(), " without center_crop, want ",
-            std::min(height, width), ", the shorter side of the network's input ", height, "x", width));
+      if (!contract.center_crop() &&
+          static_cast<int>(contract.resize_size()) != std::min(height, width)) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("preprocessing.resize_size: got ", contract.resize_size(),
+                         " without center_crop, want ", std::min(height, width),
+                         ", the shorter side of the network's input ", height, "x", width));
       }
       break;
     default:
-      return absl::InvalidArgumentError(
-          absl::StrCat("preprocessing.resize: unknown value ", static_cast<int>(contract.resize())));
+      return absl::InvalidArgumentError(absl::StrCat("preprocessing.resize: unknown value ",
+                                                     static_cast<int>(contract.resize())));
   }
   if (!std::isfinite(contract.scale())) {
     return absl::InvalidArgumentError(
@@ -95,12 +101,14 @@ absl::Status Preprocess(const Image& image, const Preprocessing& contract, int h
                         absl::Span<float> output) {
   const size_t want = static_cast<size_t>(height) * width * 3;
   if (output.size() != want) {
-    return absl::InternalError(absl::StrCat("Preprocess: output of ", output.size(), " floats, want ", want));
+    return absl::InternalError(
+        absl::StrCat("Preprocess: output of ", output.size(), " floats, want ", want));
   }
   if (image.width < 1 || image.height < 1 ||
       image.pixels.size() != static_cast<size_t>(image.width) * image.height * 3) {
-    return absl::InvalidArgumentError(absl::StrCat("image of ", image.width, "x", image.height, " with ",
-                                                   image.pixels.size(), " bytes of pixels"));
+    return absl::InvalidArgumentError(absl::StrCat("image of ", image.width, "x", image.height,
+                                                   " with ", image.pixels.size(),
+                                                   " bytes of pixels"));
   }
   int64_t resized_width = image.width;
   int64_t resized_height = image.height;
@@ -123,12 +131,12 @@ absl::Status Preprocess(const Image& image, const Preprocessing& contract, int h
     columns = CenterCrop(resized_width, width);
     rows = CenterCrop(resized_height, height);
   } else if (resized_width != width || resized_height != height) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "image of ", image.width, "x", image.height, " (width x height)",
-        contract.resize() == Preprocessing::NONE
-            ? std::string(" is not resized")
-            : absl::StrCat(" becomes ", resized_width, "x", resized_height),
-        "; the model wants exactly ", width, "x", height));
+    return absl::InvalidArgumentError(
+        absl::StrCat("image of ", image.width, "x", image.height, " (width x height)",
+                     contract.resize() == Preprocessing::NONE
+                         ? std::string(" is not resized")
+                         : absl::StrCat(" becomes ", resized_width, "x", resized_height),
+                     "; the model wants exactly ", width, "x", height));
   }
   const Window window{columns.from, rows.from, columns.size, rows.size};
 
@@ -176,7 +184,8 @@ absl::StatusOr<Preprocessing> NamedPreprocessing(absl::string_view name) {
   } else if (name == "imagenet") {
     side = 256;
   } else {
-    return absl::NotFoundError(absl::StrCat("no preprocessing named '", name, "'; there are cifar10 and imagenet"));
+    return absl::NotFoundError(
+        absl::StrCat("no preprocessing named '", name, "'; there are cifar10 and imagenet"));
   }
   Preprocessing contract;
   contract.set_resize(Preprocessing::SHORTER_SIDE);

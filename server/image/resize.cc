@@ -12,15 +12,15 @@
 namespace tern::image {
 namespace {
 
-// 8 bits of pixel, 2 of headroom for the cubic kernel's overshoot (its coefficients' magnitudes sum to
-// at most 1.25), the sign: 22 bits are left.
+// 8 bits of pixel, 2 of headroom for the cubic kernel's overshoot (its coefficients' magnitudes sum
+// to at most 1.25), the sign: 22 bits are left.
 constexpr int kFractionBits = 22;
 
 // For output positions first..first+count-1: which inputs, and how much of each.
 struct Taps {
-  std::vector<int> begin;         // first input of each output
-  std::vector<int> size;          // how many
-  std::vector<int32_t> weights;   // [output][stride], 22-bit fixed point
+  std::vector<int> begin;        // first input of each output
+  std::vector<int> size;         // how many
+  std::vector<int32_t> weights;  // [output][stride], 22-bit fixed point
   int stride = 0;
 };
 
@@ -104,17 +104,20 @@ Image Cut(const uint8_t* pixels, size_t row_bytes, const Window& window) {
   const size_t out_bytes = static_cast<size_t>(window.width) * 3;
   out.pixels.resize(out_bytes * window.height);
   for (int y = 0; y < window.height; ++y) {
-    std::memcpy(out.pixels.data() + y * out_bytes, pixels + (window.y + y) * row_bytes + window.x * 3, out_bytes);
+    std::memcpy(out.pixels.data() + y * out_bytes,
+                pixels + (window.y + y) * row_bytes + window.x * 3, out_bytes);
   }
   return out;
 }
 
 }  // namespace
 
-Image ResizeAntialiased(const Image& image, int64_t width, int64_t height, const Window& window, Kernel kernel) {
+Image ResizeAntialiased(const Image& image, int64_t width, int64_t height, const Window& window,
+                        Kernel kernel) {
   const size_t in_bytes = static_cast<size_t>(image.width) * 3;
   const size_t out_bytes = static_cast<size_t>(window.width) * 3;
-  if (width == image.width && height == image.height) return Cut(image.pixels.data(), in_bytes, window);
+  if (width == image.width && height == image.height)
+    return Cut(image.pixels.data(), in_bytes, window);
   // A pass that would not change the size is left out, as in Pillow; its window is a copy.
   const bool horizontal = width != image.width;
   const bool vertical = height != image.height;
@@ -140,8 +143,9 @@ Image ResizeAntialiased(const Image& image, int64_t width, int64_t height, const
     return out;
   }
 
-  // Each input row goes through the horizontal pass once and is added at once to the output rows that
-  // want it: a very tall image needs no very tall intermediate. Both ends of the ranges rise with y.
+  // Each input row goes through the horizontal pass once and is added at once to the output rows
+  // that want it: a very tall image needs no very tall intermediate. Both ends of the ranges rise
+  // with y.
   const Taps rows = MakeTaps(image.height, height, window.y, window.height, kernel);
   std::vector<uint8_t> row(out_bytes);
   std::vector<int32_t> sums(out_bytes * window.height, kHalf);
@@ -152,7 +156,8 @@ Image ResizeAntialiased(const Image& image, int64_t width, int64_t height, const
     if (rows.begin[first] > y) continue;
     resized_row(y, row.data());
     for (int i = first; i < window.height && rows.begin[i] <= y; ++i) {
-      const int32_t weight = rows.weights[static_cast<size_t>(i) * rows.stride + (y - rows.begin[i])];
+      const int32_t weight =
+          rows.weights[static_cast<size_t>(i) * rows.stride + (y - rows.begin[i])];
       int32_t* sum = sums.data() + i * out_bytes;
       const uint8_t* in = row.data();
       for (size_t x = 0; x < out_bytes; ++x) sum[x] += in[x] * weight;
@@ -162,11 +167,13 @@ Image ResizeAntialiased(const Image& image, int64_t width, int64_t height, const
   return out;
 }
 
-absl::StatusOr<Image> ResizeLinear(const Image& image, int64_t width, int64_t height, const Window& window) {
+absl::StatusOr<Image> ResizeLinear(const Image& image, int64_t width, int64_t height,
+                                   const Window& window) {
   constexpr int64_t kMaxPixels = int64_t{1} << 26;
   if (width > kMaxPixels / height) {
-    return absl::InvalidArgumentError(absl::StrCat("image of ", image.width, "x", image.height, " would become ", width,
-                                                   "x", height, ", the limit is ", kMaxPixels, " pixels"));
+    return absl::InvalidArgumentError(absl::StrCat("image of ", image.width, "x", image.height,
+                                                   " would become ", width, "x", height,
+                                                   ", the limit is ", kMaxPixels, " pixels"));
   }
   const cv::Mat in(image.height, image.width, CV_8UC3, const_cast<uint8_t*>(image.pixels.data()));
   cv::Mat out;
@@ -174,7 +181,8 @@ absl::StatusOr<Image> ResizeLinear(const Image& image, int64_t width, int64_t he
   static const bool single = (cv::setNumThreads(1), true);
   (void)single;
   try {
-    cv::resize(in, out, cv::Size(static_cast<int>(width), static_cast<int>(height)), 0, 0, cv::INTER_LINEAR);
+    cv::resize(in, out, cv::Size(static_cast<int>(width), static_cast<int>(height)), 0, 0,
+               cv::INTER_LINEAR);
   } catch (const cv::Exception& e) {
     return absl::InternalError(absl::StrCat("cv::resize: ", e.what()));
   }

@@ -19,11 +19,13 @@ enum class Kernel { kTriangle, kCubic };
 // horizontal pass comes first and is rounded to 8 bits, coefficients have 22 fraction bits.
 // Gives `window` of the `width` x `height` result; equal to Pillow bit for bit. Work and
 // memory follow the window, not the result. Thread safe.
-Image ResizeAntialiased(const Image& image, int64_t width, int64_t height, const Window& window, Kernel kernel);
+Image ResizeAntialiased(const Image& image, int64_t width, int64_t height, const Window& window,
+                        Kernel kernel);
 
 // OpenCV's INTER_LINEAR (no antialiasing). INVALID_ARGUMENT if the whole result would exceed
 // 2^26 pixels: OpenCV cannot compute a part. Thread safe.
-absl::StatusOr<Image> ResizeLinear(const Image& image, int64_t width, int64_t height, const Window& window);
+absl::StatusOr<Image> ResizeLinear(const Image& image, int64_t width, int64_t height,
+                                   const Window& window);
 
 }  // namespace tern::image
 

@@ -48,8 +48,9 @@ absl::StatusOr<Decoded> DecodeWebp(absl::string_view bytes, const Limits& limits
   decoded.image.height = height;
   decoded.image.pixels.resize(static_cast<size_t>(width) * height * 3);
   const size_t offset = (static_cast<size_t>(frame.y_offset) * width + frame.x_offset) * 3;
-  if (WebPDecodeRGBInto(frame.fragment.bytes, frame.fragment.size, decoded.image.pixels.data() + offset,
-                        decoded.image.pixels.size() - offset, width * 3) == nullptr) {
+  if (WebPDecodeRGBInto(frame.fragment.bytes, frame.fragment.size,
+                        decoded.image.pixels.data() + offset, decoded.image.pixels.size() - offset,
+                        width * 3) == nullptr) {
     return absl::InvalidArgumentError("damaged WebP: pixels cannot be decoded");
   }
   WebPChunkIterator chunk;

@@ -29,7 +29,8 @@ absl::StatusOr<serving::ClassifyInput> ToInput(const v1::ClassifyRequest& reques
   if (request.model().empty()) return absl::InvalidArgumentError("model: is empty");
   if (request.image().empty()) return absl::InvalidArgumentError("image: is empty");
   if (request.top_k() > 100000) {
-    return absl::InvalidArgumentError(absl::StrCat("top_k: got ", request.top_k(), ", want at most 100000"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("top_k: got ", request.top_k(), ", want at most 100000"));
   }
   if (request.request_id().size() > kMaxRequestIdBytes) {
     return absl::InvalidArgumentError(absl::StrCat("request_id: ", request.request_id().size(),
@@ -78,23 +79,24 @@ absl::Time Deadline(const grpc::CallbackServerContext& context) {
   return absl::FromChrono(deadline);
 }
 
-// One Classify call. Deletes itself in OnDone; the flag outlives it, because a queued task may ask later.
+// One Classify call. Deletes itself in OnDone; the flag outlives it, because a queued task may ask
+// later.
 class ClassifyCall final : public grpc::ServerUnaryReactor {
  public:
   explicit ClassifyCall(metrics::Metrics* metrics)
       : timer_(metrics, "Classify"), cancelled_(std::make_shared<std::atomic<bool>>(false)) {}
 
-  void Start(serving::Classifier* classifier, const v1::ClassifyRequest& request, absl::Time deadline,
-             v1::ClassifyResponse* response) {
+  void Start(serving::Classifier* classifier, const v1::ClassifyRequest& request,
+             absl::Time deadline, v1::ClassifyResponse* response) {
     absl::StatusOr<serving::ClassifyInput> input = ToInput(request, deadline);
     if (!input.ok()) return Finish(timer_.Finish(input.status()));
     input->cancelled = [flag = cancelled_] { return flag->load(); };
-    classifier->Classify(request.model(), request.version(), *input,
-                         [this, response, id = input->request_id](
-                             absl::StatusOr<serving::ClassifyOutput> output) {
-                           if (output.ok()) ToResponse(*output, id, response);
-                           Finish(timer_.Finish(output.status()));
-                         });
+    classifier->Classify(
+        request.model(), request.version(), *input,
+        [this, response, id = input->request_id](absl::StatusOr<serving::ClassifyOutput> output) {
+          if (output.ok()) ToResponse(*output, id, response);
+          Finish(timer_.Finish(output.status()));
+        });
   }
   void OnCancel() override { *cancelled_ = true; }
   void OnDone() override { delete this; }
@@ -180,7 +182,8 @@ class StreamCall final
     Advance(std::move(lock));
   }
 
-  // Starts whatever can start. `this` may be gone when it returns: Finish can lead to OnDone at once.
+  // Starts whatever can start. `this` may be gone when it returns: Finish can lead to OnDone at
+  // once.
   void Advance(std::unique_lock<std::mutex> lock) {
     if (broken_) {
       while (!writing_ && !slots_.empty() && slots_.front()->ready) slots_.pop_front();
@@ -196,7 +199,9 @@ class StreamCall final
     const bool finish = reads_done_ && slots_.empty() && !writing_ && !finished_;
     if (finish) finished_ = true;
     lock.unlock();
-    if (finish) Finish(timer_.Finish(broken_ ? absl::CancelledError("the client went away") : absl::OkStatus()));
+    if (finish)
+      Finish(
+          timer_.Finish(broken_ ? absl::CancelledError("the client went away") : absl::OkStatus()));
   }
 
   serving::Classifier* const classifier_;

@@ -17,8 +17,10 @@ static_assert(int(absl::StatusCode::kDeadlineExceeded) == int(grpc::StatusCode::
 static_assert(int(absl::StatusCode::kNotFound) == int(grpc::StatusCode::NOT_FOUND));
 static_assert(int(absl::StatusCode::kAlreadyExists) == int(grpc::StatusCode::ALREADY_EXISTS));
 static_assert(int(absl::StatusCode::kPermissionDenied) == int(grpc::StatusCode::PERMISSION_DENIED));
-static_assert(int(absl::StatusCode::kResourceExhausted) == int(grpc::StatusCode::RESOURCE_EXHAUSTED));
-static_assert(int(absl::StatusCode::kFailedPrecondition) == int(grpc::StatusCode::FAILED_PRECONDITION));
+static_assert(int(absl::StatusCode::kResourceExhausted) ==
+              int(grpc::StatusCode::RESOURCE_EXHAUSTED));
+static_assert(int(absl::StatusCode::kFailedPrecondition) ==
+              int(grpc::StatusCode::FAILED_PRECONDITION));
 static_assert(int(absl::StatusCode::kAborted) == int(grpc::StatusCode::ABORTED));
 static_assert(int(absl::StatusCode::kOutOfRange) == int(grpc::StatusCode::OUT_OF_RANGE));
 static_assert(int(absl::StatusCode::kUnimplemented) == int(grpc::StatusCode::UNIMPLEMENTED));

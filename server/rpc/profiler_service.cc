@@ -35,12 +35,18 @@ absl::Status ProfilerService::DoBenchmark(grpc::ServerContext* context,
   TERN_ASSIGN_OR_RETURN(const std::shared_ptr<const repository::LoadedModel> model,
                         repository_->Find(request.model(), request.version()));
   serving::BenchmarkOptions options;
-  options.batch = request.batch() == 0 ? 1 : static_cast<int>(std::min<uint32_t>(request.batch(), 1 << 20));
-  options.threads = request.threads() == 0 ? cpu_threads_ : static_cast<int>(std::min<uint32_t>(request.threads(), 1 << 20));
-  options.sessions = request.sessions() == 0 ? 1 : static_cast<int>(std::min<uint32_t>(request.sessions(), 1 << 20));
+  options.batch =
+      request.batch() == 0 ? 1 : static_cast<int>(std::min<uint32_t>(request.batch(), 1 << 20));
+  options.threads = request.threads() == 0
+                        ? cpu_threads_
+                        : static_cast<int>(std::min<uint32_t>(request.threads(), 1 << 20));
+  options.sessions = request.sessions() == 0
+                         ? 1
+                         : static_cast<int>(std::min<uint32_t>(request.sessions(), 1 << 20));
   options.duration = absl::Seconds(request.seconds() == 0 ? 3 : request.seconds());
   options.cancelled = [context] { return context->IsCancelled(); };
-  TERN_ASSIGN_OR_RETURN(const serving::BenchmarkResult result, serving::Benchmark(model->plan, options));
+  TERN_ASSIGN_OR_RETURN(const serving::BenchmarkResult result,
+                        serving::Benchmark(model->plan, options));
   response->set_images_per_second(result.images_per_second);
   response->set_ms_per_image(result.ms_per_image);
   response->set_p50_ms(result.p50_ms);
@@ -51,7 +57,8 @@ absl::Status ProfilerService::DoBenchmark(grpc::ServerContext* context,
   return absl::OkStatus();
 }
 
-grpc::Status ProfilerService::Profile(grpc::ServerContext* context, const v1::ProfileRequest* request,
+grpc::Status ProfilerService::Profile(grpc::ServerContext* context,
+                                      const v1::ProfileRequest* request,
                                       v1::ProfileResponse* response) {
   RequestTimer timer(metrics_, "Profile");
   if (busy_.exchange(true)) return timer.Finish(Busy());
@@ -63,12 +70,16 @@ grpc::Status ProfilerService::Profile(grpc::ServerContext* context, const v1::Pr
 absl::Status ProfilerService::DoProfile(const v1::ProfileRequest& request,
                                         v1::ProfileResponse* response) {
   if (request.runs() > kMaxRuns) {
-    return absl::InvalidArgumentError(absl::StrCat("runs: got ", request.runs(), ", want at most ", kMaxRuns));
+    return absl::InvalidArgumentError(
+        absl::StrCat("runs: got ", request.runs(), ", want at most ", kMaxRuns));
   }
   TERN_ASSIGN_OR_RETURN(const std::shared_ptr<const repository::LoadedModel> model,
                         repository_->Find(request.model(), request.version()));
-  const int batch = request.batch() == 0 ? 1 : static_cast<int>(std::min<uint32_t>(request.batch(), 1 << 20));
-  const int threads = request.threads() == 0 ? cpu_threads_ : static_cast<int>(std::min<uint32_t>(request.threads(), 1 << 20));
+  const int batch =
+      request.batch() == 0 ? 1 : static_cast<int>(std::min<uint32_t>(request.batch(), 1 << 20));
+  const int threads = request.threads() == 0
+                          ? cpu_threads_
+                          : static_cast<int>(std::min<uint32_t>(request.threads(), 1 << 20));
   const int runs = request.runs() == 0 ? 20 : static_cast<int>(request.runs());
   TERN_ASSIGN_OR_RETURN(const std::vector<absl::Duration> times,
                         serving::ProfileLayers(model->plan, batch, threads, runs));
@@ -84,7 +95,8 @@ absl::Status ProfilerService::DoProfile(const v1::ProfileRequest& request,
     layer->set_implementation(layers[i].implementation);
     layer->set_ms(seconds * 1e3);
     layer->set_share(total > absl::ZeroDuration() ? seconds / absl::ToDoubleSeconds(total) : 0);
-    if (seconds > 0) layer->set_gmacs_per_second(static_cast<double>(layers[i].macs) * batch / seconds * 1e-9);
+    if (seconds > 0)
+      layer->set_gmacs_per_second(static_cast<double>(layers[i].macs) * batch / seconds * 1e-9);
   }
   response->set_total_ms(absl::ToDoubleMilliseconds(total));
   return absl::OkStatus();

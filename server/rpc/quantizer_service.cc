@@ -49,7 +49,8 @@ template <typename Stream, typename Response>
 class ProgressWriter {
  public:
   explicit ProgressWriter(Stream* stream) : stream_(stream) {}
-  void Write(const std::string& phase, double done, const std::string& detail, double seconds_left) {
+  void Write(const std::string& phase, double done, const std::string& detail,
+             double seconds_left) {
     const absl::Time now = absl::Now();
     if (phase == phase_ && now - last_ < absl::Milliseconds(100)) return;
     phase_ = phase;
@@ -102,11 +103,13 @@ absl::Status QuantizerService::DoQuantize(grpc::ServerContext* context, Quantize
   ProgressWriter<QuantizeStream, v1::QuantizeResponse> progress(stream);
   uint64_t received = 0;
   while (stream->Read(&request)) {
-    if (!request.has_image()) return absl::InvalidArgumentError("messages after the first must be images");
+    if (!request.has_image())
+      return absl::InvalidArgumentError("messages after the first must be images");
     v1::SampleImage* image = request.mutable_image();
     if (!image->calibration() && !image->evaluation()) {
-      return absl::InvalidArgumentError(absl::StrCat("image ", image->name(), " #", received,
-                                                     ": is marked neither for calibration nor evaluation"));
+      return absl::InvalidArgumentError(
+          absl::StrCat("image ", image->name(), " #", received,
+                       ": is marked neither for calibration nor evaluation"));
     }
     const bool calibration = image->calibration(), evaluation = image->evaluation();
     TERN_RETURN_IF_ERROR(job->AddImage(ToSample(image, received), calibration, evaluation));
@@ -115,10 +118,12 @@ absl::Status QuantizerService::DoQuantize(grpc::ServerContext* context, Quantize
   }
   if (context->IsCancelled()) return absl::CancelledError("cancelled while receiving images");
   CancelWatcher watcher(context);
-  TERN_ASSIGN_OR_RETURN(
-      const serving::QuantizeOutcome outcome,
-      job->Run([&](const serving::JobProgress& p) { progress.Write(p.phase, p.done, p.detail, p.seconds_left); },
-               watcher.flag()));
+  TERN_ASSIGN_OR_RETURN(const serving::QuantizeOutcome outcome,
+                        job->Run(
+                            [&](const serving::JobProgress& p) {
+                              progress.Write(p.phase, p.done, p.detail, p.seconds_left);
+                            },
+                            watcher.flag()));
   v1::QuantizeResponse response;
   v1::QuantizeResult* result = response.mutable_result();
   result->set_model(outcome.report.source_model());
@@ -160,7 +165,8 @@ absl::Status QuantizerService::DoEvaluate(grpc::ServerContext* context, Evaluate
   ProgressWriter<EvaluateStream, v1::EvaluateResponse> progress(stream);
   uint64_t received = 0;
   while (stream->Read(&request)) {
-    if (!request.has_image()) return absl::InvalidArgumentError("messages after the first must be images");
+    if (!request.has_image())
+      return absl::InvalidArgumentError("messages after the first must be images");
     TERN_RETURN_IF_ERROR(evaluator->Add(ToSample(request.mutable_image(), received)));
     ++received;
     progress.Write("evaluating", 0, absl::StrCat(received, " images"), -1);

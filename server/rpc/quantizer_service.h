@@ -16,20 +16,23 @@ struct QuantizerOptions {
   int threads = 1;
   image::Limits limits;
   engine::PlanOptions plan;
-  int max_jobs = 1;  // quantisations at once; more are RESOURCE_EXHAUSTED
+  int max_jobs = 1;               // quantisations at once; more are RESOURCE_EXHAUSTED
   std::function<void()> changed;  // a version may have been published
 };
 
 // Thread safe.
 class QuantizerService final : public v1::Quantizer::Service {
  public:
-  QuantizerService(repository::Repository* repository, metrics::Metrics* metrics, QuantizerOptions options)
+  QuantizerService(repository::Repository* repository, metrics::Metrics* metrics,
+                   QuantizerOptions options)
       : repository_(repository), metrics_(metrics), options_(std::move(options)) {}
 
-  grpc::Status Quantize(grpc::ServerContext* context,
-                        grpc::ServerReaderWriter<v1::QuantizeResponse, v1::QuantizeRequest>* stream) override;
-  grpc::Status Evaluate(grpc::ServerContext* context,
-                        grpc::ServerReaderWriter<v1::EvaluateResponse, v1::EvaluateRequest>* stream) override;
+  grpc::Status Quantize(
+      grpc::ServerContext* context,
+      grpc::ServerReaderWriter<v1::QuantizeResponse, v1::QuantizeRequest>* stream) override;
+  grpc::Status Evaluate(
+      grpc::ServerContext* context,
+      grpc::ServerReaderWriter<v1::EvaluateResponse, v1::EvaluateRequest>* stream) override;
 
  private:
   using QuantizeStream = grpc::ServerReaderWriter<v1::QuantizeResponse, v1::QuantizeRequest>;

@@ -66,7 +66,8 @@ absl::Status RegistryService::DoImport(grpc::ServerReader<v1::ImportRequest>* re
   TERN_RETURN_IF_ERROR(repository::ValidateModelName(start.name()));
   std::string onnx;
   while (reader->Read(&request)) {
-    if (!request.has_chunk()) return absl::InvalidArgumentError("messages after the first must be chunks");
+    if (!request.has_chunk())
+      return absl::InvalidArgumentError("messages after the first must be chunks");
     if (onnx.size() + request.chunk().size() > max_onnx_bytes_) {
       return absl::ResourceExhaustedError(
           absl::StrCat("ONNX file: more than ", max_onnx_bytes_, " bytes"));
@@ -75,8 +76,9 @@ absl::Status RegistryService::DoImport(grpc::ServerReader<v1::ImportRequest>* re
   }
   if (onnx.empty()) return absl::InvalidArgumentError("no ONNX bytes were sent");
   const std::vector<std::string> labels(start.labels().begin(), start.labels().end());
-  return Fill(repository_->Import(start.name(), onnx, start.preprocessing(), labels, start.set_default()),
-              response->mutable_version());
+  return Fill(
+      repository_->Import(start.name(), onnx, start.preprocessing(), labels, start.set_default()),
+      response->mutable_version());
 }
 
 grpc::Status RegistryService::List(grpc::ServerContext* context, const v1::ListRequest* request,
@@ -86,7 +88,8 @@ grpc::Status RegistryService::List(grpc::ServerContext* context, const v1::ListR
     ToProto(info, response->add_versions());
   }
   if (response->versions().empty() && !request->model().empty()) {
-    return timer.Finish(absl::NotFoundError(absl::StrCat("model \"", request->model(), "\" does not exist")));
+    return timer.Finish(
+        absl::NotFoundError(absl::StrCat("model \"", request->model(), "\" does not exist")));
   }
   return timer.Finish(absl::OkStatus());
 }
@@ -94,7 +97,8 @@ grpc::Status RegistryService::List(grpc::ServerContext* context, const v1::ListR
 grpc::Status RegistryService::Get(grpc::ServerContext* context, const v1::GetRequest* request,
                                   v1::ModelVersion* response) {
   RequestTimer timer(metrics_, "Get");
-  const absl::Status status = Fill(repository_->Info(request->model(), request->version()), response);
+  const absl::Status status =
+      Fill(repository_->Info(request->model(), request->version()), response);
   if (status.ok()) {
     // What only a loaded version knows; a version that is not ready still answers with its state.
     const auto model = repository_->Find(request->model(), request->version());
@@ -110,15 +114,18 @@ grpc::Status RegistryService::Get(grpc::ServerContext* context, const v1::GetReq
 grpc::Status RegistryService::Load(grpc::ServerContext* context, const v1::VersionRequest* request,
                                    v1::ModelVersion* response) {
   RequestTimer timer(metrics_, "Load");
-  const absl::Status status = Fill(repository_->Load(request->model(), request->version()), response);
+  const absl::Status status =
+      Fill(repository_->Load(request->model(), request->version()), response);
   changed_();
   return timer.Finish(status);
 }
 
-grpc::Status RegistryService::Unload(grpc::ServerContext* context, const v1::VersionRequest* request,
+grpc::Status RegistryService::Unload(grpc::ServerContext* context,
+                                     const v1::VersionRequest* request,
                                      v1::ModelVersion* response) {
   RequestTimer timer(metrics_, "Unload");
-  const absl::Status status = Fill(repository_->Unload(request->model(), request->version()), response);
+  const absl::Status status =
+      Fill(repository_->Unload(request->model(), request->version()), response);
   changed_();
   return timer.Finish(status);
 }
@@ -127,21 +134,25 @@ grpc::Status RegistryService::SetDefault(grpc::ServerContext* context,
                                          const v1::VersionRequest* request,
                                          v1::ModelVersion* response) {
   RequestTimer timer(metrics_, "SetDefault");
-  const absl::Status status = Fill(repository_->SetDefault(request->model(), request->version()), response);
+  const absl::Status status =
+      Fill(repository_->SetDefault(request->model(), request->version()), response);
   changed_();
   return timer.Finish(status);
 }
 
-grpc::Status RegistryService::Delete(grpc::ServerContext* context, const v1::VersionRequest* request,
+grpc::Status RegistryService::Delete(grpc::ServerContext* context,
+                                     const v1::VersionRequest* request,
                                      v1::DeleteResponse* response) {
   RequestTimer timer(metrics_, "Delete");
-  const absl::StatusOr<uint64_t> removed = repository_->Delete(request->model(), request->version());
+  const absl::StatusOr<uint64_t> removed =
+      repository_->Delete(request->model(), request->version());
   if (removed.ok()) response->set_versions_removed(*removed);
   changed_();
   return timer.Finish(removed.status());
 }
 
-grpc::Status RegistryService::Export(grpc::ServerContext* context, const v1::VersionRequest* request,
+grpc::Status RegistryService::Export(grpc::ServerContext* context,
+                                     const v1::VersionRequest* request,
                                      grpc::ServerWriter<v1::ExportResponse>* writer) {
   RequestTimer timer(metrics_, "Export");
   return timer.Finish(DoExport(*request, writer));

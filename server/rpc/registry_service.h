@@ -1,5 +1,5 @@
-// tern.v1.ModelRegistry over the synchronous API: few, long calls on the admin port, where a blocked thread
-// costs nothing and the code reads top to bottom.
+// tern.v1.ModelRegistry over the synchronous API: few, long calls on the admin port, where a
+// blocked thread costs nothing and the code reads top to bottom.
 #ifndef TERN_SERVER_RPC_REGISTRY_SERVICE_H_
 #define TERN_SERVER_RPC_REGISTRY_SERVICE_H_
 
@@ -15,8 +15,8 @@ namespace tern::rpc {
 class RegistryService final : public v1::ModelRegistry::Service {
  public:
   // `changed` is called after every call that may have changed a version's state. Nothing is owned.
-  RegistryService(repository::Repository* repository, metrics::Metrics* metrics, uint64_t max_onnx_bytes,
-                  std::function<void()> changed)
+  RegistryService(repository::Repository* repository, metrics::Metrics* metrics,
+                  uint64_t max_onnx_bytes, std::function<void()> changed)
       : repository_(repository),
         metrics_(metrics),
         max_onnx_bytes_(max_onnx_bytes),
@@ -40,8 +40,10 @@ class RegistryService final : public v1::ModelRegistry::Service {
                       grpc::ServerWriter<v1::ExportResponse>* writer) override;
 
  private:
-  absl::Status DoImport(grpc::ServerReader<v1::ImportRequest>* reader, v1::ImportResponse* response);
-  absl::Status DoExport(const v1::VersionRequest& request, grpc::ServerWriter<v1::ExportResponse>* writer);
+  absl::Status DoImport(grpc::ServerReader<v1::ImportRequest>* reader,
+                        v1::ImportResponse* response);
+  absl::Status DoExport(const v1::VersionRequest& request,
+                        grpc::ServerWriter<v1::ExportResponse>* writer);
 
   repository::Repository* const repository_;
   metrics::Metrics* const metrics_;

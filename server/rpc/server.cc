@@ -24,7 +24,8 @@ constexpr int kAdminThreads = 16;
 
 int MaxMessageBytes(const image::Limits& limits) {
   // At least 4 MiB (gRPC's default) for import chunks, at most what gRPC's int takes.
-  return static_cast<int>(std::clamp<uint64_t>(limits.max_bytes + kMessageOverhead, 4u << 20, 1u << 30));
+  return static_cast<int>(
+      std::clamp<uint64_t>(limits.max_bytes + kMessageOverhead, 4u << 20, 1u << 30));
 }
 
 void SetCommon(grpc::ServerBuilder* builder, const image::Limits& limits) {
@@ -71,7 +72,8 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
   impl.repository = repository;
   const auto changed = [raw = server.get()] { raw->UpdateHealth(); };
   impl.classifier = std::make_unique<ClassifierService>(classifier, labels, metrics);
-  impl.registry = std::make_unique<RegistryService>(repository, metrics, options.max_onnx_bytes, changed);
+  impl.registry =
+      std::make_unique<RegistryService>(repository, metrics, options.max_onnx_bytes, changed);
   QuantizerOptions quantizer;
   quantizer.threads = options.cpu_threads;
   quantizer.limits = options.limits;
@@ -88,7 +90,8 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
     builder.RegisterService(impl.classifier.get());
     impl.data = builder.BuildAndStart();
     if (impl.data == nullptr || impl.port == 0) {
-      return absl::UnavailableError(absl::StrCat("cannot listen on ", options.host, ":", options.port));
+      return absl::UnavailableError(
+          absl::StrCat("cannot listen on ", options.host, ":", options.port));
     }
   }
   {

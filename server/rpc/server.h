@@ -18,7 +18,7 @@ namespace tern::rpc {
 
 struct ServerOptions {
   std::string host = "0.0.0.0";
-  int port = 8500;        // 0 = any free port
+  int port = 8500;  // 0 = any free port
   int admin_port = 8501;
   std::string admin_host = "0.0.0.0";
   int cpu_threads = 1;
@@ -30,7 +30,8 @@ struct ServerOptions {
 // Thread safe.
 class Server {
  public:
-  // Starts both. UNAVAILABLE if a port cannot be bound (names it). Nothing is owned; all must outlive the server.
+  // Starts both. UNAVAILABLE if a port cannot be bound (names it). Nothing is owned; all must
+  // outlive the server.
   static absl::StatusOr<std::unique_ptr<Server>> Start(const ServerOptions& options,
                                                        repository::Repository* repository,
                                                        serving::Classifier* classifier,
@@ -41,7 +42,8 @@ class Server {
   int port() const;
   int admin_port() const;
 
-  // grpc.health.v1: the name "" and every model with a ready default version are SERVING, until SetDraining().
+  // grpc.health.v1: the name "" and every model with a ready default version are SERVING, until
+  // SetDraining().
   void UpdateHealth();
   void SetDraining();
 

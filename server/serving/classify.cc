@@ -36,8 +36,7 @@ absl::StatusOr<std::shared_ptr<repository::Servable>> ModelRunner::Create(
   batching.clock = options.clock;
   // Throughput mode by default: one thread per instance, an instance per CPU.
   const int wanted = static_cast<int>(model->config.instances());
-  batching.instances =
-      wanted > 0 ? std::min(wanted, options.cpu_threads) : options.cpu_threads;
+  batching.instances = wanted > 0 ? std::min(wanted, options.cpu_threads) : options.cpu_threads;
   const int threads = std::max(1, options.cpu_threads / batching.instances);
   std::vector<engine::Session> sessions;
   for (int i = 0; i < batching.instances; ++i) {
@@ -88,7 +87,8 @@ void ModelRunner::Run(int instance, std::vector<scheduler::Queued<ClassifyTask>>
   const absl::Span<float> input = session.input();
   const size_t per_image = input.size() / model_->plan->max_batch();
   for (int i = 0; i < images; ++i) {
-    std::memcpy(input.data() + i * per_image, batch[i].task.pixels.data(), per_image * sizeof(float));
+    std::memcpy(input.data() + i * per_image, batch[i].task.pixels.data(),
+                per_image * sizeof(float));
   }
   const absl::StatusOr<absl::Span<const float>> logits = session.Run(images);
   const absl::Time end = clock_->Now();
@@ -104,8 +104,8 @@ void ModelRunner::Run(int instance, std::vector<scheduler::Queued<ClassifyTask>>
     }
     ClassifyOutput output;
     output.model = model_;
-    output.classes = classify::TopK(logits->subspan(i * classes, classes),
-                                    std::max(5, task.input.top_k));
+    output.classes =
+        classify::TopK(logits->subspan(i * classes, classes), std::max(5, task.input.top_k));
     output.batch_size = images;
     output.decode = task.decode;
     output.preprocess = task.preprocess;
@@ -145,14 +145,16 @@ void Classifier::Classify(absl::string_view model, uint64_t version, ClassifyInp
   if (!servable.ok()) return done(servable.status());
   auto runner = std::static_pointer_cast<ModelRunner>(*std::move(servable));
   if (input.label.has_value() && *input.label >= runner->model().plan->classes()) {
-    return done(absl::InvalidArgumentError(absl::StrCat("label: got ", *input.label, ", the model has ",
-                                                        runner->model().plan->classes(), " classes")));
+    return done(
+        absl::InvalidArgumentError(absl::StrCat("label: got ", *input.label, ", the model has ",
+                                                runner->model().plan->classes(), " classes")));
   }
   const int64_t classes = runner->model().plan->classes();
   if (input.top_k == 0) input.top_k = static_cast<int>(std::min<int64_t>(5, classes));
   if (input.top_k < 0 || input.top_k > classes) {
-    return done(absl::InvalidArgumentError(absl::StrCat("top_k: got ", input.top_k, ", the model has ",
-                                                        runner->model().plan->classes(), " classes")));
+    return done(
+        absl::InvalidArgumentError(absl::StrCat("top_k: got ", input.top_k, ", the model has ",
+                                                runner->model().plan->classes(), " classes")));
   }
   if (waiting_.fetch_add(1) >= options_.max_waiting) {
     --waiting_;
@@ -226,16 +228,17 @@ void Classifier::Prepare(std::shared_ptr<ModelRunner> runner, uint64_t version, 
   };
   absl::Status submitted = runner->Submit(task);
   if (absl::IsUnavailable(submitted)) {
-    // The version was replaced between lookup and now (hot reload, new default): once more with its successor, which has
-    // the same input and contract, as every version of a model.
+    // The version was replaced between lookup and now (hot reload, new default): once more with its
+    // successor, which has the same input and contract, as every version of a model.
     auto successor = repository_->Acquire(model.info.model, version);
-    submitted = successor.ok() ? std::static_pointer_cast<ModelRunner>(*std::move(successor))->Submit(task)
-                            : successor.status();
+    submitted = successor.ok()
+                    ? std::static_pointer_cast<ModelRunner>(*std::move(successor))->Submit(task)
+                    : successor.status();
   }
   if (submitted.ok()) return;
   metrics_->Rejected(absl::IsResourceExhausted(submitted)  ? "queue_full"
                      : absl::IsDeadlineExceeded(submitted) ? "deadline"
-                                                        : "draining");
+                                                           : "draining");
   task.done(std::move(submitted));
 }
 

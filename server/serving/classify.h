@@ -46,11 +46,11 @@ struct ClassifyOutput {
 using ClassifyDone = std::function<void(absl::StatusOr<ClassifyOutput>)>;
 
 struct RunnerOptions {
-  int cpu_threads = 1;                                 // the process's CPU budget
+  int cpu_threads = 1;  // the process's CPU budget
   int default_max_batch = 8;
   absl::Duration default_max_delay = absl::Microseconds(500);
   int default_max_queue = 256;
-  metrics::Metrics* metrics = nullptr;                 // not owned; required
+  metrics::Metrics* metrics = nullptr;  // not owned; required
   const Clock* clock = Clock::Real();
 };
 
@@ -71,8 +71,9 @@ class ModelRunner final : public repository::Servable {
       std::shared_ptr<const repository::LoadedModel> model, const RunnerOptions& options);
   ~ModelRunner() override;
 
-  // Queues a preprocessed task; its `done` is called with the outcome. The batcher's error leaves the task
-  // untouched and `done` uncalled; UNAVAILABLE means that this version is being replaced or unloaded.
+  // Queues a preprocessed task; its `done` is called with the outcome. The batcher's error leaves
+  // the task untouched and `done` uncalled; UNAVAILABLE means that this version is being replaced
+  // or unloaded.
   absl::Status Submit(ClassifyTask& task);
 
   void Drain() override;

@@ -17,9 +17,8 @@ absl::StatusOr<std::vector<float>> PrepareSample(const Sample& sample,
   const std::string context = sample.name.empty() ? "image" : absl::StrCat("image ", sample.name);
   if (!decoded.ok()) return Annotate(decoded.status(), context);
   std::vector<float> pixels(shape.elements());
-  const absl::Status status =
-      image::Preprocess(*decoded, preprocessing, static_cast<int>(shape[1]),
-                        static_cast<int>(shape[2]), absl::MakeSpan(pixels));
+  const absl::Status status = image::Preprocess(*decoded, preprocessing, static_cast<int>(shape[1]),
+                                                static_cast<int>(shape[2]), absl::MakeSpan(pixels));
   if (!status.ok()) return Annotate(status, context);
   return pixels;
 }
@@ -27,12 +26,12 @@ absl::StatusOr<std::vector<float>> PrepareSample(const Sample& sample,
 absl::StatusOr<std::unique_ptr<Evaluator>> Evaluator::Create(
     std::shared_ptr<const engine::Plan> plan, std::shared_ptr<const engine::Plan> reference,
     const v1::Preprocessing& preprocessing, const image::Limits& limits, int threads) {
-  if (reference != nullptr &&
-      (reference->input_shape() != plan->input_shape() || reference->classes() != plan->classes())) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "reference version: input ", reference->input_shape().ToString(), " and ",
-        reference->classes(), " classes, want ", plan->input_shape().ToString(), " and ",
-        plan->classes()));
+  if (reference != nullptr && (reference->input_shape() != plan->input_shape() ||
+                               reference->classes() != plan->classes())) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("reference version: input ", reference->input_shape().ToString(), " and ",
+                     reference->classes(), " classes, want ", plan->input_shape().ToString(),
+                     " and ", plan->classes()));
   }
   std::unique_ptr<Evaluator> evaluator(new Evaluator(plan, preprocessing, limits, threads));
   TERN_ASSIGN_OR_RETURN(engine::Session session, plan->NewSession(threads));
@@ -47,7 +46,8 @@ absl::StatusOr<std::unique_ptr<Evaluator>> Evaluator::Create(
 absl::Status Evaluator::Add(Sample sample) {
   if (sample.label.has_value() && *sample.label >= plan_->classes()) {
     return absl::InvalidArgumentError(absl::StrCat("image ", sample.name, ": label ", *sample.label,
-                                                   ", the model has ", plan_->classes(), " classes"));
+                                                   ", the model has ", plan_->classes(),
+                                                   " classes"));
   }
   pending_.push_back({std::move(sample), {}});
   if (static_cast<int>(pending_.size()) < plan_->max_batch()) return absl::OkStatus();

@@ -17,7 +17,7 @@ namespace tern::serving {
 struct Sample {
   std::string image;  // encoded
   std::optional<uint32_t> label;
-  std::string name;   // for messages
+  std::string name;  // for messages
 };
 
 // Decodes and preprocesses one sample to f32 NHWC [h, w, 3] (`shape` is [3, h, w]).
@@ -29,13 +29,13 @@ absl::StatusOr<std::vector<float>> PrepareSample(const Sample& sample,
 struct Counts {
   uint64_t images = 0;
   uint64_t labelled = 0;
-  uint64_t top1 = 0, top5 = 0;            // of labelled
+  uint64_t top1 = 0, top5 = 0;  // of labelled
   uint64_t reference_top1 = 0, reference_top5 = 0;
-  uint64_t agree = 0;                     // same top-1 as the reference, of all images
+  uint64_t agree = 0;  // same top-1 as the reference, of all images
 };
 
-// Runs images through one plan, or two side by side on the same pixels. Not thread safe; uses up to `threads` threads
-// inside each call.
+// Runs images through one plan, or two side by side on the same pixels. Not thread safe; uses up to
+// `threads` threads inside each call.
 class Evaluator {
  public:
   // `reference` may be null. Both plans must take the same input.
@@ -44,8 +44,8 @@ class Evaluator {
       std::shared_ptr<const engine::Plan> plan, std::shared_ptr<const engine::Plan> reference,
       const v1::Preprocessing& preprocessing, const image::Limits& limits, int threads);
 
-  // Takes a sample; images are run in batches. INVALID_ARGUMENT for a bad image or a label >= classes, naming the
-  // sample.
+  // Takes a sample; images are run in batches. INVALID_ARGUMENT for a bad image or a label >=
+  // classes, naming the sample.
   absl::Status Add(Sample sample);
   // Takes an already preprocessed image, f32 NHWC.
   absl::Status AddPixels(std::vector<float> pixels, std::optional<uint32_t> label);

@@ -33,7 +33,8 @@ absl::StatusOr<BenchmarkResult> Benchmark(const std::shared_ptr<const engine::Pl
     return absl::InvalidArgumentError(
         absl::StrCat("batch: got ", options.batch, ", want 1..", plan->max_batch()));
   }
-  if (options.sessions < 1 || options.sessions > 256 || options.threads < 1 || options.threads > 256) {
+  if (options.sessions < 1 || options.sessions > 256 || options.threads < 1 ||
+      options.threads > 256) {
     return absl::InvalidArgumentError(absl::StrCat("sessions ", options.sessions, " x threads ",
                                                    options.threads, ": each must be 1..256"));
   }
@@ -49,11 +50,13 @@ absl::StatusOr<BenchmarkResult> Benchmark(const std::shared_ptr<const engine::Pl
   std::vector<std::thread> threads;
   for (int s = 0; s < options.sessions; ++s) {
     threads.emplace_back([&, s] {
-      for (int i = 0; i < 2 && statuses[s].ok(); ++i) statuses[s] = sessions[s].Run(options.batch).status();
+      for (int i = 0; i < 2 && statuses[s].ok(); ++i)
+        statuses[s] = sessions[s].Run(options.batch).status();
       const absl::Time start = absl::Now();
       absl::Time last = start;
       while (statuses[s].ok() && last - start < options.duration) {
-        if (options.cancelled && options.cancelled()) statuses[s] = absl::CancelledError("benchmark cancelled");
+        if (options.cancelled && options.cancelled())
+          statuses[s] = absl::CancelledError("benchmark cancelled");
         if (statuses[s].ok()) statuses[s] = sessions[s].Run(options.batch).status();
         const absl::Time now = absl::Now();
         times[s].push_back(absl::ToDoubleMilliseconds(now - last));

@@ -22,7 +22,7 @@ struct BenchmarkOptions {
 
 struct BenchmarkResult {
   double images_per_second = 0;
-  double ms_per_image = 0;  // wall time over images, all sessions together
+  double ms_per_image = 0;                    // wall time over images, all sessions together
   double p50_ms = 0, p90_ms = 0, p99_ms = 0;  // of one batch
   uint64_t batches = 0;
 };
@@ -33,8 +33,8 @@ absl::StatusOr<BenchmarkResult> Benchmark(const std::shared_ptr<const engine::Pl
                                           const BenchmarkOptions& options);
 
 // Median wall time of each layer over `runs` runs, in plan order.
-absl::StatusOr<std::vector<absl::Duration>> ProfileLayers(const std::shared_ptr<const engine::Plan>& plan,
-                                                          int batch, int threads, int runs);
+absl::StatusOr<std::vector<absl::Duration>> ProfileLayers(
+    const std::shared_ptr<const engine::Plan>& plan, int batch, int threads, int runs);
 
 // The q-quantile (0..1) of `sorted` by the nearest-rank method; 0 if empty.
 double Quantile(const std::vector<double>& sorted, double q);

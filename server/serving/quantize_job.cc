@@ -15,8 +15,9 @@
 namespace tern::serving {
 namespace {
 
-// Stored for the self-test: the clearest answers among the first calibration images, because the test
-// wants the same top-1 on every CPU and a near tie may go either way where oneDNN rounds differently.
+// Stored for the self-test: the clearest answers among the first calibration images, because the
+// test wants the same top-1 on every CPU and a near tie may go either way where oneDNN rounds
+// differently.
 constexpr size_t kSelfTestImages = 4;
 constexpr size_t kSelfTestCandidates = 64;
 
@@ -59,8 +60,8 @@ absl::StatusOr<std::unique_ptr<QuantizeJob>> QuantizeJob::Create(repository::Rep
   std::unique_ptr<QuantizeJob> job(new QuantizeJob(repository, metrics, std::move(options)));
   TERN_ASSIGN_OR_RETURN(job->source_model_,
                         repository->Find(job->options_.model, job->options_.source_version));
-  TERN_ASSIGN_OR_RETURN(job->source_, repository->ReadFloatSource(job->options_.model,
-                                                                  job->options_.source_version));
+  TERN_ASSIGN_OR_RETURN(
+      job->source_, repository->ReadFloatSource(job->options_.model, job->options_.source_version));
   return job;
 }
 
@@ -83,8 +84,8 @@ absl::Status QuantizeJob::AddImage(Sample sample, bool calibration, bool evaluat
       PrepareSample(sample, source_model_->preprocessing, shape, options_.limits));
   if (calibration) {
     if (calibration_.size() >= options_.max_calibration_images) {
-      return absl::ResourceExhaustedError(absl::StrCat(
-          "calibration images: the limit is ", options_.max_calibration_images));
+      return absl::ResourceExhaustedError(
+          absl::StrCat("calibration images: the limit is ", options_.max_calibration_images));
     }
     bytes_ += pixels.size() * sizeof(float);
     calibration_.push_back(std::move(pixels));
@@ -94,8 +95,8 @@ absl::Status QuantizeJob::AddImage(Sample sample, bool calibration, bool evaluat
     evaluation_.push_back(std::move(sample));
   }
   if (bytes_ > options_.max_bytes) {
-    return absl::ResourceExhaustedError(absl::StrCat("images of this job: more than ",
-                                                     options_.max_bytes, " bytes"));
+    return absl::ResourceExhaustedError(
+        absl::StrCat("images of this job: more than ", options_.max_bytes, " bytes"));
   }
   return absl::OkStatus();
 }
@@ -114,7 +115,8 @@ absl::StatusOr<QuantizeOutcome> QuantizeJob::Run(
   return outcome;
 }
 
-absl::Status QuantizeJob::StoreSelfTest(const engine::Plan& plan, artifact::Artifact* artifact) const {
+absl::Status QuantizeJob::StoreSelfTest(const engine::Plan& plan,
+                                        artifact::Artifact* artifact) const {
   TERN_ASSIGN_OR_RETURN(engine::Session session, plan.NewSession(options_.threads));
   struct Candidate {
     float margin;
@@ -232,7 +234,8 @@ absl::StatusOr<QuantizeOutcome> QuantizeJob::RunPhases(
   BenchmarkOptions benchmark;
   benchmark.duration = absl::Milliseconds(700);
   benchmark.cancelled = [cancelled] { return IsSet(cancelled); };
-  TERN_ASSIGN_OR_RETURN(const BenchmarkResult float_time, Benchmark(source_model_->plan, benchmark));
+  TERN_ASSIGN_OR_RETURN(const BenchmarkResult float_time,
+                        Benchmark(source_model_->plan, benchmark));
   TERN_ASSIGN_OR_RETURN(const BenchmarkResult time, Benchmark(plan, benchmark));
   report.set_float_ms_per_image(float_time.p50_ms);
   report.set_ms_per_image(time.p50_ms);
@@ -246,7 +249,8 @@ absl::StatusOr<QuantizeOutcome> QuantizeJob::RunPhases(
   for (int i = 0; i < 3; ++i) {
     const uint64_t bytes = artifact::Serialize(artifact).size();
     report.set_bytes(bytes);
-    report.set_compression_ratio(static_cast<double>(report.float_bytes()) / static_cast<double>(bytes));
+    report.set_compression_ratio(static_cast<double>(report.float_bytes()) /
+                                 static_cast<double>(bytes));
   }
 
   QuantizeOutcome outcome;

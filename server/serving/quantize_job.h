@@ -1,7 +1,7 @@
 // The quantise job: images in, a measured and published version out.
 //
-// receiving (AddImage) -> calibrating -> evaluating -> measuring -> publishing. Nothing is visible to
-// others before the last step, which is one atomic publish.
+// receiving (AddImage) -> calibrating -> evaluating -> measuring -> publishing. Nothing is visible
+// to others before the last step, which is one atomic publish.
 #ifndef TERN_SERVER_SERVING_QUANTIZE_JOB_H_
 #define TERN_SERVER_SERVING_QUANTIZE_JOB_H_
 
@@ -36,7 +36,7 @@ struct QuantizeJobOptions {
 
 struct JobProgress {
   std::string phase;
-  double done = 0;          // 0..1 of the phase
+  double done = 0;  // 0..1 of the phase
   std::string detail;
   double seconds_left = -1;
 };
@@ -58,9 +58,9 @@ class QuantizeJob {
   // INVALID_ARGUMENT bad image or label; RESOURCE_EXHAUSTED over a limit.
   absl::Status AddImage(Sample sample, bool calibration, bool evaluation);
 
-  // Runs everything. FAILED_PRECONDITION if there are no calibration images, or the accuracy gate is set but no labelled
-  // evaluation images came; CANCELLED; the errors of quant::Quantize and Repository::Publish. An unmet gate
-  // is not an error here: version 0 and a warning in the report.
+  // Runs everything. FAILED_PRECONDITION if there are no calibration images, or the accuracy gate
+  // is set but no labelled evaluation images came; CANCELLED; the errors of quant::Quantize and
+  // Repository::Publish. An unmet gate is not an error here: version 0 and a warning in the report.
   absl::StatusOr<QuantizeOutcome> Run(const std::function<void(const JobProgress&)>& progress,
                                       const std::atomic<bool>* cancelled);
 

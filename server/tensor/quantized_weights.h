@@ -37,10 +37,10 @@ constexpr const char* Name(WeightScheme scheme) {
 // exact. Grouped convolutions are int8 only.
 struct QuantizedWeights {
   WeightScheme scheme = WeightScheme::kInt8;
-  int cluster_size = 0;          // N; 0 for int8
-  Tensor codes;                  // s8, OIHW: [o, c / groups, kh, kw]; fully connected [o, c]
-  Tensor cluster_scales;         // s8 [o, G], or empty
-  std::vector<float> steps;      // [o], > 0
+  int cluster_size = 0;      // N; 0 for int8
+  Tensor codes;              // s8, OIHW: [o, c / groups, kh, kw]; fully connected [o, c]
+  Tensor cluster_scales;     // s8 [o, G], or empty
+  std::vector<float> steps;  // [o], > 0
 };
 
 // The real weights, f32, in the shape of `codes`.

@@ -24,7 +24,8 @@ class Tensor {
   static Tensor Of(Shape shape, const std::vector<T>& values) {
     Tensor tensor(DTypeOf<T>::value, std::move(shape));
     if (!tensor.bytes_.empty() && !values.empty()) {
-      std::memcpy(tensor.bytes_.data(), values.data(), std::min(tensor.bytes_.size(), values.size() * sizeof(T)));
+      std::memcpy(tensor.bytes_.data(), values.data(),
+                  std::min(tensor.bytes_.size(), values.size() * sizeof(T)));
     }
     return tensor;
   }
@@ -42,7 +43,8 @@ class Tensor {
   }
   template <typename T>
   absl::Span<const T> data() const {
-    return absl::MakeConstSpan(reinterpret_cast<const T*>(bytes_.data()), bytes_.size() / sizeof(T));
+    return absl::MakeConstSpan(reinterpret_cast<const T*>(bytes_.data()),
+                               bytes_.size() / sizeof(T));
   }
   const void* raw() const { return bytes_.data(); }
   void* raw() { return bytes_.data(); }

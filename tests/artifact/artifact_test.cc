@@ -46,15 +46,21 @@ class Builder {
   QuantizedWeights Quantized(Shape shape, WeightScheme scheme, int n) {
     QuantizedWeights weights;
     weights.scheme = scheme;
-    const int limit = scheme == WeightScheme::kInt8 ? 63 : scheme == WeightScheme::kInt4Cluster ? 7 : 1;
+    const int limit = scheme == WeightScheme::kInt8          ? 63
+                      : scheme == WeightScheme::kInt4Cluster ? 7
+                                                             : 1;
     weights.codes = Tensor(DType::kS8, shape);
-    for (int8_t& code : weights.codes.data<int8_t>()) code = static_cast<int8_t>(Int(-limit, limit));
+    for (int8_t& code : weights.codes.data<int8_t>())
+      code = static_cast<int8_t>(Int(-limit, limit));
     if (scheme != WeightScheme::kInt8) {
       weights.cluster_size = n;
-      weights.cluster_scales = Tensor(DType::kS8, {shape[0], ClusterMap(static_cast<int>(shape[1]), n).clusters()});
-      for (int8_t& scale : weights.cluster_scales.data<int8_t>()) scale = static_cast<int8_t>(Int(1, 127));
+      weights.cluster_scales =
+          Tensor(DType::kS8, {shape[0], ClusterMap(static_cast<int>(shape[1]), n).clusters()});
+      for (int8_t& scale : weights.cluster_scales.data<int8_t>())
+        scale = static_cast<int8_t>(Int(1, 127));
     }
-    for (int64_t o = 0; o < shape[0]; ++o) weights.steps.push_back(static_cast<float>(Int(1, 1000)) / 4096.0f);
+    for (int64_t o = 0; o < shape[0]; ++o)
+      weights.steps.push_back(static_cast<float>(Int(1, 1000)) / 4096.0f);
     return weights;
   }
 
@@ -69,7 +75,8 @@ class Builder {
     return graph.AddValue(std::move(value));
   }
   // `declared` is the output's shape where it is not inferred.
-  ValueId Add(OpType op, std::vector<ValueId> inputs, const std::function<void(Node&)>& set = nullptr,
+  ValueId Add(OpType op, std::vector<ValueId> inputs,
+              const std::function<void(Node&)>& set = nullptr,
               std::optional<Shape> declared = std::nullopt) {
     Node node;
     node.name = absl::StrCat(graph::Name(op), "_", graph.nodes.size());
@@ -94,9 +101,11 @@ class Builder {
   std::mt19937 random_;
 };
 
-const WeightScheme kSchemes[] = {WeightScheme::kInt8, WeightScheme::kInt4Cluster, WeightScheme::kTernaryCluster};
+const WeightScheme kSchemes[] = {WeightScheme::kInt8, WeightScheme::kInt4Cluster,
+                                 WeightScheme::kTernaryCluster};
 
-// Every operator once or more, in an order that depends on the seed only through sizes and attributes.
+// Every operator once or more, in an order that depends on the seed only through sizes and
+// attributes.
 Artifact EveryOperator(uint32_t seed) {
   Builder b(seed);
   b.graph.name = "every operator";
@@ -131,7 +140,9 @@ Artifact EveryOperator(uint32_t seed) {
     node.bias = b.Floats({c});
   });
   x = b.Add(OpType::kRelu, {x});
-  x = b.Add(OpType::kClip, {x}, [&](Node& node) { node.clip = graph::ClipRange{-1.0f, b.Real() + 100}; });
+  x = b.Add(OpType::kClip, {x}, [&](Node& node) {
+    node.clip = graph::ClipRange{-1.0f, b.Real() + 100};
+  });
   x = b.Add(OpType::kSigmoid, {x});
   x = b.Add(OpType::kHardSigmoid, {x}, [&](Node& node) { node.alpha = 0.2f, node.beta = 0.5f; });
   x = b.Add(OpType::kHardSwish, {x});
@@ -140,27 +151,32 @@ Artifact EveryOperator(uint32_t seed) {
   x = b.Add(OpType::kMul, {b.Constant({1}), x});
   x = b.Add(OpType::kDiv, {x, b.Constant({c, size, size})});
   x = b.Add(OpType::kConcat, {x, skip}, [](Node& node) { node.axis = 0; });
-  x = b.Add(OpType::kMaxPool, {x}, [&](Node& node) {
-    node.pool = {3, 2, 1, 1, 1, 0, 1, 1, false, false};
-  });
-  x = b.Add(OpType::kAveragePool, {x}, [&](Node& node) {
-    node.pool = {2, 2, 2, 2, 0, 1, 1, 0, b.Int(0, 1) == 1, true};
-  });
+  x = b.Add(OpType::kMaxPool, {x},
+            [&](Node& node) { node.pool = {3, 2, 1, 1, 1, 0, 1, 1, false, false}; });
+  x = b.Add(OpType::kAveragePool, {x},
+            [&](Node& node) { node.pool = {2, 2, 2, 2, 0, 1, 1, 0, b.Int(0, 1) == 1, true}; });
   x = b.Add(OpType::kPad, {x}, [&](Node& node) {
     node.pads_before = {0, b.Int(0, 2), 1};
     node.pads_after = {1, 0, b.Int(0, 2)};
     node.pad_value = b.Real();
   });
-  x = b.Add(OpType::kSlice, {x}, [&](Node& node) { node.axis = 0, node.start = 1, node.end = 2 * c, node.step = 2; });
+  x = b.Add(OpType::kSlice, {x},
+            [&](Node& node) { node.axis = 0, node.start = 1, node.end = 2 * c, node.step = 2; });
   x = b.Add(OpType::kTranspose, {x}, [](Node& node) { node.perm = {0, 2, 1}; });
   const Shape shape = b.graph.shape(x);
   if (b.Int(0, 1)) {
-    x = b.Add(OpType::kReduceMean, {x}, [](Node& node) { node.axes = {1, 2}; }, Shape{shape[0], 1, 1});
+    x = b.Add(
+        OpType::kReduceMean, {x},
+        [](Node& node) {
+          node.axes = {1, 2};
+        },
+        Shape{shape[0], 1, 1});
   } else {
     x = b.Add(OpType::kGlobalAveragePool, {x});
   }
   x = b.Add(OpType::kGlobalAveragePool, {x});
-  x = b.Add(OpType::kReduceMean, {x}, [](Node& node) { node.axes = {2}; }, Shape{shape[0], 1, 1});
+  x = b.Add(
+      OpType::kReduceMean, {x}, [](Node& node) { node.axes = {2}; }, Shape{shape[0], 1, 1});
   x = b.Add(OpType::kReshape, {x}, nullptr, Shape{shape[0]});
   for (WeightScheme scheme : kSchemes) {
     x = b.Add(OpType::kFullyConnected, {x}, [&](Node& node) {
@@ -293,21 +309,24 @@ Pieces TakeApart(const std::string& file) {
   std::memcpy(&header_bytes, file.data() + 8, 8);
   Pieces pieces;
   EXPECT_TRUE(pieces.header.ParseFromString(file.substr(32, header_bytes)));
-  for (const auto& section : pieces.header.sections()) pieces.sections.push_back(file.substr(section.offset(), section.bytes()));
+  for (const auto& section : pieces.header.sections())
+    pieces.sections.push_back(file.substr(section.offset(), section.bytes()));
   return pieces;
 }
 
 // Preamble and checksums for any header bytes, followed by `rest`.
 std::string Seal(const std::string& header, const std::string& rest, uint32_t version = 1) {
-  std::string preamble = absl::StrCat("TERN", Little(version, 4), Little(header.size(), 8),
-                                      Little(32 + header.size() + rest.size(), 8), Little(Crc32c(header), 4));
+  std::string preamble =
+      absl::StrCat("TERN", Little(version, 4), Little(header.size(), 8),
+                   Little(32 + header.size() + rest.size(), 8), Little(Crc32c(header), 4));
   preamble += Little(Crc32c(preamble), 4);
   return preamble + header + rest;
 }
 
-// A file whose checksums are right, whatever the header says. Section entries are renewed; `touch` then changes the
-// header once more.
-std::string PutTogether(Pieces pieces, const std::function<void(v1::ArtifactHeader&)>& touch = nullptr) {
+// A file whose checksums are right, whatever the header says. Section entries are renewed; `touch`
+// then changes the header once more.
+std::string PutTogether(Pieces pieces,
+                        const std::function<void(v1::ArtifactHeader&)>& touch = nullptr) {
   std::string header;
   for (int round = 0; round < 5; ++round) {
     uint64_t end = 32 + header.size();
@@ -354,7 +373,8 @@ TEST(ArtifactTest, EqualArtifactsGiveEqualBytes) {
 }
 
 TEST(ArtifactTest, CodesTakeTheBitsTheyNeed) {
-  for (auto [scheme, bits] : {std::pair{WeightScheme::kTernaryCluster, 2}, {WeightScheme::kInt4Cluster, 4},
+  for (auto [scheme, bits] : {std::pair{WeightScheme::kTernaryCluster, 2},
+                              {WeightScheme::kInt4Cluster, 4},
                               {WeightScheme::kInt8, 8}}) {
     Builder b(1);
     b.Add(OpType::kFullyConnected, {b.Input({64})}, [&](Node& node) {
@@ -386,7 +406,8 @@ TEST(ArtifactTest, DamageOfAnySingleByteIsFound) {
       std::string damaged = file;
       damaged[i] = static_cast<char>(damaged[i] ^ flip);
       const auto result = Parse(damaged, "file");
-      ASSERT_EQ(result.status().code(), StatusCode::kDataLoss) << "byte " << i << " xor " << flip << ": " << result.status();
+      ASSERT_EQ(result.status().code(), StatusCode::kDataLoss)
+          << "byte " << i << " xor " << flip << ": " << result.status();
     }
   }
 }
@@ -394,7 +415,9 @@ TEST(ArtifactTest, DamageOfAnySingleByteIsFound) {
 TEST(ArtifactTest, AMissingOrAddedByteIsFound) {
   const std::string file = Serialize(Small());
   for (size_t size = 0; size < file.size(); ++size) {
-    ASSERT_EQ(Parse(absl::string_view(file).substr(0, size), "file").status().code(), StatusCode::kDataLoss) << size;
+    ASSERT_EQ(Parse(absl::string_view(file).substr(0, size), "file").status().code(),
+              StatusCode::kDataLoss)
+        << size;
   }
   for (int byte : {0, 1, 255}) {
     EXPECT_EQ(Parse(file + static_cast<char>(byte), "file").status().code(), StatusCode::kDataLoss);
@@ -419,7 +442,9 @@ TEST(ArtifactTest, ANewerVersionIsToldFromDamage) {
 }
 
 TEST(ArtifactTest, MessagesNameTheFile) {
-  EXPECT_EQ(Parse("nonsense", "models/a/1/model.tern").status().message().find("models/a/1/model.tern: "), 0u);
+  EXPECT_EQ(
+      Parse("nonsense", "models/a/1/model.tern").status().message().find("models/a/1/model.tern: "),
+      0u);
 }
 
 // Files whose checksums are right but whose content is not a model.
@@ -436,11 +461,13 @@ TEST(ArtifactTest, HostileHeadersAreRefused) {
       {"input out of range", [](Header& h) { h.mutable_graph()->set_input(99); }},
       {"output negative", [](Header& h) { h.mutable_graph()->set_output(-1); }},
       {"node input out of range", [&](Header& h) { node(h, 0)->set_inputs(0, 1 << 30); }},
-      {"node output negative", [&](Header& h) { node(h, 0)->set_output(std::numeric_limits<int32_t>::min()); }},
+      {"node output negative",
+       [&](Header& h) { node(h, 0)->set_output(std::numeric_limits<int32_t>::min()); }},
       {"node without inputs", [&](Header& h) { node(h, 0)->clear_inputs(); }},
       {"two writers", [&](Header& h) { node(h, 1)->set_output(h.graph().nodes(0).output()); }},
       {"unknown operator", [&](Header& h) { node(h, 0)->set_op(200); }},
-      {"operator of another kind", [&](Header& h) { node(h, 0)->set_op(static_cast<uint32_t>(OpType::kRelu)); }},
+      {"operator of another kind",
+       [&](Header& h) { node(h, 0)->set_op(static_cast<uint32_t>(OpType::kRelu)); }},
       {"operator beyond 8 bits", [&](Header& h) { node(h, 0)->set_op(256 + 1); }},
       {"short conv list", [&](Header& h) { node(h, 0)->add_conv(1); }},
       {"short pool list", [&](Header& h) { node(h, 0)->add_pool(1); }},
@@ -453,48 +480,77 @@ TEST(ArtifactTest, HostileHeadersAreRefused) {
       {"scheme of other bits", [&](Header& h) { node(h, 0)->mutable_quantized()->set_scheme(1); }},
       {"cluster size 0", [&](Header& h) { node(h, 0)->mutable_quantized()->set_cluster_size(0); }},
       {"cluster size 3", [&](Header& h) { node(h, 0)->mutable_quantized()->set_cluster_size(1); }},
-      {"cluster size huge", [&](Header& h) { node(h, 0)->mutable_quantized()->set_cluster_size(0xffffffffu); }},
-      {"no cluster scales", [&](Header& h) { node(h, 0)->mutable_quantized()->clear_cluster_scales(); }},
+      {"cluster size huge",
+       [&](Header& h) { node(h, 0)->mutable_quantized()->set_cluster_size(0xffffffffu); }},
+      {"no cluster scales",
+       [&](Header& h) { node(h, 0)->mutable_quantized()->clear_cluster_scales(); }},
       {"codes of other bits", [&](Header& h) { codes(h)->set_bits(8); }},
       {"codes of 0 bits", [&](Header& h) { codes(h)->set_bits(0); }},
       {"codes of f32", [&](Header& h) { codes(h)->set_dtype(0); }},
       {"codes without shape", [&](Header& h) { codes(h)->clear_shape(); }},
       {"codes with extent 0", [&](Header& h) { codes(h)->set_shape(0, 0); }},
       {"codes with extent -1", [&](Header& h) { codes(h)->set_shape(0, -1); }},
-      {"codes with a huge extent", [&](Header& h) { codes(h)->set_shape(0, std::numeric_limits<int64_t>::max()); }},
+      {"codes with a huge extent",
+       [&](Header& h) { codes(h)->set_shape(0, std::numeric_limits<int64_t>::max()); }},
       {"codes whose product overflows",
-       [&](Header& h) { for (int i = 0; i < 6; ++i) codes(h)->add_shape(int64_t{1} << 40); }},
-      {"codes of rank 9", [&](Header& h) { for (int i = 0; i < 7; ++i) codes(h)->add_shape(1); }},
+       [&](Header& h) {
+         for (int i = 0; i < 6; ++i) codes(h)->add_shape(int64_t{1} << 40);
+       }},
+      {"codes of rank 9",
+       [&](Header& h) {
+         for (int i = 0; i < 7; ++i) codes(h)->add_shape(1);
+       }},
       {"codes of rank 3", [&](Header& h) { codes(h)->add_shape(1); }},
-      {"codes transposed", [&](Header& h) { codes(h)->set_shape(0, 5), codes(h)->set_shape(1, 3); }},
+      {"codes transposed",
+       [&](Header& h) { codes(h)->set_shape(0, 5), codes(h)->set_shape(1, 3); }},
       {"section out of range", [&](Header& h) { codes(h)->set_section(1000); }},
-      {"section used twice", [&](Header& h) { node(h, 1)->mutable_bias()->set_section(h.graph().nodes(0).bias().section()); }},
+      {"section used twice",
+       [&](Header& h) {
+         node(h, 1)->mutable_bias()->set_section(h.graph().nodes(0).bias().section());
+       }},
       {"section unused", [](Header& h) { h.clear_self_test(); }},
       {"half a self test", [](Header& h) { h.mutable_self_test()->clear_logits(); }},
-      {"self test of another shape", [](Header& h) { h.mutable_self_test()->mutable_input()->add_shape(1); }},
+      {"self test of another shape",
+       [](Header& h) { h.mutable_self_test()->mutable_input()->add_shape(1); }},
       {"a label too many", [](Header& h) { h.add_labels("c"); }},
-      {"scale 0", [](Header& h) { h.mutable_graph()->mutable_values(0)->mutable_quant()->set_scale(0); }},
-      {"scale infinite", [](Header& h) { h.mutable_graph()->mutable_values(0)->mutable_quant()->set_scale(INFINITY); }},
+      {"scale 0",
+       [](Header& h) { h.mutable_graph()->mutable_values(0)->mutable_quant()->set_scale(0); }},
+      {"scale infinite",
+       [](Header& h) {
+         h.mutable_graph()->mutable_values(0)->mutable_quant()->set_scale(INFINITY);
+       }},
       {"zero point 256",
        [](Header& h) {
          h.mutable_graph()->mutable_values(0)->mutable_quant()->set_scale(1);
          h.mutable_graph()->mutable_values(0)->mutable_quant()->set_zero_point(256);
        }},
-      {"value with extent 0", [](Header& h) { h.mutable_graph()->mutable_values(0)->set_shape(0, 0); }},
+      {"value with extent 0",
+       [](Header& h) { h.mutable_graph()->mutable_values(0)->set_shape(0, 0); }},
       {"value with a huge shape",
-       [](Header& h) { for (int i = 0; i < 7; ++i) h.mutable_graph()->mutable_values(0)->add_shape(1 << 30); }},
-      {"value of rank 100", [](Header& h) { for (int i = 0; i < 99; ++i) h.mutable_graph()->mutable_values(0)->add_shape(1); }},
-      {"section beyond the file", [](Header& h) { h.mutable_sections(2)->set_bytes(uint64_t{1} << 40); }},
-      {"section offset wraps", [](Header& h) { h.mutable_sections(2)->set_offset(0xffffffffffffffc0u); }},
-      {"section length wraps", [](Header& h) { h.mutable_sections(2)->set_bytes(0xffffffffffffffffu); }},
-      {"sections overlap", [](Header& h) { h.mutable_sections(2)->set_offset(h.sections(1).offset()); }},
-      {"section not aligned", [](Header& h) { h.mutable_sections(2)->set_offset(h.sections(2).offset() + 1); }},
+       [](Header& h) {
+         for (int i = 0; i < 7; ++i) h.mutable_graph()->mutable_values(0)->add_shape(1 << 30);
+       }},
+      {"value of rank 100",
+       [](Header& h) {
+         for (int i = 0; i < 99; ++i) h.mutable_graph()->mutable_values(0)->add_shape(1);
+       }},
+      {"section beyond the file",
+       [](Header& h) { h.mutable_sections(2)->set_bytes(uint64_t{1} << 40); }},
+      {"section offset wraps",
+       [](Header& h) { h.mutable_sections(2)->set_offset(0xffffffffffffffc0u); }},
+      {"section length wraps",
+       [](Header& h) { h.mutable_sections(2)->set_bytes(0xffffffffffffffffu); }},
+      {"sections overlap",
+       [](Header& h) { h.mutable_sections(2)->set_offset(h.sections(1).offset()); }},
+      {"section not aligned",
+       [](Header& h) { h.mutable_sections(2)->set_offset(h.sections(2).offset() + 1); }},
       {"section too many", [](Header& h) { *h.add_sections() = h.sections(0); }},
       {"section missing", [](Header& h) { h.mutable_sections()->RemoveLast(); }},
   };
   for (const auto& [what, touch] : cases) {
     const auto result = Parse(PutTogether(good, touch), "file");
-    EXPECT_EQ(result.status().code(), StatusCode::kInvalidArgument) << what << ": " << result.status();
+    EXPECT_EQ(result.status().code(), StatusCode::kInvalidArgument)
+        << what << ": " << result.status();
   }
 }
 
@@ -506,10 +562,16 @@ TEST(ArtifactTest, CodesAndScalesOutOfRangeAreRefused) {
     EXPECT_EQ(result.status().code(), StatusCode::kInvalidArgument) << result.status();
     return std::string(result.status().message());
   };
-  const auto section = [](Pieces& p, const v1::ArtifactTensor& tensor) -> std::string& { return p.sections[tensor.section()]; };
+  const auto section = [](Pieces& p, const v1::ArtifactTensor& tensor) -> std::string& {
+    return p.sections[tensor.section()];
+  };
   const auto weights = [](Pieces& p, int node) { return p.header.graph().nodes(node).quantized(); };
-  EXPECT_NE(refused([&](Pieces& p) { section(p, weights(p, 0).codes())[0] = 2; }).find("2-bit code"), std::string::npos);
-  EXPECT_NE(refused([&](Pieces& p) { section(p, weights(p, 1).codes())[0] = 8; }).find("4-bit code"), std::string::npos);
+  EXPECT_NE(
+      refused([&](Pieces& p) { section(p, weights(p, 0).codes())[0] = 2; }).find("2-bit code"),
+      std::string::npos);
+  EXPECT_NE(
+      refused([&](Pieces& p) { section(p, weights(p, 1).codes())[0] = 8; }).find("4-bit code"),
+      std::string::npos);
   // 15 codes of 2 bits leave 2 bits of the last byte unused.
   refused([&](Pieces& p) { section(p, weights(p, 0).codes())[3] |= 0x40; });
   refused([&](Pieces& p) { section(p, weights(p, 0).cluster_scales())[0] = 0; });
@@ -519,7 +581,9 @@ TEST(ArtifactTest, CodesAndScalesOutOfRangeAreRefused) {
     refused([&](Pieces& p) { std::memcpy(section(p, weights(p, 0).steps()).data(), &value, 4); });
   }
   const float nan = NAN;
-  refused([&](Pieces& p) { std::memcpy(section(p, p.header.graph().nodes(0).bias()).data(), &nan, 4); });
+  refused([&](Pieces& p) {
+    std::memcpy(section(p, p.header.graph().nodes(0).bias()).data(), &nan, 4);
+  });
 }
 
 TEST(ArtifactTest, SumsThatCouldOverflowAreRefused) {
@@ -556,12 +620,14 @@ TEST(ArtifactTest, RandomHeadersNeverCrash) {
   for (int round = 0; round < 5000; ++round) {
     std::string damaged = header;
     const int changes = 1 + static_cast<int>(random() % 3);
-    for (int i = 0; i < changes; ++i) damaged[random() % damaged.size()] = static_cast<char>(random());
+    for (int i = 0; i < changes; ++i)
+      damaged[random() % damaged.size()] = static_cast<char>(random());
     const auto result = Parse(Seal(damaged, rest), "file");
     if (result.ok()) continue;  // a name, a report field
     ++refused;
     // DATA_LOSS: the section checksums are part of the header.
-    EXPECT_TRUE(result.status().code() == StatusCode::kInvalidArgument || result.status().code() == StatusCode::kDataLoss)
+    EXPECT_TRUE(result.status().code() == StatusCode::kInvalidArgument ||
+                result.status().code() == StatusCode::kDataLoss)
         << result.status();
   }
   EXPECT_GT(refused, 1000);
@@ -570,9 +636,11 @@ TEST(ArtifactTest, RandomHeadersNeverCrash) {
 TEST(ArtifactTest, AHeaderThatIsNoMessageOrTooLongIsRefused) {
   EXPECT_EQ(Parse(Seal("\xff\xff\xff", ""), "file").status().code(), StatusCode::kInvalidArgument);
   EXPECT_EQ(Parse(Seal("", ""), "file").status().code(), StatusCode::kInvalidArgument);
-  EXPECT_EQ(Parse(Seal(std::string((16 << 20) + 1, '\0'), ""), "file").status().code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(Parse(Seal(std::string((16 << 20) + 1, '\0'), ""), "file").status().code(),
+            StatusCode::kInvalidArgument);
   for (uint64_t length : {uint64_t{1}, uint64_t{1} << 63, ~uint64_t{0}, ~uint64_t{0} - 31}) {
-    std::string preamble = absl::StrCat("TERN", Little(1, 4), Little(length, 8), Little(32, 8), Little(0, 4));
+    std::string preamble =
+        absl::StrCat("TERN", Little(1, 4), Little(length, 8), Little(32, 8), Little(0, 4));
     preamble += Little(Crc32c(preamble), 4);
     EXPECT_EQ(Parse(preamble, "file").status().code(), StatusCode::kInvalidArgument) << length;
   }
@@ -581,7 +649,8 @@ TEST(ArtifactTest, AHeaderThatIsNoMessageOrTooLongIsRefused) {
 class ArtifactFileTest : public testing::Test {
  protected:
   void SetUp() override {
-    std::string pattern = (std::filesystem::temp_directory_path() / "tern_artifact_XXXXXX").string();
+    std::string pattern =
+        (std::filesystem::temp_directory_path() / "tern_artifact_XXXXXX").string();
     ASSERT_NE(::mkdtemp(pattern.data()), nullptr);
     folder_ = pattern;
   }
@@ -620,7 +689,8 @@ TEST(PackingTest, EveryCodeAndLengthComesBack) {
     const int limit = MaxCode(bits);
     for (size_t size = 0; size < 40; ++size) {
       std::vector<int8_t> codes(size), back(size);
-      for (int8_t& code : codes) code = static_cast<int8_t>(static_cast<int>(random() % (2 * limit + 1)) - limit);
+      for (int8_t& code : codes)
+        code = static_cast<int8_t>(static_cast<int>(random() % (2 * limit + 1)) - limit);
       const std::string packed = Pack(codes, bits);
       EXPECT_EQ(packed.size(), (size * bits + 7) / 8);
       EXPECT_TRUE(Unpack(packed, bits, absl::MakeSpan(back)));

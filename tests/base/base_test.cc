@@ -1,5 +1,3 @@
-#include "server/base/thread_pool.h"
-
 #include <gtest/gtest.h>
 #include <pthread.h>
 
@@ -11,6 +9,7 @@
 #include "server/base/clock.h"
 #include "server/base/log.h"
 #include "server/base/status_macros.h"
+#include "server/base/thread_pool.h"
 
 namespace tern {
 namespace {
@@ -76,7 +75,8 @@ TEST(AlignedBufferTest, IsAlignedWithZeroedSlack) {
     AlignedBuffer buffer(size);
     EXPECT_EQ(reinterpret_cast<uintptr_t>(buffer.data()) % AlignedBuffer::kAlignment, 0u);
     EXPECT_EQ(buffer.size_bytes(), size);
-    for (size_t i = 0; i < AlignedBuffer::kSlackBytes; ++i) EXPECT_EQ(buffer.as<uint8_t>()[size + i], 0);
+    for (size_t i = 0; i < AlignedBuffer::kSlackBytes; ++i)
+      EXPECT_EQ(buffer.as<uint8_t>()[size + i], 0);
   }
 }
 

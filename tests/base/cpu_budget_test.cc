@@ -46,7 +46,8 @@ TEST_F(CpuBudgetTest, AV2QuotaRoundsDownButNotBelowOne) {
   CpuBudget budget = ReadCpuBudget(root_);
   EXPECT_DOUBLE_EQ(budget.quota_cpus, 0.5);
   EXPECT_EQ(budget.threads, 1);
-  EXPECT_EQ(budget.ToString(), "1 thread (affinity " + std::to_string(affinity_) + ", cgroup quota 0.50)");
+  EXPECT_EQ(budget.ToString(),
+            "1 thread (affinity " + std::to_string(affinity_) + ", cgroup quota 0.50)");
   Put("/sys/fs/cgroup/cpu.max", "190000 100000\n");
   EXPECT_EQ(ReadCpuBudget(root_).threads, 1);
 }
@@ -109,7 +110,8 @@ TEST_F(CpuBudgetTest, ThrottlingComesFromTheOwnGroupInBothVersions) {
   EXPECT_EQ(throttling.periods, 4);
   EXPECT_DOUBLE_EQ(throttling.seconds, 1.5);
   Put("/proc/self/cgroup", "0::/a\n");
-  Put("/sys/fs/cgroup/a/cpu.stat", "usage_usec 1\nnr_periods 9\nnr_throttled 7\nthrottled_usec 2500000\n");
+  Put("/sys/fs/cgroup/a/cpu.stat",
+      "usage_usec 1\nnr_periods 9\nnr_throttled 7\nthrottled_usec 2500000\n");
   throttling = ReadCpuThrottling(root_);
   EXPECT_EQ(throttling.periods, 7);
   EXPECT_DOUBLE_EQ(throttling.seconds, 2.5);

@@ -27,7 +27,9 @@ class FileTest : public testing::Test {
   void TearDown() override { fs::remove_all(folder_); }
 
   std::string Path(const std::string& name) const { return folder_ + "/" + name; }
-  size_t Entries() const { return std::distance(fs::directory_iterator(folder_), fs::directory_iterator()); }
+  size_t Entries() const {
+    return std::distance(fs::directory_iterator(folder_), fs::directory_iterator());
+  }
   absl::Status WriteText(const std::string& path, absl::string_view text) {
     return WriteFileAtomically(path, {text});
   }
@@ -70,7 +72,8 @@ TEST_F(FileTest, AFailingWriteLeavesTheOldContentAndNoTemporaryFile) {
 TEST_F(FileTest, LeftoversOfAKilledProcessAreSteppedOver) {
   // A server that is always process 1 finds its own former names.
   for (int i = 0; i < 300; ++i) {
-    std::ofstream(Path("a") + ".tmp." + std::to_string(::getpid()) + "." + std::to_string(i)) << "half";
+    std::ofstream(Path("a") + ".tmp." + std::to_string(::getpid()) + "." + std::to_string(i))
+        << "half";
   }
   ASSERT_TRUE(WriteText(Path("a"), "whole").ok());
   EXPECT_EQ(*ReadFile(Path("a")), "whole");
@@ -109,7 +112,8 @@ TEST_F(FileTest, ReadErrorsSayWhat) {
   ASSERT_TRUE(WriteText(Path("a"), "12345").ok());
   const auto large = ReadFile(Path("a"), 4);
   EXPECT_EQ(large.status().code(), StatusCode::kResourceExhausted);
-  EXPECT_NE(large.status().message().find("5 bytes, the limit is 4"), std::string::npos) << large.status();
+  EXPECT_NE(large.status().message().find("5 bytes, the limit is 4"), std::string::npos)
+      << large.status();
   EXPECT_TRUE(ReadFile(Path("a"), 5).ok());
 }
 

@@ -73,12 +73,14 @@ TEST(TopKTest, AgreesWithSortingEverything) {
     for (float& logit : logits) logit = static_cast<float>(random() % 10);  // many ties
     std::vector<int> order(classes);
     for (int i = 0; i < classes; ++i) order[i] = i;
-    std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return logits[a] > logits[b]; });
+    std::stable_sort(order.begin(), order.end(),
+                     [&](int a, int b) { return logits[a] > logits[b]; });
     const int k = 1 + static_cast<int>(random() % classes);
     const auto top = TopK(logits, k);
     const std::set<int> best(order.begin(), order.begin() + k);
     for (int i = 0; i < k; ++i) ASSERT_EQ(top[i].index, order[i]);
-    for (int label = 0; label < classes; ++label) ASSERT_EQ(InTopK(logits, label, k), best.count(label) == 1);
+    for (int label = 0; label < classes; ++label)
+      ASSERT_EQ(InTopK(logits, label, k), best.count(label) == 1);
   }
 }
 
@@ -115,7 +117,11 @@ TEST(ParseLabelsTest, ReadsOneNamePerLine) {
   const auto labels = ParseLabels("cat\r\ndog\r\n\nK\xc3\xa4se, sheep\n\n \r\n", 0);
   ASSERT_TRUE(labels.ok());
   EXPECT_EQ(*labels, (std::vector<std::string>{"cat", "dog", "", "K\xc3\xa4se, sheep"}));
-  EXPECT_EQ(ParseLabels("\xef\xbb\xbf" "cat", 1)->front(), "cat");
+  EXPECT_EQ(ParseLabels("\xef\xbb\xbf"
+                        "cat",
+                        1)
+                ->front(),
+            "cat");
   EXPECT_TRUE(ParseLabels("", 0)->empty());
 }
 
@@ -123,15 +129,18 @@ TEST(ParseLabelsTest, TheNumberMustFitTheClasses) {
   EXPECT_TRUE(ParseLabels("a\nb\n", 2).ok());
   const auto wrong = ParseLabels("a\nb\n", 3);
   EXPECT_EQ(wrong.status().code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_NE(wrong.status().message().find("got 2 names, want 3"), std::string::npos) << wrong.status();
+  EXPECT_NE(wrong.status().message().find("got 2 names, want 3"), std::string::npos)
+      << wrong.status();
 }
 
 TEST(ParseLabelsTest, RejectsWhatIsNotUtf8) {
-  for (const char* bad : {"a\n\xff", "\xc3", "\xc0\xaf", "\xed\xa0\x80", "\xf4\x90\x80\x80", "\xe2\x28\xa1", "\x80"}) {
+  for (const char* bad : {"a\n\xff", "\xc3", "\xc0\xaf", "\xed\xa0\x80", "\xf4\x90\x80\x80",
+                          "\xe2\x28\xa1", "\x80"}) {
     EXPECT_EQ(ParseLabels(bad, 0).status().code(), absl::StatusCode::kInvalidArgument) << bad;
   }
   EXPECT_NE(ParseLabels("a\n\xff", 0).status().message().find("line 2"), std::string::npos);
-  for (const char* good : {"\xf0\x9f\x90\x88", "\xe2\x82\xac", "\xf4\x8f\xbf\xbf", "\xed\x9f\xbf"}) {
+  for (const char* good :
+       {"\xf0\x9f\x90\x88", "\xe2\x82\xac", "\xf4\x8f\xbf\xbf", "\xed\x9f\xbf"}) {
     EXPECT_TRUE(ParseLabels(good, 1).ok()) << good;
   }
 }

@@ -34,7 +34,8 @@ std::string Fixture(const std::string& name) {
 std::map<std::string, std::string> AllFixtures() {
   std::map<std::string, std::string> all;
   for (const auto& entry : std::filesystem::directory_iterator(FixtureFolder())) {
-    if (entry.path().extension() != ".ppm") all[entry.path().filename()] = Fixture(entry.path().filename());
+    if (entry.path().extension() != ".ppm")
+      all[entry.path().filename()] = Fixture(entry.path().filename());
   }
   return all;
 }
@@ -53,7 +54,9 @@ Image Expected(const std::string& name) {
   return image;
 }
 
-absl::StatusOr<Image> DecodeDefault(const std::string& bytes) { return Decode(bytes, Limits{}, true); }
+absl::StatusOr<Image> DecodeDefault(const std::string& bytes) {
+  return Decode(bytes, Limits{}, true);
+}
 
 std::string TestJpeg(int width, int height, int quality = 90) {
   std::vector<uint8_t> pixels(static_cast<size_t>(width) * height * 3);
@@ -62,7 +65,9 @@ std::string TestJpeg(int width, int height, int quality = 90) {
   tjhandle handle = tjInitCompress();
   unsigned char* out = nullptr;
   unsigned long size = 0;
-  EXPECT_EQ(tjCompress2(handle, pixels.data(), width, 0, height, TJPF_RGB, &out, &size, TJSAMP_420, quality, 0), 0);
+  EXPECT_EQ(tjCompress2(handle, pixels.data(), width, 0, height, TJPF_RGB, &out, &size, TJSAMP_420,
+                        quality, 0),
+            0);
   std::string bytes(reinterpret_cast<char*>(out), size);
   tjFree(out);
   tjDestroy(handle);
@@ -104,7 +109,8 @@ TEST(DecodeTest, SeesWhatPillowSeesInEveryFormat) {
     ASSERT_EQ(image->width, want.width) << name;
     ASSERT_EQ(image->height, want.height) << name;
     int worst = 0;
-    for (size_t i = 0; i < want.pixels.size(); ++i) worst = std::max(worst, std::abs(image->pixels[i] - want.pixels[i]));
+    for (size_t i = 0; i < want.pixels.size(); ++i)
+      worst = std::max(worst, std::abs(image->pixels[i] - want.pixels[i]));
     // Lossless formats are exact; versions of the JPEG and WebP libraries may round differently.
     const bool lossy = name.ends_with(".jpg") || name == "lossy.webp";
     EXPECT_LE(worst, lossy ? 2 : 0) << name;
@@ -128,7 +134,8 @@ TEST(DecodeTest, ExifOrientationCanBeIgnored) {
 TEST(DecodeTest, OrientationsUndoEachOther) {
   Image image{5, 3, {}};
   for (int i = 0; i < 45; ++i) image.pixels.push_back(static_cast<uint8_t>(i));
-  const std::map<int, int> inverse = {{1, 1}, {2, 2}, {3, 3}, {4, 4}, {5, 5}, {6, 8}, {7, 7}, {8, 6}, {0, 9}};
+  const std::map<int, int> inverse = {{1, 1}, {2, 2}, {3, 3}, {4, 4}, {5, 5},
+                                      {6, 8}, {7, 7}, {8, 6}, {0, 9}};
   for (auto [there, back] : inverse) {
     const Image turned = ApplyOrientation(image, there);
     EXPECT_EQ(turned.width, there >= 5 ? 3 : 5);
@@ -148,7 +155,8 @@ TEST(DecodeTest, RejectsEveryTruncationOfEveryFormat) {
   for (const auto& [name, bytes] : AllFixtures()) {
     for (size_t size = 0; size < bytes.size(); ++size) {
       const auto image = DecodeDefault(bytes.substr(0, size));
-      ASSERT_EQ(image.status().code(), StatusCode::kInvalidArgument) << name << " cut to " << size << " of " << bytes.size();
+      ASSERT_EQ(image.status().code(), StatusCode::kInvalidArgument)
+          << name << " cut to " << size << " of " << bytes.size();
     }
   }
 }
@@ -178,7 +186,8 @@ TEST(DecodeTest, DamageNeverCrashesAndNeverEscapesTheLimits) {
     for (int round = 0; round < 400; ++round) {
       std::string damaged = bytes;
       const int flips = 1 + static_cast<int>(random() % 4);
-      for (int i = 0; i < flips; ++i) damaged[random() % damaged.size()] = static_cast<char>(random());
+      for (int i = 0; i < flips; ++i)
+        damaged[random() % damaged.size()] = static_cast<char>(random());
       const auto image = Decode(damaged, limits, true);
       if (image.ok()) {
         EXPECT_LE(static_cast<uint64_t>(image->width) * image->height, limits.max_pixels);
@@ -193,13 +202,15 @@ TEST(DecodeTest, DamageNeverCrashesAndNeverEscapesTheLimits) {
 }
 
 TEST(DecodeTest, RejectsWhatIsNoImage) {
-  for (const std::string& bytes : {std::string(), std::string("nope"), std::string("GIF89a\1\0\1\0"),
-                                   std::string("%PDF-1.4"), std::string(1000, '\0'), std::string("RIFF\4\0\0\0WAVE"),
-                                   std::string("BM"), std::string("\xff\xd8\xff")}) {
+  for (const std::string& bytes :
+       {std::string(), std::string("nope"), std::string("GIF89a\1\0\1\0"), std::string("%PDF-1.4"),
+        std::string(1000, '\0'), std::string("RIFF\4\0\0\0WAVE"), std::string("BM"),
+        std::string("\xff\xd8\xff")}) {
     const auto image = DecodeDefault(bytes);
     EXPECT_EQ(image.status().code(), StatusCode::kInvalidArgument) << image.status();
   }
-  EXPECT_NE(DecodeDefault("nope").status().message().find("JPEG, PNG, WebP or BMP"), std::string::npos);
+  EXPECT_NE(DecodeDefault("nope").status().message().find("JPEG, PNG, WebP or BMP"),
+            std::string::npos);
 }
 
 TEST(DecodeTest, RefusesMoreBytesThanAllowed) {
@@ -213,7 +224,8 @@ TEST(DecodeTest, RefusesMoreBytesThanAllowed) {
 TEST(DecodeTest, RefusesMorePixelsThanAllowedFromTheHeaderAlone) {
   Limits limits;
   limits.max_pixels = 300 * 200 - 1;
-  // Cut right behind the headers: had pixels been decoded first, the code would be INVALID_ARGUMENT.
+  // Cut right behind the headers: had pixels been decoded first, the code would be
+  // INVALID_ARGUMENT.
   const std::string jpeg = TestJpeg(300, 200).substr(0, 700);
   const std::string whole_png = BlackPng(300, 200);
   const std::string png = whole_png.substr(0, whole_png.find("IDAT") + 4);
@@ -223,7 +235,8 @@ TEST(DecodeTest, RefusesMorePixelsThanAllowedFromTheHeaderAlone) {
   for (const std::string& bytes : {jpeg, png, webp, bmp}) {
     const auto image = Decode(bytes, limits, true);
     EXPECT_EQ(image.status().code(), StatusCode::kResourceExhausted) << image.status();
-    EXPECT_NE(image.status().message().find("300x200 = 60000 pixels, the limit is 59999"), std::string::npos)
+    EXPECT_NE(image.status().message().find("300x200 = 60000 pixels, the limit is 59999"),
+              std::string::npos)
         << image.status();
   }
   limits.max_pixels += 1;
@@ -262,7 +275,8 @@ TEST(DecodeTest, ReadsOrientationsOfBothByteOrdersAndIgnoresNonsense) {
   const auto block = [](bool big, int type, int value, int count = 1) {
     std::string b = big ? std::string("MM\0*\0\0\0\x08", 8) : std::string("II*\0\x08\0\0\0", 8);
     const auto put = [&](uint32_t v, int size) {
-      for (int i = 0; i < size; ++i) b.push_back(static_cast<char>(v >> 8 * (big ? size - 1 - i : i)));
+      for (int i = 0; i < size; ++i)
+        b.push_back(static_cast<char>(v >> 8 * (big ? size - 1 - i : i)));
     };
     put(1, 2), put(0x0112, 2), put(type, 2), put(count, 4);
     if (type == 3) {

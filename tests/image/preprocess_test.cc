@@ -26,7 +26,8 @@ Image Ramp(int width, int height) {
   return image;
 }
 
-std::vector<float> Preprocessed(const Image& image, const Preprocessing& contract, int height, int width) {
+std::vector<float> Preprocessed(const Image& image, const Preprocessing& contract, int height,
+                                int width) {
   EXPECT_TRUE(ValidatePreprocessing(contract, height, width).ok());
   std::vector<float> out(static_cast<size_t>(height) * width * 3, -1000.0f);
   const absl::Status status = Preprocess(image, contract, height, width, absl::MakeSpan(out));
@@ -72,7 +73,8 @@ TEST(PreprocessTest, CentreCropRoundsHalvesToEven) {
   contract.set_center_crop(true);
   const struct {
     int have, want, first;
-  } cases[] = {{10, 10, 0}, {11, 10, 0}, {12, 10, 1}, {13, 10, 2}, {14, 10, 2}, {15, 10, 2}, {17, 10, 4}};
+  } cases[] = {{10, 10, 0}, {11, 10, 0}, {12, 10, 1}, {13, 10, 2},
+               {14, 10, 2}, {15, 10, 2}, {17, 10, 4}};
   for (const auto& c : cases) {
     const std::vector<float> out = Preprocessed(Ramp(c.have, c.have), contract, c.want, c.want);
     EXPECT_EQ(out[0], static_cast<float>(c.first)) << c.have;
@@ -108,12 +110,14 @@ TEST(PreprocessTest, AnImageOfAnotherSizeIsRefusedWithBothSizes) {
   Preprocessing shorter;
   shorter.set_resize(Preprocessing::SHORTER_SIDE);
   shorter.set_resize_size(4);
-  EXPECT_EQ(Preprocess(Ramp(16, 8), shorter, 4, 4, absl::MakeSpan(out)).code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(Preprocess(Ramp(16, 8), shorter, 4, 4, absl::MakeSpan(out)).code(),
+            StatusCode::kInvalidArgument);
   EXPECT_TRUE(Preprocess(Ramp(8, 8), shorter, 4, 4, absl::MakeSpan(out)).ok());
 }
 
 TEST(PreprocessTest, ExactIgnoresTheAspectRatioWithEveryFilter) {
-  for (auto filter : {Preprocessing::BILINEAR_ANTIALIAS, Preprocessing::BICUBIC_ANTIALIAS, Preprocessing::BILINEAR}) {
+  for (auto filter : {Preprocessing::BILINEAR_ANTIALIAS, Preprocessing::BICUBIC_ANTIALIAS,
+                      Preprocessing::BILINEAR}) {
     Preprocessing contract;
     contract.set_resize(Preprocessing::EXACT);
     contract.set_filter(filter);
@@ -134,7 +138,8 @@ TEST(PreprocessTest, ShrinkingAveragesUnlessTheFilterIsPlainBilinear) {
   EXPECT_NEAR(Preprocessed(stripes, contract, 7, 7)[(3 * 7 + 3) * 3], 120, 8);
   contract.set_filter(Preprocessing::BILINEAR);
   double spread = 0;
-  for (float value : Preprocessed(stripes, contract, 7, 7)) spread = std::max(spread, std::fabs(value - 120.0));
+  for (float value : Preprocessed(stripes, contract, 7, 7))
+    spread = std::max(spread, std::fabs(value - 120.0));
   EXPECT_GT(spread, 60);
 }
 
@@ -165,16 +170,24 @@ TEST(PreprocessTest, ValidationNamesTheField) {
   EXPECT_NE(message(same, 0, 224).find("network input"), std::string::npos);
   EXPECT_NE(message(same, 224, 100000).find("network input"), std::string::npos);
   EXPECT_NE(message([](auto& c) { c.set_resize_size(0); }).find("resize_size"), std::string::npos);
-  EXPECT_NE(message([](auto& c) { c.set_resize_size(1u << 31); }).find("resize_size"), std::string::npos);
-  EXPECT_NE(message([](auto& c) { c.set_center_crop(false); }).find("resize_size"), std::string::npos);
+  EXPECT_NE(message([](auto& c) { c.set_resize_size(1u << 31); }).find("resize_size"),
+            std::string::npos);
+  EXPECT_NE(message([](auto& c) { c.set_center_crop(false); }).find("resize_size"),
+            std::string::npos);
   EXPECT_NE(message([&](auto& c) { c.set_scale(nan); }).find("scale"), std::string::npos);
   EXPECT_NE(message([](auto& c) { c.add_mean(1); }).find("mean"), std::string::npos);
   EXPECT_NE(message([&](auto& c) { c.set_mean(1, nan); }).find("mean[1]"), std::string::npos);
   EXPECT_NE(message([](auto& c) { c.set_std(2, 0); }).find("std[2]"), std::string::npos);
   EXPECT_NE(message([](auto& c) { c.set_std(0, -1); }).find("std[0]"), std::string::npos);
-  EXPECT_NE(message([](auto& c) { c.set_filter(static_cast<Preprocessing::Filter>(9)); }).find("filter"), std::string::npos);
-  EXPECT_NE(message([](auto& c) { c.set_resize(static_cast<Preprocessing::Resize>(9)); }).find("resize"), std::string::npos);
-  EXPECT_NE(message([](auto& c) { c.set_color_order(static_cast<Preprocessing::ColorOrder>(9)); }).find("color_order"),
+  EXPECT_NE(
+      message([](auto& c) { c.set_filter(static_cast<Preprocessing::Filter>(9)); }).find("filter"),
+      std::string::npos);
+  EXPECT_NE(
+      message([](auto& c) { c.set_resize(static_cast<Preprocessing::Resize>(9)); }).find("resize"),
+      std::string::npos);
+  EXPECT_NE(message([](auto& c) {
+              c.set_color_order(static_cast<Preprocessing::ColorOrder>(9));
+            }).find("color_order"),
             std::string::npos);
 }
 

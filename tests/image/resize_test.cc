@@ -42,8 +42,9 @@ TEST(ResizeTest, EqualsPillowBitForBit) {
     const Image out = ResizeAntialiased(Noise(g.width, g.height), g.out_width, g.out_height,
                                         {0, 0, g.out_width, g.out_height}, g.kernel);
     ASSERT_EQ(out.pixels.size(), static_cast<size_t>(g.out_width) * g.out_height * 3);
-    EXPECT_EQ(Fnv1a(out.pixels), g.hash) << g.width << "x" << g.height << " -> " << g.out_width << "x" << g.out_height
-                                         << (g.kernel == Kernel::kCubic ? " cubic" : " triangle");
+    EXPECT_EQ(Fnv1a(out.pixels), g.hash)
+        << g.width << "x" << g.height << " -> " << g.out_width << "x" << g.out_height
+        << (g.kernel == Kernel::kCubic ? " cubic" : " triangle");
   }
 }
 
@@ -52,12 +53,15 @@ TEST(ResizeTest, AWindowIsThatPartOfTheWhole) {
   for (Kernel kernel : {Kernel::kTriangle, Kernel::kCubic}) {
     for (auto [width, height] : {std::pair{41, 29}, {200, 140}, {83, 30}, {30, 57}, {83, 57}}) {
       const Image whole = ResizeAntialiased(in, width, height, {0, 0, width, height}, kernel);
-      for (const Window& w : {Window{0, 0, 1, 1}, Window{3, 5, 20, 17}, Window{width - 7, height - 3, 7, 3}}) {
+      for (const Window& w :
+           {Window{0, 0, 1, 1}, Window{3, 5, 20, 17}, Window{width - 7, height - 3, 7, 3}}) {
         const Image part = ResizeAntialiased(in, width, height, w, kernel);
         ASSERT_EQ(part.width, w.width);
         ASSERT_EQ(part.height, w.height);
         for (int y = 0; y < w.height; ++y) {
-          EXPECT_EQ(std::memcmp(&part.pixels[y * w.width * 3], &whole.pixels[((w.y + y) * width + w.x) * 3], w.width * 3), 0)
+          EXPECT_EQ(std::memcmp(&part.pixels[y * w.width * 3],
+                                &whole.pixels[((w.y + y) * width + w.x) * 3], w.width * 3),
+                    0)
               << width << "x" << height << " row " << y;
         }
       }
@@ -70,7 +74,8 @@ TEST(ResizeTest, AConstantImageStaysConstant) {
   for (int value : {0, 1, 127, 254, 255}) {
     std::fill(in.pixels.begin(), in.pixels.end(), static_cast<uint8_t>(value));
     for (Kernel kernel : {Kernel::kTriangle, Kernel::kCubic}) {
-      for (uint8_t pixel : ResizeAntialiased(in, 300, 5, {0, 0, 300, 5}, kernel).pixels) ASSERT_EQ(pixel, value);
+      for (uint8_t pixel : ResizeAntialiased(in, 300, 5, {0, 0, 300, 5}, kernel).pixels)
+        ASSERT_EQ(pixel, value);
     }
   }
 }
@@ -79,13 +84,15 @@ TEST(ResizeTest, ExtremeSidesCostOnlyTheirWindow) {
   const Image line{1, 65535, std::vector<uint8_t>(65535 * 3, 9)};
   // The whole result would have 4 billion pixels.
   const int64_t height = int64_t{256} * 65535;
-  const Image part = ResizeAntialiased(line, 256, height, {16, height / 2, 224, 224}, Kernel::kTriangle);
+  const Image part =
+      ResizeAntialiased(line, 256, height, {16, height / 2, 224, 224}, Kernel::kTriangle);
   for (uint8_t pixel : part.pixels) ASSERT_EQ(pixel, 9);
   const Image squashed = ResizeAntialiased(line, 224, 224, {0, 0, 224, 224}, Kernel::kCubic);
   for (uint8_t pixel : squashed.pixels) ASSERT_EQ(pixel, 9);
 }
 
-// INTER_LINEAR by its definition: the pixel centre mapped back, four neighbours, edges repeated, in real numbers.
+// INTER_LINEAR by its definition: the pixel centre mapped back, four neighbours, edges repeated, in
+// real numbers.
 TEST(ResizeTest, LinearWeighsTheFourNeighbours) {
   const Image in = Noise(23, 19);
   const int width = 40, height = 11;
@@ -97,7 +104,8 @@ TEST(ResizeTest, LinearWeighsTheFourNeighbours) {
   };
   for (int y = 0; y < height; ++y) {
     for (int x = 0; x < width; ++x) {
-      const double sx = (x + 0.5) * in.width / width - 0.5, sy = (y + 0.5) * in.height / height - 0.5;
+      const double sx = (x + 0.5) * in.width / width - 0.5,
+                   sy = (y + 0.5) * in.height / height - 0.5;
       const int ix = static_cast<int>(std::floor(sx)), iy = static_cast<int>(std::floor(sy));
       const double fx = sx - ix, fy = sy - iy;
       for (int c = 0; c < 3; ++c) {

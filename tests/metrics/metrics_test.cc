@@ -255,11 +255,8 @@ TEST(MetricsTest, DefaultMovesWithoutLeavingTheOldSeries) {
   metrics.ModelDefault(kModel, false);
   metrics.ModelDefault({"demo", 9, "fp32"}, true);  // not loaded: no effect
   const std::string text = metrics.Render();
-  EXPECT_THAT(
-      text,
-      HasSubstr(
-          R"(tern_model_info{default="false",isa="avx2",model="demo",)"
-          R"(scheme="int8",version="3"} 1)"));
+  EXPECT_THAT(text, HasSubstr(R"(tern_model_info{default="false",isa="avx2",model="demo",)"
+                              R"(scheme="int8",version="3"} 1)"));
   EXPECT_THAT(text, Not(HasSubstr(R"(default="true")")));
 }
 

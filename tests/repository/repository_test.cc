@@ -603,9 +603,8 @@ TEST_F(RepositoryTest, TheReportReachesTheGaugesAgainAfterReopening) {
   EXPECT_EQ(repository_->Info("m", 2)->bits_per_weight, 3.25);
   EXPECT_THAT(
       metrics_.Render(),
-      HasSubstr(
-          R"(tern_quantization_sqnr_db{layer="conv",model="m",scheme="ternary-cluster",)"
-          R"(version="2"} 21.5)"));
+      HasSubstr(R"(tern_quantization_sqnr_db{layer="conv",model="m",scheme="ternary-cluster",)"
+                R"(version="2"} 21.5)"));
   EXPECT_THAT(metrics_.Render(), HasSubstr("tern_quantization_top1_ratio{"));
   EXPECT_THAT(metrics_.Render(), Not(HasSubstr("tern_quantization_top1_agreement{")));
 }

@@ -42,7 +42,8 @@ class ServerTest : public testing::PipelineTest {
     PipelineTest::TearDown();
   }
   static std::shared_ptr<grpc::Channel> Channel(int port) {
-    return grpc::CreateChannel("127.0.0.1:" + std::to_string(port), grpc::InsecureChannelCredentials());
+    return grpc::CreateChannel("127.0.0.1:" + std::to_string(port),
+                               grpc::InsecureChannelCredentials());
   }
   grpc::Status Classify(const v1::ClassifyRequest& request, v1::ClassifyResponse* response) {
     grpc::ClientContext context;
@@ -54,7 +55,8 @@ class ServerTest : public testing::PipelineTest {
     request.set_image(testing::SolidBmp(8, 8, r, g, b));
     return request;
   }
-  grpc::Status Import(const std::string& name, const std::string& onnx, v1::ImportResponse* response) {
+  grpc::Status Import(const std::string& name, const std::string& onnx,
+                      v1::ImportResponse* response) {
     grpc::ClientContext context;
     auto writer = registry_->Import(&context, response);
     v1::ImportRequest request;
@@ -120,7 +122,8 @@ TEST_F(ServerTest, AStreamKeepsItsOrderAndGoesOnAfterABadImage) {
   constexpr int kImages = 200;
   std::thread writer([&] {
     for (int i = 0; i < kImages; ++i) {
-      v1::ClassifyRequest request = Request(i % 3 == 0 ? 255 : 0, i % 3 == 1 ? 255 : 0, i % 3 == 2 ? 255 : 0);
+      v1::ClassifyRequest request =
+          Request(i % 3 == 0 ? 255 : 0, i % 3 == 1 ? 255 : 0, i % 3 == 2 ? 255 : 0);
       if (i % 50 == 7) request.set_image("junk");
       request.set_request_id(std::to_string(i));
       stream->Write(request);
@@ -166,7 +169,8 @@ TEST_F(ServerTest, ReportedLabelsAreJoinedOnce) {
   grpc::ClientContext first, second, third;
   ASSERT_TRUE(classify_->ReportLabel(&first, label, &outcome).ok());
   EXPECT_TRUE(outcome.top1());
-  EXPECT_EQ(classify_->ReportLabel(&second, label, &outcome).error_code(), StatusCode::ALREADY_EXISTS);
+  EXPECT_EQ(classify_->ReportLabel(&second, label, &outcome).error_code(),
+            StatusCode::ALREADY_EXISTS);
   label.set_request_id("r2");
   EXPECT_EQ(classify_->ReportLabel(&third, label, &outcome).error_code(), StatusCode::NOT_FOUND);
 }
@@ -191,7 +195,8 @@ TEST_F(ServerTest, ImportListGetDefaultUnloadLoadDelete) {
   }
   {
     grpc::ClientContext context;
-    EXPECT_EQ(registry_->Unload(&context, version, &info).error_code(), StatusCode::FAILED_PRECONDITION);
+    EXPECT_EQ(registry_->Unload(&context, version, &info).error_code(),
+              StatusCode::FAILED_PRECONDITION);
   }
   version.set_version(1);
   {
@@ -225,9 +230,11 @@ TEST_F(ServerTest, ImportListGetDefaultUnloadLoadDelete) {
 
 TEST_F(ServerTest, ImportRefusesBadNamesBytesAndOversize) {
   v1::ImportResponse response;
-  EXPECT_EQ(Import("../etc", testing::TinyOnnx(), &response).error_code(), StatusCode::INVALID_ARGUMENT);
+  EXPECT_EQ(Import("../etc", testing::TinyOnnx(), &response).error_code(),
+            StatusCode::INVALID_ARGUMENT);
   EXPECT_EQ(Import("ok", "not onnx", &response).error_code(), StatusCode::INVALID_ARGUMENT);
-  EXPECT_EQ(Import("ok", std::string(100001, 'x'), &response).error_code(), StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_EQ(Import("ok", std::string(100001, 'x'), &response).error_code(),
+            StatusCode::RESOURCE_EXHAUSTED);
   grpc::ClientContext context;
   auto writer = registry_->Import(&context, &response);
   v1::ImportRequest chunk;
@@ -263,7 +270,8 @@ TEST_F(ServerTest, QuantizeStreamsProgressThenAResult) {
   stream->Write(request);
   for (int i = 0; i < 12; ++i) {
     v1::SampleImage* image = request.mutable_image();
-    image->set_image(testing::SolidBmp(8, 8, i % 3 == 0 ? 200 : 10, i % 3 == 1 ? 200 : i, i % 3 == 2 ? 200 : 5));
+    image->set_image(
+        testing::SolidBmp(8, 8, i % 3 == 0 ? 200 : 10, i % 3 == 1 ? 200 : i, i % 3 == 2 ? 200 : 5));
     image->set_label(i % 3);
     image->set_calibration(true);
     image->set_evaluation(true);
@@ -337,7 +345,8 @@ TEST_F(ServerTest, BenchmarkAndProfileAnswer) {
   ASSERT_TRUE(profiler_->Benchmark(&first, request, &response).ok());
   EXPECT_GT(response.images_per_second(), 0);
   request.set_seconds(61);
-  EXPECT_EQ(profiler_->Benchmark(&second, request, &response).error_code(), StatusCode::INVALID_ARGUMENT);
+  EXPECT_EQ(profiler_->Benchmark(&second, request, &response).error_code(),
+            StatusCode::INVALID_ARGUMENT);
   v1::ProfileRequest profile;
   profile.set_model("tiny");
   profile.set_runs(2);
@@ -351,9 +360,11 @@ TEST_F(ServerTest, ATakenPortIsToldByNumber) {
   options.host = options.admin_host = "127.0.0.1";
   options.port = server_->port();
   options.admin_port = 0;
-  const auto second = Server::Start(options, repository_.get(), classifier_.get(), &labels_, &metrics_);
+  const auto second =
+      Server::Start(options, repository_.get(), classifier_.get(), &labels_, &metrics_);
   EXPECT_EQ(second.status().code(), absl::StatusCode::kUnavailable);
-  EXPECT_NE(second.status().message().find(std::to_string(server_->port())), absl::string_view::npos);
+  EXPECT_NE(second.status().message().find(std::to_string(server_->port())),
+            absl::string_view::npos);
 }
 
 }  // namespace

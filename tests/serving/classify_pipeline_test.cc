@@ -13,8 +13,9 @@ class ClassifierTest : public testing::PipelineTest {
                                           const std::string& model = "tiny", uint64_t version = 0) {
     input.image = std::move(image);
     std::promise<absl::StatusOr<ClassifyOutput>> promise;
-    classifier_->Classify(model, version, std::move(input),
-                          [&](absl::StatusOr<ClassifyOutput> output) { promise.set_value(std::move(output)); });
+    classifier_->Classify(
+        model, version, std::move(input),
+        [&](absl::StatusOr<ClassifyOutput> output) { promise.set_value(std::move(output)); });
     return promise.get_future().get();
   }
 };
@@ -37,11 +38,13 @@ TEST_F(ClassifierTest, EveryAnswerBelongsToItsCallerUnderLoad) {
   for (int i = 0; i < kImages; ++i) {
     const int colour = i % 3;
     ClassifyInput input;
-    input.image = testing::SolidBmp(8, 8, colour == 0 ? 255 : 0, colour == 1 ? 255 : 0, colour == 2 ? 255 : 0);
-    classifier_->Classify("tiny", 0, std::move(input), [&, colour](absl::StatusOr<ClassifyOutput> output) {
-      if (!output.ok() || output->classes[0].index != colour) ++wrong;
-      ++done;
-    });
+    input.image = testing::SolidBmp(8, 8, colour == 0 ? 255 : 0, colour == 1 ? 255 : 0,
+                                    colour == 2 ? 255 : 0);
+    classifier_->Classify("tiny", 0, std::move(input),
+                          [&, colour](absl::StatusOr<ClassifyOutput> output) {
+                            if (!output.ok() || output->classes[0].index != colour) ++wrong;
+                            ++done;
+                          });
     // At most the queue's length at once.
     while (i - done > 200) std::this_thread::yield();
   }
@@ -51,28 +54,36 @@ TEST_F(ClassifierTest, EveryAnswerBelongsToItsCallerUnderLoad) {
 
 TEST_F(ClassifierTest, RefusesBadInputWithTheDocumentedCode) {
   EXPECT_EQ(Classify("not an image").status().code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_EQ(Classify(std::string(100001, 'x')).status().code(), absl::StatusCode::kResourceExhausted);
-  EXPECT_EQ(Classify(testing::SolidBmp(101, 100, 0, 0, 0)).status().code(), absl::StatusCode::kResourceExhausted);
-  EXPECT_EQ(Classify(testing::SolidBmp(8, 8, 0, 0, 0), {}, "nobody").status().code(), absl::StatusCode::kNotFound);
-  EXPECT_EQ(Classify(testing::SolidBmp(8, 8, 0, 0, 0), {}, "tiny", 7).status().code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(Classify(std::string(100001, 'x')).status().code(),
+            absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(Classify(testing::SolidBmp(101, 100, 0, 0, 0)).status().code(),
+            absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(Classify(testing::SolidBmp(8, 8, 0, 0, 0), {}, "nobody").status().code(),
+            absl::StatusCode::kNotFound);
+  EXPECT_EQ(Classify(testing::SolidBmp(8, 8, 0, 0, 0), {}, "tiny", 7).status().code(),
+            absl::StatusCode::kNotFound);
   ClassifyInput label;
   label.label = 3;
-  EXPECT_EQ(Classify(testing::SolidBmp(8, 8, 0, 0, 0), label).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(Classify(testing::SolidBmp(8, 8, 0, 0, 0), label).status().code(),
+            absl::StatusCode::kInvalidArgument);
   ClassifyInput many;
   many.top_k = 4;
-  EXPECT_EQ(Classify(testing::SolidBmp(8, 8, 0, 0, 0), many).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(Classify(testing::SolidBmp(8, 8, 0, 0, 0), many).status().code(),
+            absl::StatusCode::kInvalidArgument);
 }
 
 TEST_F(ClassifierTest, ADeadlineThatHasPassedIsToldBeforeComputing) {
   ClassifyInput input;
   input.deadline = absl::Now() - absl::Seconds(1);
-  EXPECT_EQ(Classify(testing::SolidBmp(8, 8, 0, 0, 0), input).status().code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_EQ(Classify(testing::SolidBmp(8, 8, 0, 0, 0), input).status().code(),
+            absl::StatusCode::kDeadlineExceeded);
 }
 
 TEST_F(ClassifierTest, ACallerWhoHasGoneIsNotServed) {
   ClassifyInput input;
   input.cancelled = [] { return true; };
-  EXPECT_EQ(Classify(testing::SolidBmp(8, 8, 0, 0, 0), input).status().code(), absl::StatusCode::kCancelled);
+  EXPECT_EQ(Classify(testing::SolidBmp(8, 8, 0, 0, 0), input).status().code(),
+            absl::StatusCode::kCancelled);
 }
 
 TEST_F(ClassifierTest, LabelsSentWithARequestAreCountedAndOthersRemembered) {
@@ -91,7 +102,8 @@ TEST_F(ClassifierTest, LabelsSentWithARequestAreCountedAndOthersRemembered) {
 
 TEST_F(ClassifierTest, AfterShutdownEveryCallIsUnavailable) {
   repository_->Shutdown();
-  EXPECT_EQ(Classify(testing::SolidBmp(8, 8, 0, 0, 0)).status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(Classify(testing::SolidBmp(8, 8, 0, 0, 0)).status().code(),
+            absl::StatusCode::kUnavailable);
 }
 
 }  // namespace

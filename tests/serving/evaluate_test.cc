@@ -20,9 +20,12 @@ class EvaluatorTest : public testing::PipelineTest {
 
 TEST_F(EvaluatorTest, CountsHitsOfLabelledImagesAndAgreementOfAll) {
   auto evaluator = Make(true);
-  // 70 images over more than two batches: 40 red called red, 20 blue called green, 10 without a label.
-  for (int i = 0; i < 40; ++i) ASSERT_TRUE(evaluator->Add({testing::SolidBmp(8, 8, 255, 0, 0), 0, "red"}).ok());
-  for (int i = 0; i < 20; ++i) ASSERT_TRUE(evaluator->Add({testing::SolidBmp(8, 8, 0, 0, 255), 1, "blue"}).ok());
+  // 70 images over more than two batches: 40 red called red, 20 blue called green, 10 without a
+  // label.
+  for (int i = 0; i < 40; ++i)
+    ASSERT_TRUE(evaluator->Add({testing::SolidBmp(8, 8, 255, 0, 0), 0, "red"}).ok());
+  for (int i = 0; i < 20; ++i)
+    ASSERT_TRUE(evaluator->Add({testing::SolidBmp(8, 8, 0, 0, 255), 1, "blue"}).ok());
   for (int i = 0; i < 10; ++i) {
     ASSERT_TRUE(evaluator->Add({testing::SolidBmp(8, 8, 0, 9, 0), std::nullopt, "green"}).ok());
   }
@@ -42,7 +45,8 @@ TEST_F(EvaluatorTest, ABadImageIsNamed) {
   const auto counts = evaluator->Finish();
   EXPECT_EQ(counts.status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_NE(counts.status().message().find("broken.jpg"), absl::string_view::npos);
-  EXPECT_EQ(evaluator->Add({testing::SolidBmp(8, 8, 0, 0, 0), 3, "label"}).code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(evaluator->Add({testing::SolidBmp(8, 8, 0, 0, 0), 3, "label"}).code(),
+            absl::StatusCode::kInvalidArgument);
 }
 
 TEST(QuantileTest, IsTheNearestRank) {
@@ -71,7 +75,8 @@ TEST_F(EvaluatorTest, BenchmarkStopsWhenCancelled) {
   BenchmarkOptions options;
   options.duration = absl::Hours(1);
   options.cancelled = [] { return true; };
-  EXPECT_EQ(Benchmark((*repository_->Find("tiny", 0))->plan, options).status().code(), absl::StatusCode::kCancelled);
+  EXPECT_EQ(Benchmark((*repository_->Find("tiny", 0))->plan, options).status().code(),
+            absl::StatusCode::kCancelled);
 }
 
 }  // namespace

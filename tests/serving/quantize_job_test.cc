@@ -46,7 +46,8 @@ TEST_F(QuantizeJobTest, PublishesAVersionThatServesAndReports) {
   EXPECT_EQ(outcome->report.top1().value(), 1.0);
   EXPECT_EQ(outcome->report.agreement().total(), 30u);
   EXPECT_EQ(outcome->report.calibration_images(), 30u);
-  EXPECT_EQ(phases, (std::vector<std::string>{"calibrating", "evaluating", "measuring", "publishing"}));
+  EXPECT_EQ(phases,
+            (std::vector<std::string>{"calibrating", "evaluating", "measuring", "publishing"}));
   const auto served = repository_->Find("tiny", 2);
   ASSERT_TRUE(served.ok()) << served.status();
   EXPECT_EQ((*served)->info.scheme, "int8");
@@ -67,7 +68,8 @@ TEST_F(QuantizeJobTest, CancellingPublishesNothing) {
   ASSERT_TRUE(job.ok());
   AddImages(job->get(), true, true, true);
   std::atomic<bool> cancelled{true};
-  EXPECT_EQ((*job)->Run([](const JobProgress&) {}, &cancelled).status().code(), absl::StatusCode::kCancelled);
+  EXPECT_EQ((*job)->Run([](const JobProgress&) {}, &cancelled).status().code(),
+            absl::StatusCode::kCancelled);
   EXPECT_EQ(repository_->List("tiny").size(), 1u);
 }
 
@@ -77,13 +79,16 @@ TEST_F(QuantizeJobTest, RefusesWhatItCannotUse) {
   QuantizeJobOptions options;
   options.model = "nobody";
   options.recipe.set_weights(v1::INT8);
-  EXPECT_EQ(QuantizeJob::Create(repository_.get(), &metrics_, options).status().code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(QuantizeJob::Create(repository_.get(), &metrics_, options).status().code(),
+            absl::StatusCode::kNotFound);
   auto job = Make(v1::INT8);
   ASSERT_TRUE(job.ok());
-  EXPECT_EQ((*job)->AddImage({"junk", std::nullopt, "x"}, true, false).code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ((*job)->AddImage({"junk", std::nullopt, "x"}, true, false).code(),
+            absl::StatusCode::kInvalidArgument);
   EXPECT_EQ((*job)->AddImage({testing::SolidBmp(8, 8, 0, 0, 0), 3, "x"}, true, false).code(),
             absl::StatusCode::kInvalidArgument);
-  EXPECT_EQ((*job)->Run([](const JobProgress&) {}, nullptr).status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ((*job)->Run([](const JobProgress&) {}, nullptr).status().code(),
+            absl::StatusCode::kFailedPrecondition);
 }
 
 }  // namespace

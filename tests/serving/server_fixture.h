@@ -21,7 +21,8 @@ namespace tern::testing {
 class PipelineTest : public ::testing::Test {
  protected:
   void SetUp() override {
-    std::string pattern = (std::filesystem::temp_directory_path() / "tern-pipeline-XXXXXX").string();
+    std::string pattern =
+        (std::filesystem::temp_directory_path() / "tern-pipeline-XXXXXX").string();
     ASSERT_NE(mkdtemp(pattern.data()), nullptr);
     root_ = pattern;
     runner_.metrics = &metrics_;
@@ -36,12 +37,14 @@ class PipelineTest : public ::testing::Test {
     auto repository = repository::Repository::Open(std::move(options));
     ASSERT_TRUE(repository.ok()) << repository.status();
     repository_ = *std::move(repository);
-    auto info = repository_->Import("tiny", TinyOnnx(), TinyPreprocessing(), {"red", "green", "blue"}, true);
+    auto info = repository_->Import("tiny", TinyOnnx(), TinyPreprocessing(),
+                                    {"red", "green", "blue"}, true);
     ASSERT_TRUE(info.ok()) << info.status();
     serving::ClassifierOptions classifier;
     classifier.limits.max_bytes = 100000;
     classifier.limits.max_pixels = 10000;
-    classifier_ = std::make_unique<serving::Classifier>(repository_.get(), &labels_, &metrics_, classifier);
+    classifier_ =
+        std::make_unique<serving::Classifier>(repository_.get(), &labels_, &metrics_, classifier);
   }
   void TearDown() override {
     if (repository_ != nullptr) repository_->Shutdown();

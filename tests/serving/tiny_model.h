@@ -18,7 +18,8 @@ inline std::string TinyOnnx() {
   model.add_opset_import()->set_version(13);
   onnx::GraphProto* graph = model.mutable_graph();
   graph->set_name("tiny");
-  const auto value = [](onnx::ValueInfoProto* info, const std::string& name, std::vector<int64_t> dims) {
+  const auto value = [](onnx::ValueInfoProto* info, const std::string& name,
+                        std::vector<int64_t> dims) {
     info->set_name(name);
     auto* type = info->mutable_type()->mutable_tensor_type();
     type->set_elem_type(onnx::TensorProto::FLOAT);
@@ -27,7 +28,8 @@ inline std::string TinyOnnx() {
   };
   value(graph->add_input(), "input", {3, 8, 8});
   value(graph->add_output(), "logits", {3});
-  const auto weights = [&](const std::string& name, std::vector<int64_t> dims, std::vector<float> data) {
+  const auto weights = [&](const std::string& name, std::vector<int64_t> dims,
+                           std::vector<float> data) {
     onnx::TensorProto* tensor = graph->add_initializer();
     tensor->set_name(name);
     tensor->set_data_type(onnx::TensorProto::FLOAT);
@@ -38,7 +40,8 @@ inline std::string TinyOnnx() {
   weights("w1", {3, 3, 1, 1}, {1, 0, 0, 0, 1, 0, 0, 0, 1});
   weights("fc", {3, 3}, {10, 0, 0, 0, 10, 0, 0, 0, 10});
   weights("b", {3}, {0, 0, 0});
-  const auto node = [&](const std::string& op, std::vector<std::string> inputs, const std::string& output) {
+  const auto node = [&](const std::string& op, std::vector<std::string> inputs,
+                        const std::string& output) {
     onnx::NodeProto* n = graph->add_node();
     n->set_op_type(op);
     n->set_name(op + "_" + output);
@@ -82,7 +85,8 @@ inline std::string SolidBmp(int width, int height, uint8_t red, uint8_t green, u
   for (int y = 0; y < height; ++y) {
     for (int x = 0; x < width; ++x) {
       char* p = &bmp[54 + y * stride + x * 3];
-      p[0] = static_cast<char>(blue), p[1] = static_cast<char>(green), p[2] = static_cast<char>(red);
+      p[0] = static_cast<char>(blue), p[1] = static_cast<char>(green),
+      p[2] = static_cast<char>(red);
     }
   }
   return bmp;

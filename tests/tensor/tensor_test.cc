@@ -42,8 +42,8 @@ TEST(TensorTest, CopiesDoNotShareElements) {
 TEST(QuantParamsTest, RoundsHalvesToEvenAndSaturates) {
   const QuantParams q{0.5f, 10};
   EXPECT_EQ(q.Quantize(0.0f), 10);
-  EXPECT_EQ(q.Quantize(0.25f), 10);   // 0.5 steps: to 0
-  EXPECT_EQ(q.Quantize(0.75f), 12);   // 1.5 steps: to 2
+  EXPECT_EQ(q.Quantize(0.25f), 10);  // 0.5 steps: to 0
+  EXPECT_EQ(q.Quantize(0.75f), 12);  // 1.5 steps: to 2
   EXPECT_EQ(q.Quantize(-100.0f), 0);
   EXPECT_EQ(q.Quantize(1e30f), 255);
   EXPECT_EQ(q.Dequantize(10), 0.0f);

@@ -18,7 +18,8 @@ namespace {
 TEST(PreprocessParityTest, DiffersFromTorchvisionByLessThanOneLevelOnPhotographs) {
   const char* folder = std::getenv("TERN_PARITY_FIXTURES");
   if (folder == nullptr) {
-    GTEST_SKIP() << "TERN_PARITY_FIXTURES is not set: run tests/interop/preprocess/make_parity.py and point it at its "
+    GTEST_SKIP() << "TERN_PARITY_FIXTURES is not set: run tests/interop/preprocess/make_parity.py "
+                    "and point it at its "
                     "output";
   }
   const auto index = ReadFile(std::string(folder) + "/index.txt");
@@ -26,8 +27,8 @@ TEST(PreprocessParityTest, DiffersFromTorchvisionByLessThanOneLevelOnPhotographs
   const double deviation[] = {0.229, 0.224, 0.225};
   struct Totals {
     int photographs = 0;
-    double sum = 0;       // of the photographs' mean absolute differences, in pixel values 0..1
-    double worst = 0;     // the largest of those means
+    double sum = 0;    // of the photographs' mean absolute differences, in pixel values 0..1
+    double worst = 0;  // the largest of those means
     double worst_pixel = 0;
   };
   std::map<std::string, Totals> totals;
@@ -66,9 +67,11 @@ TEST(PreprocessParityTest, DiffersFromTorchvisionByLessThanOneLevelOnPhotographs
   ASSERT_EQ(totals.size(), 2u);
   for (const auto& [name, total] : totals) {
     EXPECT_GE(total.photographs, 50) << name;
-    std::printf("%s: %d photographs, mean absolute difference %.2g/255, worst photograph %.2g/255, worst pixel %.2g/255\n",
-                name.c_str(), total.photographs, 255 * total.sum / total.photographs, 255 * total.worst,
-                255 * total.worst_pixel);
+    std::printf(
+        "%s: %d photographs, mean absolute difference %.2g/255, worst photograph %.2g/255, worst "
+        "pixel %.2g/255\n",
+        name.c_str(), total.photographs, 255 * total.sum / total.photographs, 255 * total.worst,
+        255 * total.worst_pixel);
   }
 }
 
