@@ -42,7 +42,8 @@ grep -E 'CPU budget|ready' "$work/ternd.log"
 
 quantize() {
   step "Quantising: $*"
-  "$ternctl" quantize --model demo --from 1 "$@" --calibration "$calibration" --evaluation "$photos" --seed 0
+  "$ternctl" quantize --model demo --from 1 "$@" --calibration "$calibration" --evaluation "$photos" --seed 0 \
+    | sed -n "/^WHOLE MODEL/,\$p" # the per-layer table: ternctl report
 }
 quantize --weights int8
 quantize --weights int4 --cluster 16
