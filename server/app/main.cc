@@ -56,6 +56,11 @@ ABSL_FLAG(int, max_queue, 256,
 ABSL_FLAG(uint64_t, max_image_bytes, 16ull << 20, "Largest encoded image.");
 ABSL_FLAG(uint64_t, max_pixels, 40'000'000, "Most pixels of an image; checked before decoding.");
 ABSL_FLAG(uint64_t, label_memory, 100'000, "Predictions remembered for ReportLabel.");
+ABSL_FLAG(double, shadow_fraction, 0,
+          "Share (0..1) of the images of quantised versions that run again on the float version at "
+          "the lowest priority, for tern_shadow_comparisons_total.");
+ABSL_FLAG(int, profile_every, 0,
+          "Every n-th batch is timed layer by layer, for tern_layer_duration_seconds; 0 = none.");
 ABSL_FLAG(absl::Duration, drain, absl::ZeroDuration(),
           "After SIGTERM: how long to answer as usual with health NOT_SERVING before closing.");
 ABSL_FLAG(absl::Duration, grace, absl::Seconds(20), "Then: how long running calls may take.");
@@ -105,7 +110,16 @@ absl::Status Run() {
   metrics.Machine(budget.threads, TERN_VERSION, kernels::IsaName(isa), engine::OneDnnVersion());
   monitoring::LabelJoin labels(absl::GetFlag(FLAGS_label_memory), &metrics);
 
+  const double shadow_fraction = absl::GetFlag(FLAGS_shadow_fraction);
+  if (!(shadow_fraction >= 0 && shadow_fraction <= 1)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--shadow_fraction: got ", shadow_fraction, ", want 0..1"));
+  }
+  serving::ShadowComparer shadow(shadow_fraction, &metrics);
+
   serving::RunnerOptions runner;
+  runner.shadow = &shadow;
+  runner.profile_every = absl::GetFlag(FLAGS_profile_every);
   runner.cpu_threads = budget.threads;
   runner.default_max_batch = absl::GetFlag(FLAGS_max_batch);
   runner.default_max_delay = absl::GetFlag(FLAGS_max_delay);
@@ -132,6 +146,7 @@ absl::Status Run() {
   const engine::PlanOptions plan_options = repository_options.plan;
   TERN_ASSIGN_OR_RETURN(std::unique_ptr<repository::Repository> repository,
                         repository::Repository::Open(std::move(repository_options)));
+  shadow.SetRepository(repository.get());
   if (absl::GetFlag(FLAGS_demo)) {
     TERN_RETURN_IF_ERROR(Annotate(AddDemoModel(repository.get()), "--demo"));
   }
@@ -189,6 +204,7 @@ absl::Status Run() {
   server->SetDraining();
   absl::SleepFor(absl::GetFlag(FLAGS_drain));
   server->Shutdown(absl::GetFlag(FLAGS_grace));
+  shadow.SetRepository(nullptr);
   repository->Shutdown();
   classifier.reset();
   server.reset();

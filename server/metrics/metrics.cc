@@ -49,6 +49,8 @@ constexpr Spec kStageDuration{
     "tern_stage_duration_seconds",
     "Time of one stage of a classification: decode, preprocess, queue, inference, "
     "postprocess."};
+constexpr Spec kLayerDuration{"tern_layer_duration_seconds",
+                              "Time of one layer in the batches that are profiled."};
 constexpr Spec kBatchSize{"tern_batch_size", "Images per executed batch."};
 constexpr Spec kImages{"tern_images_total", "Images that went through the network."};
 constexpr Spec kQueueDepth{"tern_queue_depth", "Images that wait for a batch."};
@@ -103,15 +105,13 @@ constexpr Spec kThrottledSeconds{
     "Time for which the cgroup's threads were held back by its CPU quota."};
 
 constexpr const Spec* kSpecs[] = {
-    &kRequests,         &kRequestDuration, &kInFlight,
-    &kStageDuration,    &kBatchSize,       &kImages,
-    &kQueueDepth,       &kRejected,        &kLabelled,
-    &kShadow,           &kConfidence,      &kFallbacks,
-    &kModelInfo,        &kModelReady,      &kModelBytes,
-    &kTop1Ratio,        &kTop1Agreement,   &kSqnr,
-    &kClipped,          &kQuantizeJobs,    &kQuantizeSeconds,
-    &kBudget,           &kBuildInfo,       &kProcessCpu,
-    &kProcessRss,       &kProcessFds,      &kThrottledPeriods,
+    &kRequests,         &kRequestDuration, &kInFlight,   &kStageDuration,
+    &kLayerDuration,    &kBatchSize,       &kImages,     &kQueueDepth,
+    &kRejected,         &kLabelled,        &kShadow,     &kConfidence,
+    &kFallbacks,        &kModelInfo,       &kModelReady, &kModelBytes,
+    &kTop1Ratio,        &kTop1Agreement,   &kSqnr,       &kClipped,
+    &kQuantizeJobs,     &kQuantizeSeconds, &kBudget,     &kBuildInfo,
+    &kProcessCpu,       &kProcessRss,      &kProcessFds, &kThrottledPeriods,
     &kThrottledSeconds,
 };
 
@@ -342,6 +342,11 @@ struct Metrics::Impl {
   Series<Gauge> inflight{r, kInFlight, {"method"}};
   // Series of a model version start with these two labels: ModelRemoved finds them by prefix.
   Series<Histogram> stage{r, kStageDuration, {"model", "version", "stage"}, LatencyBuckets()};
+  Series<Histogram> layer{
+      r,
+      kLayerDuration,
+      {"model", "version", "layer"},
+      {1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5}};
   Series<Histogram> batch_size{r, kBatchSize, {"model", "version"}, {1, 2, 4, 8, 16, 32, 64, 128}};
   Series<Counter> images{r, kImages, {"model", "version", "scheme"}};
   Series<Gauge> queue_depth{r, kQueueDepth, {"model", "version"}};
@@ -404,6 +409,13 @@ void Metrics::InFlight(absl::string_view method, int delta) {
 void Metrics::StageTime(Stage stage, const ModelLabels& model, absl::Duration duration) {
   const absl::AlphaNum version(model.version);
   impl_->stage.With({model.model, version.Piece(), StageName(stage)},
+                    [&](Histogram& h) { h.Observe(Seconds(duration)); });
+}
+
+void Metrics::LayerTime(const ModelLabels& model, absl::string_view layer,
+                        absl::Duration duration) {
+  const absl::AlphaNum version(model.version);
+  impl_->layer.With({model.model, version.Piece(), layer},
                     [&](Histogram& h) { h.Observe(Seconds(duration)); });
 }
 
@@ -491,6 +503,7 @@ void Metrics::ModelRemoved(const ModelLabels& model) {
   impl_->isa_of.erase({model.model, model.version});
   impl_->queue_depth.Remove({model.model, version});
   impl_->stage.Remove({model.model, version});
+  impl_->layer.Remove({model.model, version});
   impl_->batch_size.Remove({model.model, version});
   impl_->confidence.Remove({model.model, version});
   impl_->images.Remove({model.model, version});

@@ -49,6 +49,8 @@ class Metrics {
   void InFlight(absl::string_view method, int delta);
   // tern_stage_duration_seconds{stage,model,version}
   void StageTime(Stage stage, const ModelLabels& model, absl::Duration duration);
+  // tern_layer_duration_seconds{model,version,layer}, of the batches that are profiled (opt-in).
+  void LayerTime(const ModelLabels& model, absl::string_view layer, absl::Duration duration);
   // tern_batch_size{model,version} histogram; tern_images_total{model,version,scheme}
   void Batch(const ModelLabels& model, int images);
   // tern_queue_depth{model,version}

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "server/base/status_macros.h"
 #include "server/graph/passes.h"
@@ -101,6 +102,13 @@ absl::StatusOr<std::shared_ptr<LoadedModel>> LoadVersion(const std::string& mode
         Annotate(CheckContract(artifact->graph, loaded->preprocessing), file.path));
     auto plan = engine::Plan::Create(artifact->graph, plan_options);
     if (!plan.ok()) return Annotate(plan.status(), file.path);
+    // The engine has named them in the log.
+    for (const engine::LayerInfo& layer : (*plan)->layers()) {
+      if (options.metrics != nullptr && layer.macs > 0 &&
+          absl::StartsWith(layer.implementation, "float-island")) {
+        options.metrics->Fallback("float_island");
+      }
+    }
     TERN_RETURN_IF_ERROR(Annotate(SelfTest(*artifact, **plan), file.path));
     loaded->plan = *std::move(plan);
     loaded->labels = std::move(artifact->labels);

@@ -53,7 +53,10 @@ ModelRunner::ModelRunner(std::shared_ptr<const repository::LoadedModel> model,
     : model_(std::move(model)),
       metrics_(options.metrics),
       clock_(options.clock),
-      sessions_(std::move(sessions)) {
+      shadow_(options.shadow),
+      profile_every_(options.profile_every),
+      sessions_(std::move(sessions)),
+      batches_(sessions_.size(), 0) {
   scheduler::Batcher<ClassifyTask>::Callbacks callbacks;
   callbacks.run = [this](int instance, std::vector<scheduler::Queued<ClassifyTask>> batch) {
     Run(instance, std::move(batch));
@@ -90,11 +93,17 @@ void ModelRunner::Run(int instance, std::vector<scheduler::Queued<ClassifyTask>>
     std::memcpy(input.data() + i * per_image, batch[i].task.pixels.data(),
                 per_image * sizeof(float));
   }
-  const absl::StatusOr<absl::Span<const float>> logits = session.Run(images);
+  const bool profiled = profile_every_ > 0 && batches_[instance]++ % profile_every_ == 0;
+  std::vector<absl::Duration> layers(profiled ? model_->plan->layers().size() : 0);
+  const absl::StatusOr<absl::Span<const float>> logits =
+      profiled ? session.RunProfiled(images, layers) : session.Run(images);
   const absl::Time end = clock_->Now();
   const absl::Duration inference = end - start;
   metrics_->Batch(model_->metric_labels, images);
   metrics_->StageTime(metrics::Stage::kInference, model_->metric_labels, inference);
+  for (size_t l = 0; l < layers.size(); ++l) {
+    metrics_->LayerTime(model_->metric_labels, model_->plan->layers()[l].name, layers[l]);
+  }
   const int64_t classes = model_->plan->classes();
   for (int i = 0; i < images; ++i) {
     ClassifyTask& task = batch[i].task;
@@ -116,6 +125,9 @@ void ModelRunner::Run(int instance, std::vector<scheduler::Queued<ClassifyTask>>
     metrics_->StageTime(metrics::Stage::kQueue, model_->metric_labels, output.queue);
     metrics_->StageTime(metrics::Stage::kPostprocess, model_->metric_labels, now - end);
     metrics_->Confidence(model_->metric_labels, output.classes.front().probability);
+    if (shadow_ != nullptr) {
+      shadow_->Offer(*model_, output.classes.front().index, std::move(task.pixels));
+    }
     task.done(std::move(output));
   }
 }

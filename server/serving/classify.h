@@ -23,6 +23,7 @@
 #include "server/monitoring/label_join.h"
 #include "server/repository/repository.h"
 #include "server/scheduler/batcher.h"
+#include "server/serving/shadow.h"
 
 namespace tern::serving {
 
@@ -50,6 +51,8 @@ struct RunnerOptions {
   int default_max_batch = 8;
   absl::Duration default_max_delay = absl::Microseconds(500);
   int default_max_queue = 256;
+  int profile_every = 0;  // every n-th batch of an instance is timed layer by layer; 0 = none
+  ShadowComparer* shadow = nullptr;     // not owned; null = no shadow comparisons
   metrics::Metrics* metrics = nullptr;  // not owned; required
   const Clock* clock = Clock::Real();
 };
@@ -87,7 +90,10 @@ class ModelRunner final : public repository::Servable {
   const std::shared_ptr<const repository::LoadedModel> model_;
   metrics::Metrics* const metrics_;
   const Clock* const clock_;
+  ShadowComparer* const shadow_;
+  const int profile_every_;
   std::vector<engine::Session> sessions_;
+  std::vector<int64_t> batches_;                               // run so far, per instance
   std::unique_ptr<scheduler::Batcher<ClassifyTask>> batcher_;  // last: its threads use the rest
 };
 

@@ -85,6 +85,7 @@ void TouchEverything(Metrics& metrics) {
   metrics.Request("Classify", "OK", absl::Milliseconds(3));
   metrics.InFlight("Classify", 1);
   metrics.StageTime(Stage::kDecode, kModel, absl::Milliseconds(1));
+  metrics.LayerTime(kModel, "conv1", absl::Microseconds(30));
   metrics.Batch(kModel, 4);
   metrics.QueueDepth(kModel, 7);
   metrics.Rejected("queue_full");
