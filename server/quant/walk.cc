@@ -496,11 +496,14 @@ absl::Status Walk::RunWeighted(int index) {
         recipe_.cluster_size() == 0 ? channels : static_cast<int>(recipe_.cluster_size());
   const ClusterLayout layout = MakeClusterLayout(channels, columns / channels, data.cluster_size);
 
-  bool compensate = data.method == v1::COMPENSATED && clustered;
+  // int8 layers too: seven-bit codes that lean on each other are as good as eight-bit nearest ones.
+  bool compensate = data.method == v1::COMPENSATED && node.conv.groups == 1;
   if (compensate && columns > kMaxCompensatedColumns) {
-    Warn(absl::StrCat(node.name, " has ", columns, " weights per output, more than ",
-                      kMaxCompensatedColumns, ": corrected instead of compensated"));
-    data.method = v1::CORRECTED;
+    if (clustered) {
+      Warn(absl::StrCat(node.name, " has ", columns, " weights per output, more than ",
+                        kMaxCompensatedColumns, ": corrected instead of compensated"));
+      data.method = v1::CORRECTED;
+    }
     compensate = false;
   }
 
