@@ -8,10 +8,9 @@ build=(g++ cmake ninja-build make pkgconf
   libgrpc++-dev libprotobuf-dev protobuf-compiler protobuf-compiler-grpc libabsl-dev libonnx-dev
   libdnnl-dev ocl-icd-opencl-dev libopencv-core-dev libopencv-imgproc-dev
   libturbojpeg0-dev libpng-dev libwebp-dev libexif-dev
-  prometheus-cpp-dev libspdlog-dev nlohmann-json3-dev libcli11-dev libeigen3-dev libisal-dev libssl-dev
-  libgtest-dev libgmock-dev)
+  prometheus-cpp-dev libspdlog-dev nlohmann-json3-dev libcli11-dev libeigen3-dev libisal-dev libssl-dev)
 demo=(curl)
-test=(python3 python3-yaml curl)
+test=(libgtest-dev libgmock-dev python3 python3-yaml curl)
 full=(python3-torch python3-torchvision python3-pil python3-numpy libopenblas0-pthread)
 
 case "${1:-build}" in
