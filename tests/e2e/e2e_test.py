@@ -297,9 +297,13 @@ class Crashes(unittest.TestCase):
     def test_sigterm_lets_running_requests_finish(self):
         server = Server(self.repository, "--demo")
         bench = subprocess.Popen([ARGS.ternctl, "bench", "--model", "demo", "--data", photos(), "--concurrency", "4",
-                                  "--seconds", "3", "--json"], env=server.env, stdout=subprocess.PIPE,
+                                  "--warmup", "0", "--seconds", "5", "--json"], env=server.env, stdout=subprocess.PIPE,
                                  stderr=subprocess.DEVNULL)
-        time.sleep(1)
+        # The load is on once images have been answered.
+        deadline = time.monotonic() + 60
+        while (metric(server.metrics(), "tern_images_total", model="demo") or 0) < 20:
+            self.assertLess(time.monotonic(), deadline, "no load")
+            time.sleep(0.05)
         self.assertEqual(server.stop(), 0)
         result = json.loads(bench.communicate(timeout=60)[0])
         # What had been accepted was answered; what came later was told to go elsewhere.
