@@ -306,9 +306,11 @@ class Crashes(unittest.TestCase):
             time.sleep(0.05)
         self.assertEqual(server.stop(), 0)
         result = json.loads(bench.communicate(timeout=60)[0])
-        # What had been accepted was answered; what came later was told to go elsewhere.
+        # What had been accepted was answered; what came later was told to go elsewhere. gRPC resets a call that
+        # arrives while the port closes, before any handler has seen it: CANCELLED, at most one per request in flight.
         self.assertGreater(result["images_per_second"], 0)
-        self.assertLessEqual(set(result["errors_by_code"]), {"UNAVAILABLE"})
+        self.assertLessEqual(set(result["errors_by_code"]), {"UNAVAILABLE", "CANCELLED"})
+        self.assertLessEqual(result["errors_by_code"].get("CANCELLED", 0), 4)
 
     def test_a_second_server_on_the_same_repository_is_refused(self):
         server = Server(self.repository, "--demo")
