@@ -65,7 +65,8 @@ if [ $status = 0 ] && [ -n "$photo" ]; then
 fi
 # The server's own process: buildah and its children do not pass signals on.
 for pid in $(pgrep -f -- '--ports_file=/models/ports.json'); do
-  [ "$(readlink "/proc/$pid/exe" 2>/dev/null)" = /usr/local/bin/ternd ] && kill -TERM "$pid"
+  # Seen from outside, its path starts with the container's root.
+  case "$(readlink "/proc/$pid/exe" 2>/dev/null)" in */usr/local/bin/ternd) kill -TERM "$pid" ;; esac
 done
 wait || true
 tail -3 "$work/ternd.log"
