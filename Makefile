@@ -29,12 +29,14 @@ test:
 	@cmake --preset $(PRESET) -DTERN_BUILD_TESTS=ON
 	@cmake --build $(BUILD) -j $(JOBS)
 	@ctest --test-dir $(BUILD) --output-on-failure -j $(JOBS) -LE 'full|bench'
+	@scripts/skipped.sh $(BUILD)
 
 test-full:
 	@scripts/install-deps.sh full
 	@cmake --preset $(PRESET) -DTERN_BUILD_TESTS=ON
 	@cmake --build $(BUILD) -j $(JOBS)
 	@scripts/test-full.sh $(BUILD)
+	@scripts/skipped.sh $(BUILD)
 
 bench:
 	@scripts/install-deps.sh test

@@ -1,5 +1,4 @@
 // ternd: the server. Flags, wiring, signals; everything else lies in the folders below.
-#include <prometheus/collectable.h>
 #include <prometheus/exposer.h>
 #include <prometheus/registry.h>
 #include <signal.h>
@@ -70,19 +69,6 @@ namespace tern {
 namespace {
 
 constexpr int kMaxPlanBatch = 32;
-
-// Refreshes the process gauges at each scrape.
-class Scrape final : public prometheus::Collectable {
- public:
-  explicit Scrape(metrics::Metrics* metrics) : metrics_(metrics) {}
-  std::vector<prometheus::MetricFamily> Collect() const override {
-    metrics_->RefreshProcess();
-    return metrics_->registry()->Collect();
-  }
-
- private:
-  metrics::Metrics* const metrics_;
-};
 
 absl::Status AddDemoModel(repository::Repository* repository) {
   if (repository->Info("demo", 0).ok()) return absl::OkStatus();
@@ -181,8 +167,7 @@ absl::Status Run() {
     return absl::UnavailableError(
         absl::StrCat("cannot listen on ", metrics_address, ": ", error.what()));
   }
-  const auto scrape = std::make_shared<Scrape>(&metrics);
-  exposer->RegisterCollectable(scrape);
+  exposer->RegisterCollectable(metrics.registry());
 
   const nlohmann::json ports = {{"port", server->port()},
                                 {"admin_port", server->admin_port()},

@@ -533,8 +533,6 @@ void Metrics::Machine(int budget_threads, absl::string_view version, absl::strin
   impl_->build_info.With({version, isa, onednn}, [](Gauge& g) { g.Set(1); });
 }
 
-void Metrics::RefreshProcess() { impl_->registry->Refresh(); }
-
 std::shared_ptr<prometheus::Registry> Metrics::registry() const { return impl_->registry; }
 
 std::string Metrics::Render() {

@@ -85,11 +85,9 @@ class Metrics {
   // tern_cpu_budget_threads, tern_build_info{version,isa,onednn}
   void Machine(int budget_threads, absl::string_view version, absl::string_view isa,
                absl::string_view onednn);
-  // Refreshes the process's and cgroup's own figures (CPU seconds, throttling, resident bytes,
-  // descriptors). The registry does so itself before every collection.
-  void RefreshProcess();
 
-  // For the exposer.
+  // For the exposer. Every collection first refreshes the process and cgroup figures (CPU seconds,
+  // throttling, resident bytes).
   std::shared_ptr<prometheus::Registry> registry() const;
   // The text that /metrics serves (Prometheus text format 0.0.4).
   std::string Render();
