@@ -371,7 +371,7 @@ absl::StatusOr<std::string> Client::Export(const std::string& model, uint64_t ve
                                            std::ostream& out) {
   grpc::ClientContext context;
   SetDeadline(context, impl_->options.transfer_deadline);
-  v1::VersionRequest request;
+  v1::ExportRequest request;
   request.set_model(model);
   request.set_version(version);
   auto reader = impl_->registry->Export(&context, request);

@@ -152,14 +152,17 @@ grpc::Status RegistryService::Delete(grpc::ServerContext* context,
 }
 
 grpc::Status RegistryService::Export(grpc::ServerContext* context,
-                                     const v1::VersionRequest* request,
+                                     const v1::ExportRequest* request,
                                      grpc::ServerWriter<v1::ExportResponse>* writer) {
   RequestTimer timer(metrics_, "Export");
   return timer.Finish(DoExport(*request, writer));
 }
 
-absl::Status RegistryService::DoExport(const v1::VersionRequest& request,
+absl::Status RegistryService::DoExport(const v1::ExportRequest& request,
                                        grpc::ServerWriter<v1::ExportResponse>* writer) {
+  if (request.format() != v1::ExportRequest::STORED) {
+    return absl::UnimplementedError("only the stored file can be exported");
+  }
   TERN_ASSIGN_OR_RETURN(const std::string path,
                         repository_->FilePath(request.model(), request.version()));
   std::ifstream file(path, std::ios::binary);

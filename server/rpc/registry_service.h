@@ -36,13 +36,13 @@ class RegistryService final : public v1::ModelRegistry::Service {
                           v1::ModelVersion* response) override;
   grpc::Status Delete(grpc::ServerContext* context, const v1::VersionRequest* request,
                       v1::DeleteResponse* response) override;
-  grpc::Status Export(grpc::ServerContext* context, const v1::VersionRequest* request,
+  grpc::Status Export(grpc::ServerContext* context, const v1::ExportRequest* request,
                       grpc::ServerWriter<v1::ExportResponse>* writer) override;
 
  private:
   absl::Status DoImport(grpc::ServerReader<v1::ImportRequest>* reader,
                         v1::ImportResponse* response);
-  absl::Status DoExport(const v1::VersionRequest& request,
+  absl::Status DoExport(const v1::ExportRequest& request,
                         grpc::ServerWriter<v1::ExportResponse>* writer);
 
   repository::Repository* const repository_;

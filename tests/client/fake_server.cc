@@ -207,7 +207,7 @@ class Registry : public v1::ModelRegistry::Service {
     v1::ModelVersion unused;
     return Answer("Delete", *request, &unused);
   }
-  Status Export(ServerContext*, const v1::VersionRequest* request,
+  Status Export(ServerContext*, const v1::ExportRequest* request,
                 grpc::ServerWriter<v1::ExportResponse>* writer) override {
     v1::ExportResponse response;
     response.set_file_name("model.tern");

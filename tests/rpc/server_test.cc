@@ -247,7 +247,7 @@ TEST_F(ServerTest, ImportRefusesBadNamesBytesAndOversize) {
 
 TEST_F(ServerTest, ExportSendsTheStoredBytes) {
   grpc::ClientContext context;
-  v1::VersionRequest request;
+  v1::ExportRequest request;
   request.set_model("tiny");
   auto reader = registry_->Export(&context, request);
   v1::ExportResponse response;
