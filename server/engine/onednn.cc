@@ -110,6 +110,69 @@ Primitive MakeConvolution(const ConvolutionSpec& spec, const Epilogue& epilogue)
   return FinishWeighted(desc, dnnl::convolution_forward(desc), epilogue);
 }
 
+namespace {
+
+// What the primitives of the derivatives want to know about the forward one.
+dnnl::convolution_forward::primitive_desc ForwardHint(const ConvolutionSpec& spec) {
+  const auto kind = dnnl::prop_kind::forward_training;
+  const auto algorithm = dnnl::algorithm::convolution_direct;
+  const memory::dims dilations = FromZero(spec.dilations);
+#if DNNL_VERSION_MAJOR >= 3
+  return {Engine(),     kind,         algorithm, spec.src,        spec.weights,
+          spec.dst,     spec.strides, dilations, spec.pads_begin, spec.pads_end};
+#else
+  return {{kind, algorithm, spec.src, spec.weights, spec.dst, spec.strides, dilations,
+           spec.pads_begin, spec.pads_end},
+          Engine()};
+#endif
+}
+
+}  // namespace
+
+Primitive MakeConvolutionBackwardData(const ConvolutionSpec& spec) {
+  const auto algorithm = dnnl::algorithm::convolution_direct;
+  const memory::dims dilations = FromZero(spec.dilations);
+#if DNNL_VERSION_MAJOR >= 3
+  dnnl::convolution_backward_data::primitive_desc desc(
+      Engine(), algorithm, spec.src, spec.weights, spec.dst, spec.strides, dilations,
+      spec.pads_begin, spec.pads_end, ForwardHint(spec));
+#else
+  dnnl::convolution_backward_data::desc operation(algorithm, spec.src, spec.weights, spec.dst,
+                                                  spec.strides, dilations, spec.pads_begin,
+                                                  spec.pads_end);
+  dnnl::convolution_backward_data::primitive_desc desc(operation, Engine(), ForwardHint(spec));
+#endif
+  Primitive result;
+  result.primitive = dnnl::convolution_backward_data(desc);
+  result.src = desc.diff_src_desc();
+  result.weights = desc.weights_desc();
+  result.dst = desc.diff_dst_desc();
+  result.implementation = desc.impl_info_str();
+  return result;
+}
+
+Primitive MakeConvolutionBackwardWeights(const ConvolutionSpec& spec) {
+  const auto algorithm = dnnl::algorithm::convolution_direct;
+  const memory::dims dilations = FromZero(spec.dilations);
+#if DNNL_VERSION_MAJOR >= 3
+  dnnl::convolution_backward_weights::primitive_desc desc(
+      Engine(), algorithm, spec.src, spec.weights, spec.dst, spec.strides, dilations,
+      spec.pads_begin, spec.pads_end, ForwardHint(spec));
+#else
+  dnnl::convolution_backward_weights::desc operation(algorithm, spec.src, spec.weights, spec.dst,
+                                                     spec.strides, dilations, spec.pads_begin,
+                                                     spec.pads_end);
+  dnnl::convolution_backward_weights::primitive_desc desc(operation, Engine(), ForwardHint(spec));
+#endif
+  Primitive result;
+  result.primitive = dnnl::convolution_backward_weights(desc);
+  result.src = desc.src_desc();
+  result.weights = desc.diff_weights_desc();
+  result.dst = desc.diff_dst_desc();
+  result.implementation = desc.impl_info_str();
+  return result;
+}
+
 Primitive MakeInnerProduct(const memory::desc& src, const memory::desc& weights,
                            const memory::desc& bias, const memory::desc& dst,
                            const Epilogue& epilogue) {

@@ -71,6 +71,10 @@ struct ConvolutionSpec {
   bool grouped = false;  // weights are [g, o/g, c/g, kh, kw]
 };
 Primitive MakeConvolution(const ConvolutionSpec& spec, const Epilogue& epilogue);
+// Derivatives of a convolution without bias: `src` and `weights` of `spec` and of the result are
+// those of the derivatives where the primitive writes them, `dst` is that of the output's.
+Primitive MakeConvolutionBackwardData(const ConvolutionSpec& spec);
+Primitive MakeConvolutionBackwardWeights(const ConvolutionSpec& spec);
 Primitive MakeInnerProduct(const memory::desc& src, const memory::desc& weights,
                            const memory::desc& bias, const memory::desc& dst,
                            const Epilogue& epilogue);

@@ -1,10 +1,14 @@
 #include "server/quant/quantize.h"
 
+#include <algorithm>
 #include <cfloat>
 #include <cmath>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "server/base/status_macros.h"
+#include "server/quant/distill.h"
 #include "server/quant/walk.h"
 
 namespace tern::quant {
@@ -13,6 +17,9 @@ namespace {
 // Larger clusters would be allowed by the arithmetic, but no layer gains from them that N = 0 (all)
 // does not serve.
 constexpr uint32_t kMaxClusterSize = 256;
+// With fewer calibration images too few are left to judge a distillation by.
+constexpr int64_t kLeastForDistillation = 100;
+constexpr int64_t kMostHeldOut = 100;
 
 }  // namespace
 
@@ -78,7 +85,43 @@ absl::StatusOr<QuantizeResult> Quantize(const graph::Graph& graph, const Tensor&
     if (!(std::fabs(v) <= FLT_MAX))
       return absl::InvalidArgumentError("calibration images hold non-finite values");
   }
-  return Walk(graph, calibration, options).Run();
+  const bool clustered = options.recipe.weights() != v1::INT8 ||
+                         std::any_of(options.recipe.layers().begin(), options.recipe.layers().end(),
+                                     [](const v1::LayerChoice& c) { return c.weights() != v1::INT8; });
+  v1::Distillation kind = options.recipe.distillation();
+  if (options.recipe.method() != v1::COMPENSATED ||
+      (kind == v1::DISTILL_AUTO && (!clustered || got[0] < kLeastForDistillation))) {
+    kind = v1::DISTILL_OFF;
+  }
+  if (kind == v1::DISTILL_OFF) return Walk(graph, calibration, options).Run();
+
+  // Every k-th image is kept apart, to judge the distillation.
+  std::vector<int64_t> train, held_out;
+  const int64_t apart = std::clamp<int64_t>(got[0] / 10, 1, kMostHeldOut);
+  for (int64_t i = 0; i < got[0]; ++i) {
+    const bool out = got[0] > 1 && i * apart / got[0] != (i + 1) * apart / got[0];
+    (out ? held_out : train).push_back(i);
+  }
+  TERN_ASSIGN_OR_RETURN(QuantizeResult result,
+                        Walk(graph, TakeImages(calibration, train), options).Run());
+  DistillOptions distill;
+  distill.kind = kind;
+  distill.seed = options.recipe.seed();
+  distill.power_of_two_steps = options.recipe.activations() == v1::DFP8;
+  distill.threads = options.threads;
+  distill.cancelled = options.cancelled;
+  const absl::Time start = absl::Now();
+  distill.progress = [&](double done) {
+    if (!options.progress) return;
+    Progress progress;
+    progress.layers = progress.layers_done = weighted;
+    progress.layer = "distillation";
+    progress.seconds_left = absl::ToDoubleSeconds(absl::Now() - start) * (1 - done) / done;
+    options.progress(progress);
+  };
+  TERN_ASSIGN_OR_RETURN(*result.report.mutable_distillation(),
+                        Distill(graph, calibration, train, held_out, distill, result.graph));
+  return result;
 }
 
 }  // namespace tern::quant

@@ -141,23 +141,6 @@ Tensor ToReal(const Tensor& codes, const QuantParams& params) {
   return real;
 }
 
-// Scales of an already coded layer, multiplied per row and put on the grid again.
-void RescaleRows(const std::vector<double>& factor, const ScaleGrid& grid,
-                 QuantizedWeights& weights) {
-  const int outputs = static_cast<int>(factor.size());
-  const int clusters = static_cast<int>(weights.cluster_scales.shape()[1]);
-  std::vector<float> alpha(static_cast<size_t>(outputs) * clusters);
-  auto scales = weights.cluster_scales.data<int8_t>();
-  for (size_t i = 0; i < alpha.size(); ++i) {
-    alpha[i] = static_cast<float>(factor[i / clusters] * weights.steps[i / clusters] * scales[i]);
-  }
-  CodedWeights coded;
-  coded.outputs = outputs;
-  RoundScales(grid, clusters, alpha, coded);
-  weights.steps = coded.steps;
-  std::copy(coded.scales.begin(), coded.scales.end(), scales.begin());
-}
-
 }  // namespace
 
 Walk::Walk(const graph::Graph& graph, const Tensor& calibration, const QuantizeOptions& options)
@@ -469,12 +452,10 @@ absl::Status Walk::MatchVariance(const LayerData& data, QuantizedWeights& weight
     // The bounds keep a channel that is nearly constant on the calibration images from exploding.
     factor[o] = got > 1e-12 ? std::clamp(std::sqrt(std::max(wanted, 0.0) / got), 0.3, 3.0) : 1.0;
   }
-  ScaleGrid grid;
-  grid.max_scale =
-      MaxScaleWithoutOverflow(static_cast<int>(weights.codes.elements() / weights.codes.shape()[0]),
-                              MaxCode(weights.scheme));
-  grid.power_of_two_step = recipe_.activations() == v1::DFP8;
-  RescaleRows(factor, grid, weights);
+  const size_t clusters = weights.cluster_scales.elements() / factor.size();
+  std::vector<double> repeated;
+  for (double f : factor) repeated.insert(repeated.end(), clusters, f);
+  RescaleClusters(repeated, recipe_.activations() == v1::DFP8, weights);
   return absl::OkStatus();
 }
 

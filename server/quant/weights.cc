@@ -185,6 +185,31 @@ QuantizedWeights NearestInt8(const Tensor& weight) {
   return ToQuantizedWeights(layout, coded, WeightScheme::kInt8, 0, weight.shape());
 }
 
+void RescaleClusters(absl::Span<const double> factor, bool power_of_two_step,
+                     QuantizedWeights& weights) {
+  const int outputs = static_cast<int>(weights.steps.size());
+  if (weights.scheme == WeightScheme::kInt8) {
+    for (int o = 0; o < outputs; ++o) {
+      weights.steps[o] = std::max(static_cast<float>(weights.steps[o] * factor[o]), 1e-30f);
+    }
+    return;
+  }
+  const int clusters = static_cast<int>(weights.cluster_scales.shape()[1]);
+  auto scales = weights.cluster_scales.data<int8_t>();
+  std::vector<float> alpha(factor.size());
+  for (size_t i = 0; i < alpha.size(); ++i)
+    alpha[i] = static_cast<float>(factor[i] * weights.steps[i / clusters] * scales[i]);
+  ScaleGrid grid;
+  grid.max_scale = MaxScaleWithoutOverflow(
+      static_cast<int>(weights.codes.elements() / outputs), MaxCode(weights.scheme));
+  grid.power_of_two_step = power_of_two_step;
+  CodedWeights coded;
+  coded.outputs = outputs;
+  RoundScales(grid, clusters, alpha, coded);
+  weights.steps = coded.steps;
+  std::copy(coded.scales.begin(), coded.scales.end(), scales.begin());
+}
+
 int64_t StoredBits(const QuantizedWeights& weights) {
   int bits = 8;
   if (weights.scheme == WeightScheme::kInt4Cluster) bits = 4;

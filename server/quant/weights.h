@@ -104,6 +104,11 @@ QuantizedWeights ToQuantizedWeights(const ClusterLayout& layout, const CodedWeig
 // channel the better of the scales of UniformScale.
 QuantizedWeights NearestInt8(const Tensor& weight);
 
+// Multiplies the scales of coded weights by factor [o][g] (int8: [o]) and puts them on the grid
+// again.
+void RescaleClusters(absl::Span<const double> factor, bool power_of_two_step,
+                     QuantizedWeights& weights);
+
 // Bits that one layer's codes and cluster scales take in an artifact: 8, 4 or 2 per weight and 8
 // per cluster scale. Steps and biases (one float each per output channel) are not counted.
 int64_t StoredBits(const QuantizedWeights& weights);
