@@ -14,6 +14,9 @@ namespace {
 constexpr int kRowBlock = 32;
 // Updates within this many columns are applied at once, beyond them by one matrix product.
 constexpr int kPanelColumns = 64;
+// Damping per column and position, of the target's regression and of the search.
+static const double kTargetScarcity = getenv("D_TS") ? atof(getenv("D_TS")) : 1.0;
+static const double kSearchScarcity = getenv("D_SS") ? atof(getenv("D_SS")) : 0.1;
 
 // Clusters first_cluster .. last_cluster - 1, columns begin .. end - 1.
 struct Panel {
@@ -312,6 +315,37 @@ void Moments::Add(int64_t count, const float* x, const float* z) {
   count_ += count;
 }
 
+Moments Moments::Permuted(absl::Span<const int> order) const {
+  Moments result(columns_, outputs_);
+  result.count_ = count_;
+  result.z_ = z_;
+  for (int i = 0; i < columns_; ++i) {
+    result.x_[i] = x_[order[i]];
+    for (int j = 0; j <= i; ++j) {
+      const auto [low, high] = std::minmax(order[i], order[j]);
+      result.xx_[static_cast<size_t>(i) * columns_ + j] =
+          xx_[static_cast<size_t>(high) * columns_ + low];
+    }
+    for (int o = 0; o < outputs_; ++o) {
+      result.zx_[static_cast<size_t>(o) * columns_ + i] =
+          zx_[static_cast<size_t>(o) * columns_ + order[i]];
+    }
+  }
+  return result;
+}
+
+std::vector<double> Moments::InputMean() const {
+  std::vector<double> mean = x_;
+  for (double& v : mean) v /= static_cast<double>(std::max<int64_t>(count_, 1));
+  return mean;
+}
+
+std::vector<double> Moments::OutputMean() const {
+  std::vector<double> mean = z_;
+  for (double& v : mean) v /= static_cast<double>(std::max<int64_t>(count_, 1));
+  return mean;
+}
+
 std::vector<double> Moments::InputCovariance() const {
   const double n = static_cast<double>(std::max<int64_t>(count_, 1));
   std::vector<double> h(xx_.size());
@@ -355,6 +389,14 @@ absl::StatusOr<CodedWeights> Compensate(const ClusterLayout& layout, absl::Span<
     for (int j = 0; j < columns; ++j) h[static_cast<size_t>(j) * columns + j] += amount;
   };
 
+  // With fewer positions than columns H has directions without any variance, in which the target
+  // would fit noise and codes would be free: what looks perfect on the calibration images is not on
+  // others.
+  const double scarcity = static_cast<double>(columns) /
+                          static_cast<double>(std::max<int64_t>(moments.count(), 1));
+  const double target_damping = options.target_damping + kTargetScarcity * scarcity;
+  const double damping = options.damping + kSearchScarcity * scarcity;
+
   std::vector<float> target(rows.begin(), rows.end());
   if (options.asymmetric_target) {
     std::vector<float> product(target.size());
@@ -365,16 +407,16 @@ absl::StatusOr<CodedWeights> Compensate(const ClusterLayout& layout, absl::Span<
     }
     std::vector<double> correction = moments.CrossCovariance();
     for (size_t i = 0; i < correction.size(); ++i) correction[i] -= product[i];
-    add_to_diagonal(options.target_damping * mean_diagonal);
+    add_to_diagonal(target_damping * mean_diagonal);
     std::vector<double> factor = h;
-    add_to_diagonal(-options.target_damping * mean_diagonal);
+    add_to_diagonal(-target_damping * mean_diagonal);
     TERN_RETURN_IF_ERROR(CholeskyInPlace(columns, factor, options.threads, options.cancelled));
     TERN_RETURN_IF_ERROR(CholeskySolveRows(columns, factor, outputs, correction, options.threads,
                                            options.cancelled));
     for (size_t i = 0; i < target.size(); ++i) target[i] += static_cast<float>(correction[i]);
   }
 
-  add_to_diagonal(options.damping * mean_diagonal);
+  add_to_diagonal(damping * mean_diagonal);
   std::vector<float> u;
   TERN_RETURN_IF_ERROR(InverseCholeskyUpper(columns, h, options.threads, options.cancelled, u));
   Search search(layout, outputs, std::move(target), std::vector<float>(h.begin(), h.end()),

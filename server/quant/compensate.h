@@ -27,6 +27,13 @@ class Moments {
   // Adds `count` positions: x is [J, count], z [O, count], row-major. Uses engine::Sgemm.
   void Add(int64_t count, const float* x, const float* z);
 
+  // The same moments of the columns order[0], order[1], ..., a permutation.
+  Moments Permuted(absl::Span<const int> order) const;
+
+  // Means of x [J] and z [O].
+  std::vector<double> InputMean() const;
+  std::vector<double> OutputMean() const;
+
   // H = cov(x, x), [J, J] symmetric.
   std::vector<double> InputCovariance() const;
   // cov(z, x), [O, J].
@@ -47,8 +54,10 @@ struct CompensateOptions {
   int max_code = 1;
   ScaleGrid grid;
   int sweeps = 3;         // of coordinate descent before scales are rounded; one more follows
-  double damping = 0.01;  // of H, as a share of its mean diagonal
-  double target_damping = 0.05;  // of H in the target's regression
+  // Added to the diagonal of H, as shares of its mean: in the search, and in the target's regression.
+  // Where there are few positions for the number of columns, more is added to both (compensate.cc).
+  double damping = 0.01;
+  double target_damping = 0.05;
   bool asymmetric_target = true;
   int threads = 1;
   const std::atomic<bool>* cancelled = nullptr;  // may be null

@@ -3,12 +3,14 @@
 #include <algorithm>
 #include <cfloat>
 #include <cmath>
+#include <numeric>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "server/base/status_macros.h"
 #include "server/quant/distill.h"
+#include "server/quant/mixed.h"
 #include "server/quant/walk.h"
 
 namespace tern::quant {
@@ -19,7 +21,41 @@ namespace {
 constexpr uint32_t kMaxClusterSize = 256;
 // With fewer calibration images too few are left to judge a distillation by.
 constexpr int64_t kLeastForDistillation = 100;
+// Mixed precision needs some to build layers with, to measure and to judge.
+constexpr int64_t kLeastForMixed = 50;
 constexpr int64_t kMostHeldOut = 100;
+
+// What the recipe's wish comes to.
+v1::Distillation DistillationFor(const v1::Recipe& recipe, int64_t images) {
+  if (recipe.method() != v1::COMPENSATED) return v1::DISTILL_OFF;
+  if (recipe.distillation() != v1::DISTILL_AUTO) return recipe.distillation();
+  const bool clustered =
+      recipe.weights() != v1::INT8 ||
+      std::any_of(recipe.layers().begin(), recipe.layers().end(),
+                  [](const v1::LayerChoice& choice) { return choice.weights() != v1::INT8; });
+  // int8 has nothing to win: its scales are as good as they get.
+  return clustered && images >= kLeastForDistillation ? v1::DISTILL_AUTO : v1::DISTILL_OFF;
+}
+
+absl::Status CheckLayerNames(const graph::Graph& graph, const v1::Recipe& recipe) {
+  for (const v1::LayerChoice& choice : recipe.layers()) {
+    const auto node = std::find_if(graph.nodes.begin(), graph.nodes.end(), [&](const auto& n) {
+      return n.name == choice.layer() &&
+             (n.op == graph::OpType::kConv || n.op == graph::OpType::kFullyConnected);
+    });
+    if (node == graph.nodes.end()) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "recipe.layers: the network has no convolution or fully connected layer named '",
+          choice.layer(), "'"));
+    }
+    if (node->conv.groups != 1 && choice.weights() != v1::INT8) {
+      return absl::InvalidArgumentError(absl::StrCat("recipe.layers: ", choice.layer(), " has ",
+                                                     node->conv.groups,
+                                                     " groups; grouped layers are INT8 only"));
+    }
+  }
+  return absl::OkStatus();
+}
 
 }  // namespace
 
@@ -85,25 +121,37 @@ absl::StatusOr<QuantizeResult> Quantize(const graph::Graph& graph, const Tensor&
     if (!(std::fabs(v) <= FLT_MAX))
       return absl::InvalidArgumentError("calibration images hold non-finite values");
   }
-  const bool clustered = options.recipe.weights() != v1::INT8 ||
-                         std::any_of(options.recipe.layers().begin(), options.recipe.layers().end(),
-                                     [](const v1::LayerChoice& c) { return c.weights() != v1::INT8; });
-  v1::Distillation kind = options.recipe.distillation();
-  if (options.recipe.method() != v1::COMPENSATED ||
-      (kind == v1::DISTILL_AUTO && (!clustered || got[0] < kLeastForDistillation))) {
-    kind = v1::DISTILL_OFF;
+  TERN_RETURN_IF_ERROR(CheckLayerNames(graph, options.recipe));
+  const bool mixed = options.recipe.weights() == v1::MIXED;
+  if (mixed && got[0] < kLeastForMixed) {
+    return absl::InvalidArgumentError(absl::StrCat("mixed precision wants at least ",
+                                                   kLeastForMixed, " calibration images, got ",
+                                                   got[0]));
   }
-  if (kind == v1::DISTILL_OFF) return Walk(graph, calibration, options).Run();
+  std::vector<int64_t> all(got[0]), train, held_out;
+  std::iota(all.begin(), all.end(), 0);
+  if (!mixed && DistillationFor(options.recipe, got[0]) == v1::DISTILL_OFF)
+    return QuantizeAndDistill(graph, calibration, all, {}, options);
+  // Every k-th image is kept apart, to judge by.
+  const int64_t apart = std::min(got[0] / 10, kMostHeldOut);
+  for (int64_t i = 0; i < got[0]; ++i)
+    (i * apart / got[0] != (i + 1) * apart / got[0] ? held_out : train).push_back(i);
+  return mixed ? QuantizeMixed(graph, calibration, train, held_out, options)
+               : QuantizeAndDistill(graph, calibration, train, held_out, options);
+}
 
-  // Every k-th image is kept apart, to judge the distillation.
-  std::vector<int64_t> train, held_out;
-  const int64_t apart = std::clamp<int64_t>(got[0] / 10, 1, kMostHeldOut);
-  for (int64_t i = 0; i < got[0]; ++i) {
-    const bool out = got[0] > 1 && i * apart / got[0] != (i + 1) * apart / got[0];
-    (out ? held_out : train).push_back(i);
-  }
-  TERN_ASSIGN_OR_RETURN(QuantizeResult result,
-                        Walk(graph, TakeImages(calibration, train), options).Run());
+absl::StatusOr<QuantizeResult> QuantizeAndDistill(const graph::Graph& graph,
+                                                  const Tensor& calibration,
+                                                  absl::Span<const int64_t> train,
+                                                  absl::Span<const int64_t> held_out,
+                                                  const QuantizeOptions& options) {
+  const v1::Distillation kind = DistillationFor(options.recipe, calibration.shape()[0]);
+  const bool whole = static_cast<int64_t>(train.size()) == calibration.shape()[0];
+  TERN_ASSIGN_OR_RETURN(
+      QuantizeResult result,
+      whole ? Walk(graph, calibration, options).Run()
+            : Walk(graph, TakeImages(calibration, train), options).Run());
+  if (kind == v1::DISTILL_OFF) return result;
   DistillOptions distill;
   distill.kind = kind;
   distill.seed = options.recipe.seed();
@@ -114,8 +162,8 @@ absl::StatusOr<QuantizeResult> Quantize(const graph::Graph& graph, const Tensor&
   distill.progress = [&](double done) {
     if (!options.progress) return;
     Progress progress;
-    progress.layers = progress.layers_done = weighted;
-    progress.layer = "distillation";
+    progress.phase = "distilling";
+    progress.done = done;
     progress.seconds_left = absl::ToDoubleSeconds(absl::Now() - start) * (1 - done) / done;
     options.progress(progress);
   };

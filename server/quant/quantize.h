@@ -7,12 +7,15 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
 #include "server/graph/graph.h"
 #include "tern/v1/model.pb.h"
 
 namespace tern::quant {
 
 struct Progress {
+  std::string phase = "calibrating";  // or "sensitivity", "searching", "distilling"
+  double done = 0;                    // 0..1 of the phase
   int layers_done = 0;
   int layers = 0;
   std::string layer;         // the one in work
@@ -43,6 +46,14 @@ struct QuantizeResult {
 // images (names the layer); CANCELLED.
 absl::StatusOr<QuantizeResult> Quantize(const graph::Graph& graph, const Tensor& calibration,
                                         const QuantizeOptions& options);
+
+// Quantises with the images `train` and distils, `held_out` apart to judge by; the layers' weights are
+// the recipe's, not MIXED. For Quantize and the search for mixed precision.
+absl::StatusOr<QuantizeResult> QuantizeAndDistill(const graph::Graph& graph,
+                                                  const Tensor& calibration,
+                                                  absl::Span<const int64_t> train,
+                                                  absl::Span<const int64_t> held_out,
+                                                  const QuantizeOptions& options);
 
 // INVALID_ARGUMENT naming field, value and limit if the recipe is not one that Quantize takes.
 absl::Status ValidateRecipe(const v1::Recipe& recipe);

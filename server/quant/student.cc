@@ -126,20 +126,53 @@ int64_t Student::BytesPerImage(const NodeRange& range) const {
   return 4 * elements;
 }
 
+void Student::Clamp(ValueId id, Tensor& value) const {
+  const auto limits = RangeOf(graph_.values[id]);
+  if (!limits) return;
+  const auto data = value.data<float>();
+  const int64_t count = static_cast<int64_t>(data.size());
+#pragma omp parallel for schedule(static) num_threads(threads_)
+  for (int64_t i = 0; i < count; ++i)
+    data[i] = std::min(std::max(data[i], limits->lo), limits->hi);
+}
+
+absl::StatusOr<Tensor> Student::Replay(const std::vector<Tensor>& values, int index, Tensor weight,
+                                       Tensor bias) const {
+  std::vector<Tensor> changed(graph_.values.size());
+  for (int i = index; i < static_cast<int>(graph_.nodes.size()); ++i) {
+    const Node* node = &graph_.nodes[i];
+    Node other;
+    if (i == index) {
+      other = *node;
+      other.weight = std::move(weight);
+      other.bias = std::move(bias);
+      node = &other;
+    }
+    bool affected = i == index;
+    std::vector<const Tensor*> inputs;
+    for (ValueId id : node->inputs) {
+      const bool constant = graph_.values[id].constant.has_value();
+      affected |= !constant && !changed[id].empty();
+      inputs.push_back(constant               ? &*graph_.values[id].constant
+                       : changed[id].empty() ? &values[id]
+                                             : &changed[id]);
+    }
+    if (!affected) continue;
+    TERN_ASSIGN_OR_RETURN(changed[node->output],
+                          engine::RunFloatNode(graph_, *node, inputs, threads_));
+    Clamp(node->output, changed[node->output]);
+    for (ValueId id : node->inputs) {
+      if (last_reader_[id] <= i) changed[id] = Tensor();
+    }
+  }
+  return std::move(changed[graph_.output]);
+}
+
 absl::StatusOr<std::vector<Tensor>> Student::Forward(const NodeRange& range, const Tensor& input,
                                                      bool keep) const {
   std::vector<Tensor> values(graph_.values.size());
-  const auto clamp = [&](ValueId id) {
-    const auto limits = RangeOf(graph_.values[id]);
-    if (!limits) return;
-    const auto data = values[id].data<float>();
-    const int64_t count = static_cast<int64_t>(data.size());
-#pragma omp parallel for schedule(static) num_threads(threads_)
-    for (int64_t i = 0; i < count; ++i)
-      data[i] = std::min(std::max(data[i], limits->lo), limits->hi);
-  };
   values[range.input] = input;
-  clamp(range.input);
+  Clamp(range.input, values[range.input]);
   for (int i = range.first; i < range.last; ++i) {
     const Node& node = graph_.nodes[i];
     std::vector<const Tensor*> inputs;
@@ -148,7 +181,7 @@ absl::StatusOr<std::vector<Tensor>> Student::Forward(const NodeRange& range, con
     }
     TERN_ASSIGN_OR_RETURN(values[node.output],
                           engine::RunFloatNode(graph_, node, inputs, threads_));
-    clamp(node.output);
+    Clamp(node.output, values[node.output]);
     if (keep) continue;
     for (ValueId id : node.inputs) {
       if (last_reader_[id] <= i && id != range.output) values[id] = Tensor();

@@ -38,6 +38,11 @@ class Student {
   absl::StatusOr<std::vector<Tensor>> Forward(const NodeRange& range, const Tensor& input,
                                               bool keep) const;
 
+  // The output if node `index` had other weights and bias, given `values` of the whole network with
+  // keep.
+  absl::StatusOr<Tensor> Replay(const std::vector<Tensor>& values, int index, Tensor weight,
+                                Tensor bias) const;
+
   // Adds the derivatives of a loss to those of the parameters, given `values` of Forward with keep
   // and the loss's derivatives with respect to the output.
   absl::Status Backward(const NodeRange& range, const std::vector<Tensor>& values,
@@ -74,6 +79,8 @@ class Student {
   };
 
   void UpdateWeights(int node);
+  // Brings a value into the range of its QuantParams.
+  void Clamp(graph::ValueId id, Tensor& value) const;
 
   graph::Graph graph_;  // float weights
   const int threads_;

@@ -154,12 +154,33 @@ Walk::Walk(const graph::Graph& graph, const Tensor& calibration, const QuantizeO
       report_of_(graph.values.size(), -1),
       started_(absl::Now()) {
   result_.graph = graph;
+  candidates_.resize(graph.nodes.size());
   const int nodes = static_cast<int>(graph.nodes.size());
   for (int i = 0; i < nodes; ++i) {
     for (ValueId id : graph.nodes[i].inputs) last_reader_[id] = i;
     if (IsWeighted(graph.nodes[i])) weighted_.push_back(i);
   }
   last_reader_[graph.output] = nodes;
+}
+
+Scheme MakeScheme(v1::WeightType weights, uint32_t n, int64_t channels) {
+  if (weights != v1::TERNARY_CLUSTER && weights != v1::INT4_CLUSTER) return {};
+  const int64_t size = n == 0 ? channels : std::min<int64_t>(n, channels);
+  return {SchemeOf(weights), static_cast<int>(size)};
+}
+
+Scheme Walk::SchemeFor(int index) const {
+  const Node& node = graph_.nodes[index];
+  // Grouped layers have too few weights per output for clusters.
+  if (node.conv.groups != 1) return {};
+  const int64_t channels = node.weight.shape()[1];
+  for (const v1::LayerChoice& choice : recipe_.layers()) {
+    if (choice.layer() == node.name)
+      return MakeScheme(choice.weights(), choice.cluster_size(), channels);
+  }
+  const bool end = index == weighted_.front() || index == weighted_.back();
+  if (end && !recipe_.quantize_first_and_last_to_weights()) return {};
+  return MakeScheme(recipe_.weights(), recipe_.cluster_size(), channels);
 }
 
 absl::Status Walk::CheckCancelled() const {
@@ -174,6 +195,7 @@ void Walk::ReportProgress(const Node* node) {
   Progress progress;
   progress.layers_done = layers_done_;
   progress.layers = static_cast<int>(weighted_.size());
+  progress.done = cost_all_ > 0 ? cost_done_ / cost_all_ : 0;
   if (node != nullptr) progress.layer = node->name;
   if (cost_done_ > 0) {
     const double elapsed = absl::ToDoubleSeconds(absl::Now() - started_);
@@ -412,16 +434,16 @@ absl::Status Walk::RunQuantised(const Node& node, const Tensor& weight, std::vec
   return absl::OkStatus();
 }
 
-absl::StatusOr<QuantizedWeights> Walk::ChooseWeights(LayerData& data, const ClusterLayout& layout,
+absl::StatusOr<QuantizedWeights> Walk::ChooseWeights(const Node& node, const Scheme& scheme,
+                                                     const ClusterLayout& layout,
                                                      const Moments* moments) {
-  const Node& node = *data.node;
-  if (moments == nullptr && data.scheme == WeightScheme::kInt8) return NearestInt8(node.weight);
+  if (moments == nullptr && scheme.weights == WeightScheme::kInt8) return NearestInt8(node.weight);
   const int columns = layout.columns();
   const int outputs = static_cast<int>(node.weight.shape()[0]);
   const std::vector<float> rows = ToLayout(layout, node.weight.data<float>());
   CompensateOptions options;
-  options.max_code = MaxCode(data.scheme);
-  if (data.scheme == WeightScheme::kInt8) {
+  options.max_code = MaxCode(scheme.weights);
+  if (scheme.weights == WeightScheme::kInt8) {
     options.max_code = MaxInt8CodeWithoutOverflow(columns);
     options.grid.max_scale = 1;
   } else {
@@ -436,7 +458,39 @@ absl::StatusOr<QuantizedWeights> Walk::ChooseWeights(LayerData& data, const Clus
     options.cancelled = options_.cancelled;
     TERN_ASSIGN_OR_RETURN(coded, Compensate(layout, rows, *moments, options));
   }
-  return ToQuantizedWeights(layout, coded, data.scheme, data.cluster_size, node.weight.shape());
+  return ToQuantizedWeights(layout, coded, scheme.weights, scheme.cluster_size,
+                            node.weight.shape());
+}
+
+absl::Status Walk::MakeCandidates(int index, const ClusterLayout& layout, const Moments& moments) {
+  const Node& node = graph_.nodes[index];
+  const int channels = static_cast<int>(node.weight.shape()[1]);
+  const int columns = moments.columns(), outputs = moments.outputs();
+  std::vector<int> position(columns);  // of OIHW column j in `layout`
+  for (int j = 0; j < columns; ++j) position[layout.column[j]] = j;
+  const std::vector<double> output_mean = moments.OutputMean();
+  for (const Scheme& scheme : schemes_of_(index)) {
+    const ClusterLayout other = MakeClusterLayout(channels, columns / channels, scheme.cluster_size);
+    std::vector<int> order(columns);
+    for (int j = 0; j < columns; ++j) order[j] = position[other.column[j]];
+    Candidate candidate;
+    candidate.scheme = scheme;
+    const Moments permuted = moments.Permuted(order);
+    TERN_ASSIGN_OR_RETURN(candidate.weights, ChooseWeights(node, scheme, other, &permuted));
+    // The bias that gives every output channel its wanted mean.
+    const Tensor real = Dequantize(candidate.weights);
+    const std::vector<float> rows = ToLayout(other, real.data<float>());
+    const std::vector<double> input_mean = permuted.InputMean();
+    candidate.bias = Tensor(DType::kF32, node.bias.shape());
+    for (int o = 0; o < outputs; ++o) {
+      double mean = 0;
+      for (int j = 0; j < columns; ++j)
+        mean += rows[static_cast<size_t>(o) * columns + j] * input_mean[j];
+      candidate.bias.data<float>()[o] = static_cast<float>(output_mean[o] - mean);
+    }
+    candidates_[index].push_back(std::move(candidate));
+  }
+  return absl::OkStatus();
 }
 
 absl::Status Walk::MatchVariance(const LayerData& data, QuantizedWeights& weights) {
@@ -463,19 +517,14 @@ absl::Status Walk::RunWeighted(int index) {
   const Node& node = graph_.nodes[index];
   const int outputs = static_cast<int>(node.weight.shape()[0]);
   const int columns = static_cast<int>(node.weight.elements() / outputs);
-  const bool end = index == weighted_.front() || index == weighted_.back();
+  const Scheme scheme = SchemeFor(index);
+  const bool clustered = scheme.weights != WeightScheme::kInt8;
   LayerData data;
   data.node = &node;
   data.method = recipe_.method();
-  if (node.conv.groups == 1 && (!end || recipe_.quantize_first_and_last_to_weights())) {
-    data.scheme = SchemeOf(recipe_.weights());
-  }
-  const bool clustered = data.scheme != WeightScheme::kInt8;
   const int channels = static_cast<int>(node.weight.shape()[1]);
-  if (clustered)
-    data.cluster_size =
-        recipe_.cluster_size() == 0 ? channels : static_cast<int>(recipe_.cluster_size());
-  const ClusterLayout layout = MakeClusterLayout(channels, columns / channels, data.cluster_size);
+  const ClusterLayout layout =
+      MakeClusterLayout(channels, columns / channels, scheme.cluster_size);
 
   // int8 layers too: seven-bit codes that lean on each other are as good as eight-bit nearest ones.
   bool compensate = data.method == v1::COMPENSATED && node.conv.groups == 1;
@@ -494,7 +543,8 @@ absl::Status Walk::RunWeighted(int index) {
   TERN_RETURN_IF_ERROR(RunReference(data, layout, moments ? &*moments : nullptr, out));
   ReportProgress(&node);
   TERN_ASSIGN_OR_RETURN(QuantizedWeights weights,
-                        ChooseWeights(data, layout, moments ? &*moments : nullptr));
+                        ChooseWeights(node, scheme, layout, moments ? &*moments : nullptr));
+  if (moments && schemes_of_) TERN_RETURN_IF_ERROR(MakeCandidates(index, layout, *moments));
   moments.reset();
   if (clustered && data.method == v1::CORRECTED) TERN_RETURN_IF_ERROR(MatchVariance(data, weights));
   ReportProgress(&node);

@@ -4,6 +4,7 @@
 #define TERN_SERVER_QUANT_WALK_H_
 
 #include <string>
+#include <functional>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -21,11 +22,36 @@ struct Activation {
   std::vector<Tensor> quantised;
 };
 
+// A way to make one layer.
+struct Scheme {
+  WeightScheme weights = WeightScheme::kInt8;
+  int cluster_size = 0;  // 0 for int8
+  friend bool operator==(const Scheme&, const Scheme&) = default;
+};
+
+// `n` input channels to a cluster, 0 = all, for a layer that has `channels` of them.
+Scheme MakeScheme(v1::WeightType weights, uint32_t n, int64_t channels);
+
+// One layer made in one way, from the same inputs as the walk's own choice.
+struct Candidate {
+  Scheme scheme;
+  QuantizedWeights weights;
+  Tensor bias;
+};
+
 // One quantisation. Use once, on one thread.
 class Walk {
  public:
   // All must outlive the walk; the recipe is valid and the calibration fits the graph.
   Walk(const graph::Graph& graph, const Tensor& calibration, const QuantizeOptions& options);
+
+  // Before Run: layers are also made in the schemes that `schemes_of` gives for their node, only to
+  // be kept in candidates().
+  void AskForCandidates(std::function<std::vector<Scheme>(int node)> schemes_of) {
+    schemes_of_ = std::move(schemes_of);
+  }
+  // By node.
+  const std::vector<std::vector<Candidate>>& candidates() const { return candidates_; }
 
   absl::StatusOr<QuantizeResult> Run();
 
@@ -33,13 +59,14 @@ class Walk {
   // What is gathered about a weighted layer in the first pass over its inputs.
   struct LayerData {
     const graph::Node* node = nullptr;
-    WeightScheme scheme = WeightScheme::kInt8;
     v1::Method method = v1::COMPENSATED;
-    int cluster_size = 0;
     std::vector<double> target_sum,
         target_square;  // per output channel, of what the layer should give
     int64_t count = 0;  // values per output channel
   };
+
+  // What the recipe wants for a weighted node.
+  Scheme SchemeFor(int index) const;
 
   absl::Status CheckCancelled() const;
   void ReportProgress(const graph::Node* node);
@@ -59,8 +86,11 @@ class Walk {
   // channel.
   absl::Status RunQuantised(const graph::Node& node, const Tensor& weight, std::vector<Tensor>& out,
                             std::vector<double>& sum, std::vector<double>& square);
-  absl::StatusOr<QuantizedWeights> ChooseWeights(LayerData& data, const ClusterLayout& layout,
+  absl::StatusOr<QuantizedWeights> ChooseWeights(const graph::Node& node, const Scheme& scheme,
+                                                 const ClusterLayout& layout,
                                                  const Moments* moments);
+  // `moments` are in the order of `layout`.
+  absl::Status MakeCandidates(int index, const ClusterLayout& layout, const Moments& moments);
   // Rescales rows so that the variance of the layer's output matches the float network's.
   absl::Status MatchVariance(const LayerData& data, QuantizedWeights& weights);
 
@@ -95,6 +125,8 @@ class Walk {
   std::vector<double> cost_;  // by node, in multiply-accumulates or so, for the estimate of time
   double cost_done_ = 0, cost_all_ = 0;
   int layers_done_ = 0;
+  std::function<std::vector<Scheme>(int node)> schemes_of_;
+  std::vector<std::vector<Candidate>> candidates_;
   absl::Time started_;
 };
 
