@@ -48,6 +48,20 @@ bool IsUtf8(absl::string_view text) {
   return true;
 }
 
+// log(softmax), in double; -infinity for classes without a finite logit. If no logit is finite all
+// classes are equally probable, as in TopK.
+std::vector<double> LogSoftmax(absl::Span<const float> logits) {
+  std::vector<double> result(logits.size());
+  std::transform(logits.begin(), logits.end(), result.begin(), Rank);
+  const double best = *std::max_element(result.begin(), result.end());
+  if (!std::isfinite(best)) std::fill(result.begin(), result.end(), 0.0);
+  const double shift = std::isfinite(best) ? best : 0.0;
+  double sum = 0;
+  for (double x : result) sum += std::exp(x - shift);
+  for (double& x : result) x -= shift + std::log(sum);
+  return result;
+}
+
 }  // namespace
 
 std::vector<Prediction> TopK(absl::Span<const float> logits, int k) {
@@ -88,15 +102,13 @@ bool InTopK(absl::Span<const float> logits, int label, int k) {
   return better < k;
 }
 
-Interval WilsonInterval(uint64_t hits, uint64_t total) {
-  if (total == 0) return {};
-  constexpr double z = 1.959963984540054;  // the 97.5 % quantile of the normal distribution
-  const double n = static_cast<double>(total);
-  const double p = static_cast<double>(hits) / n;
-  const double middle = (p + z * z / (2 * n)) / (1 + z * z / n);
-  const double half = z / (1 + z * z / n) * std::sqrt(p * (1 - p) / n + z * z / (4 * n * n));
-  // At 0 and 1 the bound is exact; rounding must not put the value outside its own interval.
-  return {p, std::clamp(middle - half, 0.0, p), std::clamp(middle + half, p, 1.0)};
+double KlDivergence(absl::Span<const float> reference, absl::Span<const float> candidate) {
+  const std::vector<double> p = LogSoftmax(reference), q = LogSoftmax(candidate);
+  double sum = 0;
+  for (size_t i = 0; i < p.size(); ++i) {
+    if (std::isfinite(p[i])) sum += std::exp(p[i]) * (p[i] - q[i]);
+  }
+  return std::max(0.0, sum);  // rounding can make the divergence of equals -1e-17
 }
 
 absl::StatusOr<std::vector<std::string>> ParseLabels(absl::string_view text, int64_t classes) {

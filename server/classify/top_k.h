@@ -23,11 +23,10 @@ std::vector<Prediction> TopK(absl::Span<const float> logits, int k);
 // True if `label` is among the k best of `logits` (ties as in TopK).
 bool InTopK(absl::Span<const float> logits, int label, int k);
 
-// 95 % Wilson score interval of hits/total; total 0 gives {0, 0, 1}.
-struct Interval {
-  double value = 0, low = 0, high = 1;
-};
-Interval WilsonInterval(uint64_t hits, uint64_t total);
+// Kullback-Leibler divergence, in nats, of the candidate's softmax output from the reference's: sum
+// p log(p / q), 0 or more. Non-finite logits count as in TopK (probability 0): infinity if the
+// candidate excludes a class that the reference does not. Both have the same, non-zero size.
+double KlDivergence(absl::Span<const float> reference, absl::Span<const float> candidate);
 
 // One class name per line; trailing blank lines and CR are dropped.
 // INVALID_ARGUMENT if the number of names is not `classes` (when classes > 0) or a line is not

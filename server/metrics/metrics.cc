@@ -87,7 +87,7 @@ constexpr Spec kClipped{"tern_activation_clipped_ratio",
                         "Share of a layer's calibration outputs outside the 8-bit range."};
 constexpr Spec kQuantizeJobs{
     "tern_quantize_jobs_total",
-    "Quantisation jobs by outcome: published, rejected, failed, cancelled."};
+    "Quantisation jobs by outcome: published, dry_run, rejected, failed, cancelled."};
 constexpr Spec kQuantizeSeconds{"tern_quantize_seconds",
                                 "Time of one quantisation job, all outcomes."};
 constexpr Spec kBudget{"tern_cpu_budget_threads",
@@ -390,7 +390,7 @@ Metrics::Metrics() : impl_(std::make_unique<Impl>()) {
        {"queue_full", "deadline", "cancelled", "too_large", "bad_image", "draining"}) {
     impl_->rejected.With({reason}, [](Counter&) {});
   }
-  for (const char* outcome : {"published", "rejected", "failed", "cancelled"}) {
+  for (const char* outcome : {"published", "dry_run", "rejected", "failed", "cancelled"}) {
     impl_->quantize_jobs.With({outcome}, [](Counter&) {});
   }
 }

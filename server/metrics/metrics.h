@@ -79,7 +79,8 @@ class Metrics {
   // Rewrites tern_model_info; does nothing for a version that is not loaded.
   void ModelDefault(const ModelLabels& model, bool is_default);
 
-  // tern_quantize_jobs_total{outcome=published|rejected|failed|cancelled}, tern_quantize_seconds
+  // tern_quantize_jobs_total{outcome=published|dry_run|rejected|failed|cancelled},
+  // tern_quantize_seconds
   void QuantizeJob(absl::string_view outcome, absl::Duration duration);
 
   // tern_cpu_budget_threads, tern_build_info{version,isa,onednn}

@@ -4,6 +4,7 @@
 #include <cfloat>
 #include <cmath>
 #include <numeric>
+#include <set>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -57,22 +58,79 @@ absl::Status CheckLayerNames(const graph::Graph& graph, const v1::Recipe& recipe
   return absl::OkStatus();
 }
 
+absl::Status CheckClusterSize(uint32_t size, const std::string& field) {
+  if (size <= kMaxClusterSize) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(field, " is ", size, "; wanted 1..",
+                                                 kMaxClusterSize, ", or 0 for all channels"));
+}
+
+bool IsLayerType(int weights) {
+  return weights == v1::INT8 || weights == v1::INT4_CLUSTER || weights == v1::TERNARY_CLUSTER;
+}
+
+std::string NameOf(int weights) {
+  return absl::StrCat(v1::WeightType_IsValid(weights)
+                          ? v1::WeightType_Name(static_cast<v1::WeightType>(weights))
+                          : "unknown",
+                      " (", weights, ")");
+}
+
+absl::Status CheckBudget(const v1::Recipe& recipe) {
+  const bool mixed = recipe.weights() == v1::MIXED;
+  if (!mixed && (recipe.has_target_bits() || recipe.has_target_ms())) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("recipe.", recipe.has_target_bits() ? "target_bits" : "target_ms",
+                     " is set for weights ", NameOf(recipe.weights()), "; it is for MIXED only"));
+  }
+  if (recipe.has_target_bits() && !(recipe.target_bits() >= 2 && recipe.target_bits() <= 8)) {
+    return absl::InvalidArgumentError(absl::StrCat("recipe.target_bits is ", recipe.target_bits(),
+                                                   "; wanted 2..8 bits per weight"));
+  }
+  if (recipe.has_target_ms() && !(recipe.target_ms() > 0 && recipe.target_ms() <= 1e6)) {
+    return absl::InvalidArgumentError(absl::StrCat("recipe.target_ms is ", recipe.target_ms(),
+                                                   "; wanted more than 0 and at most 1000000"));
+  }
+  const bool drop = recipe.has_max_top1_drop() && recipe.max_top1_drop() >= 0;
+  const int budgets = recipe.has_target_bits() + recipe.has_target_ms();
+  if (mixed && (budgets > 1 || (budgets == 0 && !drop))) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("recipe of weights MIXED has ", budgets == 0 ? "no budget" : "two budgets",
+                     "; wanted target_bits or target_ms, or else max_top1_drop >= 0"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckLayers(const v1::Recipe& recipe) {
+  std::set<std::string> seen;
+  for (const v1::LayerChoice& choice : recipe.layers()) {
+    if (choice.layer().empty()) {
+      return absl::InvalidArgumentError("recipe.layers has an entry without a layer's name");
+    }
+    const std::string field = absl::StrCat("recipe.layers[", choice.layer(), "]");
+    if (!seen.insert(choice.layer()).second) {
+      return absl::InvalidArgumentError(absl::StrCat(field, " is there twice"));
+    }
+    if (!IsLayerType(choice.weights())) {
+      return absl::InvalidArgumentError(absl::StrCat(field, ".weights is ",
+                                                     NameOf(choice.weights()),
+                                                     "; wanted INT8, INT4_CLUSTER or "
+                                                     "TERNARY_CLUSTER"));
+    }
+    TERN_RETURN_IF_ERROR(CheckClusterSize(choice.cluster_size(), field + ".cluster_size"));
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::Status ValidateRecipe(const v1::Recipe& recipe) {
   const int weights = recipe.weights();
-  if (weights != v1::INT8 && weights != v1::INT4_CLUSTER && weights != v1::TERNARY_CLUSTER) {
-    const std::string name =
-        v1::WeightType_IsValid(weights) ? v1::WeightType_Name(recipe.weights()) : "unknown";
+  if (!IsLayerType(weights) && weights != v1::MIXED) {
     return absl::InvalidArgumentError(
-        absl::StrCat("recipe.weights is ", name, " (", weights,
-                     "); wanted INT8, INT4_CLUSTER or TERNARY_CLUSTER"));
+        absl::StrCat("recipe.weights is ", NameOf(weights),
+                     "; wanted INT8, INT4_CLUSTER, TERNARY_CLUSTER or MIXED"));
   }
-  if (recipe.cluster_size() > kMaxClusterSize) {
-    return absl::InvalidArgumentError(absl::StrCat("recipe.cluster_size is ", recipe.cluster_size(),
-                                                   "; wanted 1..", kMaxClusterSize,
-                                                   ", or 0 for all channels"));
-  }
+  TERN_RETURN_IF_ERROR(CheckClusterSize(recipe.cluster_size(), "recipe.cluster_size"));
   if (!v1::ActivationType_IsValid(recipe.activations())) {
     return absl::InvalidArgumentError(absl::StrCat("recipe.activations is ",
                                                    static_cast<int>(recipe.activations()),
@@ -88,7 +146,13 @@ absl::Status ValidateRecipe(const v1::Recipe& recipe) {
         absl::StrCat("recipe.max_top1_drop is ", recipe.max_top1_drop(),
                      "; wanted a fraction of at most 1 (0.01 is one point)"));
   }
-  return absl::OkStatus();
+  if (!v1::Distillation_IsValid(recipe.distillation())) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("recipe.distillation is ", static_cast<int>(recipe.distillation()),
+                     "; wanted DISTILL_AUTO, DISTILL_OFF, DISTILL_NETWORK or DISTILL_BLOCKS"));
+  }
+  TERN_RETURN_IF_ERROR(CheckBudget(recipe));
+  return CheckLayers(recipe);
 }
 
 absl::StatusOr<QuantizeResult> Quantize(const graph::Graph& graph, const Tensor& calibration,
@@ -105,7 +169,8 @@ absl::StatusOr<QuantizeResult> Quantize(const graph::Graph& graph, const Tensor&
       return absl::InvalidArgumentError(
           absl::StrCat("the network is quantised already (", node.name, ")"));
     }
-    weighted += node.op == graph::OpType::kConv || node.op == graph::OpType::kFullyConnected;
+    if (node.op != graph::OpType::kConv && node.op != graph::OpType::kFullyConnected) continue;
+    ++weighted;
   }
   if (weighted == 0)
     return absl::InvalidArgumentError("the network has no convolution or fully connected layer");

@@ -41,9 +41,9 @@ struct QuantizeResult {
 
 // Quantises `graph` (float, after graph::Optimize) with `calibration`, f32 NCHW [n, c, h, w], n >=
 // 1, already preprocessed. Deterministic for a recipe (its seed included), images and thread count.
-// INVALID_ARGUMENT: recipe out of range (cluster size, type), calibration of another shape or with
-// non-finite values; FAILED_PRECONDITION: the network produces non-finite values on the calibration
-// images (names the layer); CANCELLED.
+// INVALID_ARGUMENT: recipe out of range (ValidateRecipe) or naming a layer that is not there,
+// calibration of another shape or with non-finite values; FAILED_PRECONDITION: the network produces
+// non-finite values on the calibration images (names the layer); CANCELLED.
 absl::StatusOr<QuantizeResult> Quantize(const graph::Graph& graph, const Tensor& calibration,
                                         const QuantizeOptions& options);
 

@@ -16,6 +16,7 @@
 #include "server/engine/ops.h"
 #include "server/quant/im2col.h"
 #include "server/quant/observe.h"
+#include "statistics/statistics.h"
 
 namespace tern::quant {
 namespace {
@@ -57,21 +58,6 @@ int64_t PlaneSize(const Tensor& t) {
 double Decibels(double signal, double noise) {
   if (noise <= 0) return 200.0;  // exact; more is beyond f32
   return std::clamp(10.0 * std::log10(std::max(signal, 1e-30) / noise), -200.0, 200.0);
-}
-
-v1::Proportion Wilson(uint64_t hits, uint64_t total) {
-  v1::Proportion result;
-  result.set_hits(hits);
-  result.set_total(total);
-  if (total == 0) return result;
-  constexpr double kZ = 1.959963984540054;  // 95 %
-  const double n = static_cast<double>(total), p = static_cast<double>(hits) / n;
-  const double centre = (p + kZ * kZ / (2 * n)) / (1 + kZ * kZ / n);
-  const double half = kZ / (1 + kZ * kZ / n) * std::sqrt(p * (1 - p) / n + kZ * kZ / (4 * n * n));
-  result.set_value(p);
-  result.set_low(std::max(0.0, centre - half));
-  result.set_high(std::min(1.0, centre + half));
-  return result;
 }
 
 // A uniform number in [0, 1) that does not depend on the standard library.
@@ -720,7 +706,7 @@ void Walk::FillReport() {
     }
   }
   report.set_sqnr_db(Decibels(signal, noise));
-  *report.mutable_calibration_agreement() = Wilson(same, images_.size());
+  *report.mutable_calibration_agreement() = statistics::MakeProportion(same, images_.size());
   report.set_seconds(absl::ToDoubleSeconds(absl::Now() - started_));
 
   if (report.calibration_agreement().value() < 0.8) {

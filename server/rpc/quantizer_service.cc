@@ -10,6 +10,7 @@
 #include "server/rpc/request_timer.h"
 #include "server/serving/evaluate.h"
 #include "server/serving/quantize_job.h"
+#include "statistics/statistics.h"
 
 namespace tern::rpc {
 namespace {
@@ -95,6 +96,7 @@ absl::Status QuantizerService::DoQuantize(grpc::ServerContext* context, Quantize
   options.source_version = request.start().source_version();
   options.recipe = request.start().recipe();
   options.set_default = request.start().set_default();
+  options.dry_run = request.start().dry_run();
   options.threads = options_.threads;
   options.limits = options_.limits;
   options.plan = options_.plan;
@@ -131,7 +133,7 @@ absl::Status QuantizerService::DoQuantize(grpc::ServerContext* context, Quantize
   result->set_published(outcome.version != 0);
   *result->mutable_report() = outcome.report;
   stream->Write(response);
-  if (outcome.version == 0) {
+  if (!outcome.gate_met) {
     return absl::FailedPreconditionError(absl::StrFormat(
         "not published: top-1 is %.4f against %.4f in float, the allowed drop is %.4f",
         outcome.report.top1().value(), outcome.report.float_top1().value(),
@@ -180,10 +182,21 @@ absl::Status QuantizerService::DoEvaluate(grpc::ServerContext* context, Evaluate
   result->set_version(model->info.version);
   result->set_images(counts.images);
   result->set_labelled(counts.labelled);
-  *result->mutable_top1() = serving::MakeProportion(counts.top1, counts.labelled);
-  *result->mutable_top5() = serving::MakeProportion(counts.top5, counts.labelled);
+  *result->mutable_top1() = statistics::MakeProportion(counts.top1, counts.labelled);
+  *result->mutable_top5() = statistics::MakeProportion(counts.top5, counts.labelled);
   if (reference != nullptr) {
-    *result->mutable_agreement() = serving::MakeProportion(counts.agree, counts.images);
+    *result->mutable_agreement() = statistics::MakeProportion(counts.agree, counts.images);
+    result->set_divergence(counts.divergence / static_cast<double>(counts.images));
+  }
+  if (counts.labelled > 0) {
+    if (reference != nullptr) *result->mutable_comparison() = serving::MakeComparison(counts);
+    for (v1::ClassReport& worst : evaluator->classes().Worst(model->labels)) {
+      *result->add_worst_classes() = std::move(worst);
+    }
+    const std::string too_few = reference != nullptr
+                                    ? serving::TooFewForDrop(result->comparison(), std::nullopt)
+                                    : serving::TooFewForAccuracy(result->top1());
+    if (!too_few.empty()) result->add_warnings(too_few);
   }
   stream->Write(response);
   return absl::OkStatus();

@@ -1,13 +1,30 @@
 #include "server/serving/evaluate.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "server/base/status_macros.h"
 #include "server/classify/top_k.h"
+#include "statistics/statistics.h"
 
 namespace tern::serving {
+namespace {
+
+constexpr double kPoint = 0.01;
+
+// Widths shrink with the square root of the number of images. Rounded up to two digits.
+uint64_t ImagesWanted(uint64_t images, double half_width, double wanted) {
+  const double ratio = half_width / wanted;
+  const double count = static_cast<double>(images) * ratio * ratio;
+  double unit = 1;
+  while (count / unit > 100) unit *= 10;
+  return static_cast<uint64_t>(std::ceil(count / unit) * unit);
+}
+
+}  // namespace
 
 absl::StatusOr<std::vector<float>> PrepareSample(const Sample& sample,
                                                  const v1::Preprocessing& preprocessing,
@@ -100,34 +117,73 @@ absl::Status Evaluator::Flush() {
   const int64_t classes = plan_->classes();
   for (int i = 0; i < images; ++i) {
     const absl::Span<const float> mine = logits.subspan(i * classes, classes);
+    const int answer = classify::TopK(mine, 1)[0].index;
     ++counts_.images;
     const std::optional<uint32_t>& label = pending_[i].sample.label;
+    const bool right = label.has_value() && answer == static_cast<int>(*label);
     if (label.has_value()) {
       ++counts_.labelled;
-      counts_.top1 += classify::InTopK(mine, static_cast<int>(*label), 1);
+      counts_.top1 += right;
       counts_.top5 += classify::InTopK(mine, static_cast<int>(*label), 5);
     }
-    if (reference.empty()) continue;
-    const absl::Span<const float> theirs = reference.subspan(i * classes, classes);
-    if (label.has_value()) {
-      counts_.reference_top1 += classify::InTopK(theirs, static_cast<int>(*label), 1);
-      counts_.reference_top5 += classify::InTopK(theirs, static_cast<int>(*label), 5);
+    if (reference.empty()) {
+      if (label.has_value()) tally_.Add(*label, answer, std::nullopt);
+      continue;
     }
-    counts_.agree += classify::InTopK(mine, classify::TopK(theirs, 1)[0].index, 1);
+    const absl::Span<const float> theirs = reference.subspan(i * classes, classes);
+    const int their_answer = classify::TopK(theirs, 1)[0].index;
+    counts_.agree += answer == their_answer;
+    counts_.divergence += classify::KlDivergence(theirs, mine);
+    if (!label.has_value()) continue;
+    const bool they_right = their_answer == static_cast<int>(*label);
+    counts_.reference_top1 += they_right;
+    counts_.reference_top5 += classify::InTopK(theirs, static_cast<int>(*label), 5);
+    counts_.both_right += right && they_right;
+    counts_.only_reference_right += !right && they_right;
+    counts_.only_candidate_right += right && !they_right;
+    counts_.both_wrong += !right && !they_right;
+    tally_.Add(*label, answer, their_answer);
   }
   pending_.clear();
   return absl::OkStatus();
 }
 
-v1::Proportion MakeProportion(uint64_t hits, uint64_t total) {
-  const classify::Interval interval = classify::WilsonInterval(hits, total);
-  v1::Proportion proportion;
-  proportion.set_value(interval.value);
-  proportion.set_low(interval.low);
-  proportion.set_high(interval.high);
-  proportion.set_hits(hits);
-  proportion.set_total(total);
-  return proportion;
+v1::PairedComparison MakeComparison(const Counts& counts) {
+  return statistics::MakeComparison(counts.both_right, counts.only_reference_right,
+                                    counts.only_candidate_right, counts.both_wrong);
+}
+
+std::string TooFewForDrop(const v1::PairedComparison& comparison, std::optional<double> gate) {
+  const uint64_t images = comparison.both_right() + comparison.only_reference_right() +
+                          comparison.only_candidate_right() + comparison.both_wrong();
+  const double middle = (comparison.drop_high() + comparison.drop_low()) / 2;
+  const double half = (comparison.drop_high() - comparison.drop_low()) / 2;
+  const std::string interval = absl::StrFormat(
+      "the 95 %% interval of the drop in top-1 is %.2f..%.2f points on %d labelled images",
+      100 * comparison.drop_low(), 100 * comparison.drop_high(), images);
+  if (!gate.has_value()) {
+    if (half <= kPoint) return "";
+    return absl::StrCat("too few evaluation images to tell the drop to a point: ", interval,
+                        "; about ", ImagesWanted(images, half, kPoint), " would do");
+  }
+  if (comparison.drop_high() <= *gate || comparison.drop_low() > *gate) return "";
+  const std::string text = absl::StrFormat(
+      "too few evaluation images to support the verdict: %s, and the limit of %.2f lies in it",
+      interval, 100 * *gate);
+  // A drop right at the limit is not decided by any number of images.
+  const double distance = std::fabs(*gate - middle);
+  if (distance < half / 10) return text;
+  return absl::StrCat(text, "; if the drop stays, about ", ImagesWanted(images, half, distance),
+                      " would do");
+}
+
+std::string TooFewForAccuracy(const v1::Proportion& top1) {
+  const double half = (top1.high() - top1.low()) / 2;
+  if (half <= kPoint) return "";
+  return absl::StrFormat(
+      "too few images to tell the accuracy to a point: the 95 %% interval of top-1 is "
+      "%.2f..%.2f %% on %d labelled images; about %d would do",
+      100 * top1.low(), 100 * top1.high(), top1.total(), ImagesWanted(top1.total(), half, kPoint));
 }
 
 }  // namespace tern::serving

@@ -10,6 +10,7 @@
 #include "absl/status/statusor.h"
 #include "server/engine/plan.h"
 #include "server/image/image.h"
+#include "server/serving/class_tally.h"
 #include "tern/v1/model.pb.h"
 
 namespace tern::serving {
@@ -32,7 +33,21 @@ struct Counts {
   uint64_t top1 = 0, top5 = 0;  // of labelled
   uint64_t reference_top1 = 0, reference_top5 = 0;
   uint64_t agree = 0;  // same top-1 as the reference, of all images
+  // Of labelled images, by top-1; 0 without a reference.
+  uint64_t both_right = 0, only_reference_right = 0, only_candidate_right = 0, both_wrong = 0;
+  double divergence = 0;  // from the reference's outputs, nats, summed over all images
 };
+
+// The paired table of `counts` with its interval and test.
+v1::PairedComparison MakeComparison(const Counts& counts);
+
+// A verdict is whether the accuracy gate is met or, without a gate, the drop of top-1 to a point.
+// Says why labelled images are too few to support it, and how many would do; "" if they do. Too few
+// are those whose 95 % interval of the drop holds the gate or, without a gate, reaches further than
+// a point from its middle.
+std::string TooFewForDrop(const v1::PairedComparison& comparison, std::optional<double> gate);
+// The same for an accuracy alone: the 95 % interval reaches further than a point.
+std::string TooFewForAccuracy(const v1::Proportion& top1);
 
 // Runs images through one plan, or two side by side on the same pixels. Not thread safe; uses up to
 // `threads` threads inside each call.
@@ -51,6 +66,8 @@ class Evaluator {
   absl::Status AddPixels(std::vector<float> pixels, std::optional<uint32_t> label);
   // Runs what is left and returns the counts.
   absl::StatusOr<Counts> Finish();
+  // How the classes of the labelled images fared so far.
+  const ClassTally& classes() const { return tally_; }
 
  private:
   Evaluator(std::shared_ptr<const engine::Plan> plan, const v1::Preprocessing& preprocessing,
@@ -69,10 +86,8 @@ class Evaluator {
   std::optional<engine::Session> session_, reference_;
   std::vector<Pending> pending_;
   Counts counts_;
+  ClassTally tally_;
 };
-
-// A Proportion message with its Wilson interval.
-v1::Proportion MakeProportion(uint64_t hits, uint64_t total);
 
 }  // namespace tern::serving
 

@@ -7,10 +7,12 @@
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
 #include "server/artifact/artifact.h"
+#include "server/base/file.h"
 #include "server/base/log.h"
 #include "server/base/status_macros.h"
 #include "server/classify/top_k.h"
 #include "server/serving/profile.h"
+#include "statistics/statistics.h"
 
 namespace tern::serving {
 namespace {
@@ -43,6 +45,10 @@ absl::StatusOr<std::unique_ptr<QuantizeJob>> QuantizeJob::Create(repository::Rep
                                                                  metrics::Metrics* metrics,
                                                                  QuantizeJobOptions options) {
   TERN_RETURN_IF_ERROR(quant::ValidateRecipe(options.recipe));
+  if (options.dry_run && options.set_default) {
+    return absl::InvalidArgumentError(
+        "set_default with dry_run: a dry run publishes nothing that could be the default");
+  }
   if (options.source_version == 0) {
     for (const repository::VersionInfo& info : repository->List(options.model)) {
       if (info.state == repository::State::kReady && info.scheme == "fp32") {
@@ -82,6 +88,7 @@ absl::Status QuantizeJob::AddImage(Sample sample, bool calibration, bool evaluat
   TERN_ASSIGN_OR_RETURN(
       std::vector<float> pixels,
       PrepareSample(sample, source_model_->preprocessing, shape, options_.limits));
+  const std::string hash = Sha256Hex(sample.image);
   if (calibration) {
     if (calibration_.size() >= options_.max_calibration_images) {
       return absl::ResourceExhaustedError(
@@ -89,10 +96,12 @@ absl::Status QuantizeJob::AddImage(Sample sample, bool calibration, bool evaluat
     }
     bytes_ += pixels.size() * sizeof(float);
     calibration_.push_back(std::move(pixels));
+    calibration_hashes_.insert(hash);
   }
   if (evaluation) {
     bytes_ += sample.image.size();
     evaluation_.push_back(std::move(sample));
+    evaluation_hashes_.push_back(hash);
   }
   if (bytes_ > options_.max_bytes) {
     return absl::ResourceExhaustedError(
@@ -106,12 +115,14 @@ absl::StatusOr<QuantizeOutcome> QuantizeJob::Run(
   const absl::Time start = absl::Now();
   absl::StatusOr<QuantizeOutcome> outcome = RunPhases(progress, cancelled);
   const char* word = !outcome.ok() ? (absl::IsCancelled(outcome.status()) ? "cancelled" : "failed")
-                     : outcome->version == 0 ? "rejected"
-                                             : "published";
+                     : !outcome->gate_met ? "rejected"
+                     : options_.dry_run   ? "dry_run"
+                                          : "published";
   metrics_->QuantizeJob(word, absl::Now() - start);
   TERN_LOG_INFO("quantize {} from version {}: {}{}", options_.model, options_.source_version, word,
-                outcome.ok() ? absl::StrCat(" as version ", outcome->version)
-                             : absl::StrCat(": ", outcome.status().message()));
+                !outcome.ok()           ? absl::StrCat(": ", outcome.status().message())
+                : outcome->version != 0 ? absl::StrCat(" as version ", outcome->version)
+                                        : std::string());
   return outcome;
 }
 
@@ -168,8 +179,7 @@ absl::StatusOr<QuantizeOutcome> QuantizeJob::RunPhases(
   quantize.threads = options_.threads;
   quantize.cancelled = cancelled;
   quantize.progress = [&](const quant::Progress& p) {
-    progress({"calibrating", p.layers > 0 ? static_cast<double>(p.layers_done) / p.layers : 0.0,
-              p.layer, p.seconds_left});
+    progress({p.phase, p.done, p.layer, p.seconds_left});
   };
   TERN_ASSIGN_OR_RETURN(quant::QuantizeResult quantized,
                         quant::Quantize(source_.graph, ToNchw(calibration_, shape), quantize));
@@ -183,7 +193,6 @@ absl::StatusOr<QuantizeOutcome> QuantizeJob::RunPhases(
   artifact.source_sha256 = source_.sha256;
   artifact.report = std::move(quantized.report);
   v1::QuantizationReport& report = artifact.report;
-  *report.mutable_recipe() = options_.recipe;
   report.set_source_model(options_.model);
   report.set_source_version(options_.source_version);
   report.set_calibration_images(calibration_.size());
@@ -200,7 +209,8 @@ absl::StatusOr<QuantizeOutcome> QuantizeJob::RunPhases(
       TERN_RETURN_IF_ERROR(evaluator->AddPixels(pixels, std::nullopt));
     }
     TERN_ASSIGN_OR_RETURN(const Counts counts, evaluator->Finish());
-    *report.mutable_calibration_agreement() = MakeProportion(counts.agree, counts.images);
+    *report.mutable_calibration_agreement() =
+        statistics::MakeProportion(counts.agree, counts.images);
   }
   if (!evaluation_.empty()) {
     TERN_ASSIGN_OR_RETURN(std::unique_ptr<Evaluator> evaluator,
@@ -214,12 +224,31 @@ absl::StatusOr<QuantizeOutcome> QuantizeJob::RunPhases(
       TERN_RETURN_IF_ERROR(evaluator->Add(std::move(evaluation_[i])));
     }
     TERN_ASSIGN_OR_RETURN(const Counts counts, evaluator->Finish());
-    *report.mutable_agreement() = MakeProportion(counts.agree, counts.images);
+    *report.mutable_agreement() = statistics::MakeProportion(counts.agree, counts.images);
     if (counts.labelled > 0) {
+      using statistics::MakeProportion;
       *report.mutable_top1() = MakeProportion(counts.top1, counts.labelled);
       *report.mutable_top5() = MakeProportion(counts.top5, counts.labelled);
       *report.mutable_float_top1() = MakeProportion(counts.reference_top1, counts.labelled);
       *report.mutable_float_top5() = MakeProportion(counts.reference_top5, counts.labelled);
+      *report.mutable_comparison() = MakeComparison(counts);
+      for (v1::ClassReport& worst : evaluator->classes().Worst(source_model_->labels)) {
+        *report.add_worst_classes() = std::move(worst);
+      }
+      const std::string too_few = TooFewForDrop(
+          report.comparison(),
+          gated ? std::optional<double>(options_.recipe.max_top1_drop()) : std::nullopt);
+      if (!too_few.empty()) report.add_warnings(too_few);
+    }
+    const auto overlapping =
+        std::count_if(evaluation_hashes_.begin(), evaluation_hashes_.end(),
+                      [this](const std::string& h) { return calibration_hashes_.contains(h); });
+    if (overlapping > 0) {
+      report.set_overlapping_images(static_cast<uint64_t>(overlapping));
+      report.add_warnings(absl::StrCat(
+          overlapping, " of ", evaluation_hashes_.size(),
+          " evaluation images are calibration images too: accuracy and agreement are better on "
+          "them than on images that the quantiser has not seen"));
     }
     const double gap = report.calibration_agreement().value() - report.agreement().value();
     if (gap > 0.10) {
@@ -259,9 +288,14 @@ absl::StatusOr<QuantizeOutcome> QuantizeJob::RunPhases(
     if (drop > options_.recipe.max_top1_drop()) {
       report.add_warnings(absl::StrFormat("not published: top-1 drops by %.4f, the limit is %.4f",
                                           drop, options_.recipe.max_top1_drop()));
+      outcome.gate_met = false;
       outcome.report = report;
       return outcome;
     }
+  }
+  if (options_.dry_run) {
+    outcome.report = report;
+    return outcome;
   }
   if (IsSet(cancelled)) return absl::CancelledError("cancelled by the caller");
   progress({"publishing", 0, "", -1});

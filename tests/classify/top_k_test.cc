@@ -92,25 +92,23 @@ TEST(InTopKTest, ALabelOutsideTheClassesIsNeverAmongThem) {
   EXPECT_FALSE(InTopK(logits, 0, 1));
 }
 
-// Reference values: Wilson (1927) by its closed form in extended precision.
-TEST(WilsonIntervalTest, HasTheKnownValues) {
-  const Interval none = WilsonInterval(0, 0);
-  EXPECT_EQ(none.value, 0);
-  EXPECT_EQ(none.low, 0);
-  EXPECT_EQ(none.high, 1);
-  const Interval half = WilsonInterval(5, 10);
-  EXPECT_DOUBLE_EQ(half.value, 0.5);
-  EXPECT_NEAR(half.low, 0.236593, 1e-6);
-  EXPECT_NEAR(half.high, 0.763407, 1e-6);
-  const Interval zero = WilsonInterval(0, 10);
-  EXPECT_EQ(zero.low, 0);
-  EXPECT_NEAR(zero.high, 0.277533, 1e-6);
-  const Interval all = WilsonInterval(10, 10);
-  EXPECT_NEAR(all.low, 0.722467, 1e-6);
-  EXPECT_EQ(all.high, 1);
-  const Interval many = WilsonInterval(9123, 10000);
-  EXPECT_NEAR(many.low, 0.906594, 1e-5);
-  EXPECT_NEAR(many.high, 0.917687, 1e-5);
+TEST(KlDivergenceTest, IsTheDefinition) {
+  // p = (1/2, 1/4, 1/4), q = (1/4, 1/2, 1/4): sum p log(p / q) = log(2) / 2 - log(2) / 4. Adding a
+  // constant to logits changes nothing.
+  const float l = std::log(2.0f);
+  const std::vector<float> p = {l, 0, 0}, q = {1000, 1000 + l, 1000};
+  EXPECT_NEAR(KlDivergence(p, q), std::log(2.0) / 4, 1e-4);
+  EXPECT_EQ(KlDivergence(p, p), 0);
+  EXPECT_GE(KlDivergence(std::vector<float>{1e30f, 0}, std::vector<float>{1e30f, 1}), 0);
+}
+
+TEST(KlDivergenceTest, NonFiniteLogitsHaveNoProbability) {
+  const float nan = std::nanf(""), inf = std::numeric_limits<float>::infinity();
+  EXPECT_NEAR(KlDivergence(std::vector<float>{0, 0, nan}, std::vector<float>{0, 0, 0}),
+              std::log(1.5), 1e-12);
+  EXPECT_EQ(KlDivergence(std::vector<float>{0, 0}, std::vector<float>{0, inf}),
+            std::numeric_limits<double>::infinity());
+  EXPECT_NEAR(KlDivergence(std::vector<float>{nan, inf}, std::vector<float>{0, 0}), 0, 1e-12);
 }
 
 TEST(ParseLabelsTest, ReadsOneNamePerLine) {

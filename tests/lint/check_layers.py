@@ -4,7 +4,8 @@
     check_layers.py [ROOT]
 
 - A folder of server/ includes only itself, `base` and what tests/lint/layers.txt allows it.
-- client/ includes client/ and generated messages, nothing of the server.
+- client/ includes client/, statistics/ and generated messages, nothing of the server.
+- statistics/, which server and client share, includes itself and model_proto.
 - Nothing outside tests/ includes tests/; only server/app includes the embedded models/.
 - A third-party library is included only by the folders that own it.
 - layers.txt names every folder of server/, nothing else, and has no cycle; neither have the headers.
@@ -98,7 +99,7 @@ def check(root):
         problems.append("tests/lint/layers.txt: cycle " + " -> ".join(cycle))
 
     includes = {}  # file -> project files that it includes
-    for top in ("server", "client", "models", "tests"):
+    for top in ("server", "client", "statistics", "models", "tests"):
         for path in sorted((root / top).rglob("*")):
             if path.suffix not in SOURCES:
                 continue
@@ -113,7 +114,7 @@ def check(root):
                 quoted, include = match.group(1) == '"', match.group(2)
                 where = f"{name}:{number}"
                 target = folder_of(include)
-                if quoted and include.split("/")[0] in ("server", "client", "models", "tests"):
+                if quoted and include.split("/")[0] in ("server", "client", "statistics", "models", "tests"):
                     includes[name].add(include)
                     if not (root / include).is_file():
                         problems.append(f"{where}: {include} does not exist")
@@ -130,6 +131,9 @@ def check(root):
                     problems.append(f"{where}: only server/app includes {include}")
                 if top == "models" and target.split("/")[0] in ("server", "client"):
                     problems.append(f"{where}: models/ stands alone, but includes {include}")
+                if top == "statistics" and (target.split("/")[0] in ("server", "client") or
+                                            include.startswith("tern/v1/") and message_library(include) != "model_proto"):
+                    problems.append(f"{where}: statistics/ includes only itself and model_proto: {include}")
                 if top == "client" and target.startswith("server"):
                     problems.append(f"{where}: the client shares no code with the server: {include}")
                 if top == "server" and layer is not None:

@@ -3,7 +3,7 @@
 
     check_orphans.py [ROOT]
 
-- Every .cc and .proto under server/, client/, models/, tests/ and proto/ is listed in exactly one target of a
+- Every .cc and .proto under server/, client/, statistics/, models/, tests/ and proto/ is listed in exactly one target of a
   CMakeLists.txt (a .cc of tests/ may serve several tests), every .h and .inc is included by another file.
 - Every source that a CMakeLists.txt lists exists.
 
@@ -14,7 +14,7 @@ import pathlib
 import re
 import sys
 
-TOPS = ("server", "client", "models", "tests", "proto")
+TOPS = ("server", "client", "statistics", "models", "tests", "proto")
 # Commands whose arguments are sources to build. Others (set_source_files_properties, ...) only mention files.
 BUILDING = {"add_library", "add_executable", "target_sources", "tern_library", "tern_test", "tern_proto_library",
             "tern_isa_source"}

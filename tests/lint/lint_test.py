@@ -29,6 +29,9 @@ TREE = {
     "client/client.cc": '#include "client/client.h"\n#include "grpcpp/grpcpp.h"\n',
     "client/client.h": '#include "tern/v1/classifier.grpc.pb.h"\n',
     "client/CMakeLists.txt": "add_library(client client.cc)\n",
+    "statistics/statistics.h": '#include "tern/v1/model.pb.h"\n',
+    "statistics/statistics.cc": '#include "statistics/statistics.h"\n',
+    "statistics/CMakeLists.txt": "tern_library(NAME statistics SRCS statistics.cc)\n",
     "models/CMakeLists.txt": "",
     "proto/tern/v1/model.proto": 'syntax = "proto3";\n',
     "proto/CMakeLists.txt": "tern_proto_library(NAME model_proto PROTOS tern/v1/model.proto)\n",
@@ -95,6 +98,15 @@ class LintTest(unittest.TestCase):
         self.put("client/client.cc", TREE["client/client.cc"])
         self.add("server/rpc/rpc.cc", '#include "client/client.h"\n')
         self.expect(check_layers, "server/rpc/rpc.cc:4", "no code with the client")
+
+    def test_what_server_and_client_share_stands_below_both(self):
+        self.add("client/client.cc", '#include "statistics/statistics.h"\n')
+        self.add("server/rpc/rpc.cc", '#include "statistics/statistics.h"\n')
+        self.assertEqual(check_layers.check(self.root), [])
+        self.add("statistics/statistics.h", '#include "server/base/base.h"\n')
+        self.expect(check_layers, "statistics/statistics.h:2", "only itself and model_proto")
+        self.put("statistics/statistics.h", '#include "tern/v1/classifier.pb.h"\n')
+        self.expect(check_layers, "statistics/statistics.h:1", "only itself and model_proto")
 
     def test_a_test_helper_in_the_server_is_found(self):
         self.put("tests/image/helper.h", "")

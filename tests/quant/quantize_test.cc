@@ -396,6 +396,70 @@ TEST(ValidateRecipeTest, NamesTheFieldTheValueAndTheLimit) {
   EXPECT_THAT(message([](v1::Recipe& r) { r.set_max_top1_drop(std::nan("")); }),
               HasSubstr("max_top1_drop"));
   EXPECT_THAT(message([](v1::Recipe& r) { r.set_max_top1_drop(1.5); }), HasSubstr("1.5"));
+  EXPECT_THAT(message([](v1::Recipe& r) { r.set_distillation(static_cast<v1::Distillation>(7)); }),
+              HasSubstr("recipe.distillation is 7"));
+}
+
+TEST(ValidateRecipeTest, MixedNeedsOneBudgetAndNothingElseTakesOne) {
+  const auto check = [](v1::WeightType weights, auto change) {
+    v1::Recipe recipe;
+    recipe.set_weights(weights);
+    change(recipe);
+    return ValidateRecipe(recipe);
+  };
+  EXPECT_TRUE(check(v1::MIXED, [](v1::Recipe& r) { r.set_target_bits(3.3); }).ok());
+  EXPECT_TRUE(check(v1::MIXED, [](v1::Recipe& r) { r.set_target_ms(1.5); }).ok());
+  EXPECT_TRUE(check(v1::MIXED, [](v1::Recipe& r) { r.set_max_top1_drop(0); }).ok());
+  const auto refused = [&](v1::WeightType weights, auto change) {
+    const absl::Status status = check(weights, change);
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << status;
+    return std::string(status.message());
+  };
+  EXPECT_THAT(refused(v1::MIXED, [](v1::Recipe&) {}), HasSubstr("no budget"));
+  EXPECT_THAT(refused(v1::MIXED, [](v1::Recipe& r) { r.set_max_top1_drop(-1); }),
+              HasSubstr("no budget"));
+  EXPECT_THAT(refused(v1::MIXED, [](v1::Recipe& r) { r.set_target_bits(3), r.set_target_ms(1); }),
+              HasSubstr("two budgets"));
+  EXPECT_THAT(refused(v1::MIXED, [](v1::Recipe& r) { r.set_target_bits(1.9); }),
+              HasSubstr("target_bits is 1.9; wanted 2..8"));
+  EXPECT_THAT(refused(v1::MIXED, [](v1::Recipe& r) { r.set_target_bits(std::nan("")); }),
+              HasSubstr("target_bits"));
+  EXPECT_THAT(refused(v1::MIXED, [](v1::Recipe& r) { r.set_target_ms(0); }),
+              HasSubstr("target_ms is 0"));
+  EXPECT_THAT(refused(v1::INT8, [](v1::Recipe& r) { r.set_target_ms(1); }),
+              HasSubstr("target_ms is set for weights INT8"));
+}
+
+TEST(ValidateRecipeTest, LayersAreNamedOnceWithAWeightTypeEach) {
+  const auto message = [](std::vector<std::tuple<std::string, v1::WeightType, uint32_t>> layers) {
+    v1::Recipe recipe;
+    recipe.set_weights(v1::INT8);
+    for (const auto& [name, weights, n] : layers) {
+      v1::LayerChoice* choice = recipe.add_layers();
+      choice->set_layer(name);
+      choice->set_weights(weights);
+      choice->set_cluster_size(n);
+    }
+    return std::string(ValidateRecipe(recipe).message());
+  };
+  EXPECT_EQ(message({{"a", v1::INT8, 0}, {"b", v1::TERNARY_CLUSTER, 4}}), "");
+  EXPECT_THAT(message({{"", v1::INT8, 0}}), HasSubstr("without a layer's name"));
+  EXPECT_THAT(message({{"a", v1::INT8, 0}, {"a", v1::INT8, 0}}), HasSubstr("layers[a] is there"));
+  EXPECT_THAT(message({{"a", v1::MIXED, 0}}), HasSubstr("layers[a].weights is MIXED (5)"));
+  EXPECT_THAT(message({{"a", v1::FP32, 0}}), HasSubstr("FP32"));
+  EXPECT_THAT(message({{"a", v1::INT4_CLUSTER, 257}}), HasSubstr("257; wanted 1..256"));
+}
+
+TEST(QuantizeTest, ALayerThatIsNotThereIsRefusedByName) {
+  QuantizeOptions options = Options(v1::INT8);
+  v1::LayerChoice* choice = options.recipe.add_layers();
+  choice->set_layer("nowhere");
+  choice->set_weights(v1::INT8);
+  const graph::Graph graph = SmallNetwork();
+  const auto result =
+      Quantize(graph, Tensor(DType::kF32, graph.shape(graph.input).WithBatch(2)), options);
+  EXPECT_EQ(result.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(result.status().message()), HasSubstr("nowhere"));
 }
 
 TEST(QuantizeTest, RefusesImagesOfAnotherShapeOrWithNonFiniteValues) {

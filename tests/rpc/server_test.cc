@@ -334,6 +334,36 @@ TEST_F(ServerTest, EvaluateCountsLabelledImages) {
   EXPECT_EQ(result.images(), 4u);
   EXPECT_EQ(result.top1().value(), 0.75);
   EXPECT_EQ(result.agreement().value(), 1.0);
+  EXPECT_EQ(result.divergence(), 0);
+  EXPECT_EQ(result.comparison().both_right(), 3u);
+  EXPECT_EQ(result.comparison().both_wrong(), 1u);
+  EXPECT_EQ(result.worst_classes_size(), 0);  // nothing is lost to itself
+  ASSERT_EQ(result.warnings_size(), 1);
+  EXPECT_NE(result.warnings(0).find("too few evaluation images"), std::string::npos);
+}
+
+TEST_F(ServerTest, ADryRunIsOkAndPublishesNothing) {
+  grpc::ClientContext context;
+  auto stream = quantizer_->Quantize(&context);
+  v1::QuantizeRequest request;
+  request.mutable_start()->set_model("tiny");
+  request.mutable_start()->set_dry_run(true);
+  request.mutable_start()->mutable_recipe()->set_weights(v1::INT8);
+  stream->Write(request);
+  request.mutable_image()->set_image(testing::SolidBmp(8, 8, 255, 0, 0));
+  request.mutable_image()->set_calibration(true);
+  stream->Write(request);
+  stream->WritesDone();
+  v1::QuantizeResponse response;
+  v1::QuantizeResult result;
+  while (stream->Read(&response)) {
+    if (response.has_result()) result = response.result();
+  }
+  const grpc::Status status = stream->Finish();
+  ASSERT_TRUE(status.ok()) << status.error_message();
+  EXPECT_FALSE(result.published());
+  EXPECT_EQ(result.version(), 0u);
+  EXPECT_GT(result.report().bytes(), 0u);
 }
 
 TEST_F(ServerTest, BenchmarkAndProfileAnswer) {

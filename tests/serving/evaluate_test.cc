@@ -1,6 +1,7 @@
 #include "server/serving/evaluate.h"
 
 #include "server/serving/profile.h"
+#include "statistics/statistics.h"
 #include "tests/serving/server_fixture.h"
 
 namespace tern::serving {
@@ -37,6 +38,93 @@ TEST_F(EvaluatorTest, CountsHitsOfLabelledImagesAndAgreementOfAll) {
   EXPECT_EQ(counts->top5, 60u);
   EXPECT_EQ(counts->reference_top1, 40u);
   EXPECT_EQ(counts->agree, 70u);
+  EXPECT_EQ(counts->both_right, 40u);
+  EXPECT_EQ(counts->both_wrong, 20u);
+  EXPECT_EQ(counts->only_reference_right + counts->only_candidate_right, 0u);
+  EXPECT_EQ(counts->divergence, 0);
+}
+
+TEST_F(EvaluatorTest, ClassesAreTalliedByWhatTheyAreTakenFor) {
+  auto evaluator = Make(false);
+  for (int i = 0; i < 5; ++i) {
+    ASSERT_TRUE(evaluator->Add({testing::SolidBmp(8, 8, 0, 0, 255), 1, "blue"}).ok());
+    ASSERT_TRUE(evaluator->Add({testing::SolidBmp(8, 8, 255, 0, 0), 0, "red"}).ok());
+  }
+  ASSERT_TRUE(evaluator->Finish().ok());
+  const auto worst = evaluator->classes().Worst({"red", "green", "blue"});
+  ASSERT_EQ(worst.size(), 1u);
+  EXPECT_EQ(worst[0].label(), "green");
+  EXPECT_EQ(worst[0].images(), 5u);
+  EXPECT_EQ(worst[0].candidate_right(), 0u);
+  ASSERT_EQ(worst[0].confused_with_size(), 1);
+  EXPECT_EQ(worst[0].confused_with(0).label(), "blue");
+  EXPECT_EQ(worst[0].confused_with(0).images(), 5u);
+}
+
+TEST(ClassTallyTest, WithAReferenceThoseThatLostMostComeFirst) {
+  ClassTally tally;
+  const auto add = [&](int times, uint32_t label, uint32_t answer, uint32_t reference) {
+    for (int i = 0; i < times; ++i) tally.Add(label, answer, reference);
+  };
+  add(10, 0, 1, 1);  // wrong in both: nothing lost
+  add(3, 1, 2, 1);   // lost 3 ...
+  add(1, 1, 1, 0);   // ... and won 1
+  add(4, 2, 3, 2);   // lost 4
+  add(2, 2, 5, 2);   // lost 2
+  add(1, 2, 4, 2), add(1, 2, 0, 2);
+  add(5, 3, 3, 0);  // won
+  const auto worst = tally.Worst({});
+  ASSERT_EQ(worst.size(), 2u);
+  EXPECT_EQ(worst[0].class_index(), 2u);
+  EXPECT_EQ(worst[0].label(), "");
+  EXPECT_EQ(worst[0].images(), 8u);
+  EXPECT_EQ(worst[0].reference_right(), 8u);
+  EXPECT_EQ(worst[0].candidate_right(), 0u);
+  ASSERT_EQ(worst[0].confused_with_size(), 3);  // of 4
+  EXPECT_EQ(worst[0].confused_with(0).class_index(), 3u);
+  EXPECT_EQ(worst[0].confused_with(1).class_index(), 5u);
+  EXPECT_EQ(worst[0].confused_with(2).class_index(), 0u);  // before 4, as rare
+  EXPECT_EQ(worst[1].class_index(), 1u);
+  EXPECT_EQ(worst[1].candidate_right(), 1u);
+}
+
+TEST(ClassTallyTest, ListsAreBounded) {
+  ClassTally tally;
+  for (uint32_t label = 0; label < 50; ++label) {
+    for (uint32_t i = 0; i < 40; ++i) tally.Add(label, i < label ? label : label + 1 + i, {});
+  }
+  const auto worst = tally.Worst(std::vector<std::string>(3, "x"));
+  ASSERT_EQ(worst.size(), 10u);
+  for (uint32_t i = 0; i < 10; ++i) {
+    EXPECT_EQ(worst[i].class_index(), i);  // lowest accuracy first
+    EXPECT_EQ(worst[i].confused_with_size(), 3);
+  }
+}
+
+// The half width of PairedDifference(30, 20, n) is about 1.96 sqrt(52) / n: 1.4 points of 1000
+// images, 0.71 of 2000.
+TEST(TooFewTest, ADropIsToldToAPointOrNot) {
+  const std::string warning = TooFewForDrop(statistics::MakeComparison(900, 30, 20, 50), {});
+  EXPECT_NE(warning.find("-0.41..2.41 points on 1000 labelled images"), std::string::npos)
+      << warning;
+  EXPECT_NE(warning.find("about 2000 would do"), std::string::npos) << warning;
+  EXPECT_EQ(TooFewForDrop(statistics::MakeComparison(1900, 30, 20, 50), {}), "");
+}
+
+TEST(TooFewTest, AGateIsDecidedIfTheIntervalLeavesItOut) {
+  const v1::PairedComparison drop = statistics::MakeComparison(900, 30, 20, 50);  // -0.41..2.41
+  EXPECT_EQ(TooFewForDrop(drop, 0.03), "");                                       // met for sure
+  EXPECT_EQ(TooFewForDrop(drop, -0.01), "");                                      // missed for sure
+  EXPECT_NE(TooFewForDrop(drop, 0.02), "");
+  EXPECT_NE(TooFewForDrop(drop, 0.0), "");
+  // Right at the limit no number of images decides.
+  EXPECT_EQ(TooFewForDrop(drop, 0.00998).find("would do"), std::string::npos);
+  EXPECT_NE(TooFewForDrop(drop, 0.02).find("would do"), std::string::npos);
+}
+
+TEST(TooFewTest, AnAccuracyIsToldToAPointOrNot) {
+  EXPECT_NE(TooFewForAccuracy(statistics::MakeProportion(800, 1000)), "");
+  EXPECT_EQ(TooFewForAccuracy(statistics::MakeProportion(8000, 10000)), "");
 }
 
 TEST_F(EvaluatorTest, ABadImageIsNamed) {

@@ -1,5 +1,6 @@
 #include "server/serving/quantize_job.h"
 
+#include <algorithm>
 #include <random>
 
 #include "tests/serving/server_fixture.h"
@@ -52,6 +53,57 @@ TEST_F(QuantizeJobTest, PublishesAVersionThatServesAndReports) {
   ASSERT_TRUE(served.ok()) << served.status();
   EXPECT_EQ((*served)->info.scheme, "int8");
   EXPECT_EQ((*served)->report.bytes(), std::filesystem::file_size(root_ + "/tiny/2/model.tern"));
+}
+
+TEST_F(QuantizeJobTest, ADryRunReportsAndPublishesNothing) {
+  QuantizeJobOptions options;
+  options.model = "tiny";
+  options.recipe.set_weights(v1::INT8);
+  options.dry_run = true;
+  auto job = QuantizeJob::Create(repository_.get(), &metrics_, options);
+  ASSERT_TRUE(job.ok()) << job.status();
+  AddImages(job->get(), true, true, true);
+  std::vector<std::string> phases;
+  const auto outcome =
+      (*job)->Run([&](const JobProgress& p) { phases.push_back(p.phase); }, nullptr);
+  ASSERT_TRUE(outcome.ok()) << outcome.status();
+  EXPECT_EQ(outcome->version, 0u);
+  EXPECT_TRUE(outcome->gate_met);
+  EXPECT_GT(outcome->report.bytes(), 0u);
+  EXPECT_GT(outcome->report.ms_per_image(), 0);
+  EXPECT_EQ(outcome->report.top1().total(), 30u);
+  EXPECT_EQ(std::count(phases.begin(), phases.end(), "publishing"), 0);
+  EXPECT_EQ(repository_->List("tiny").size(), 1u);
+  EXPECT_FALSE(std::filesystem::exists(root_ + "/tiny/2"));
+
+  options.set_default = true;
+  EXPECT_EQ(QuantizeJob::Create(repository_.get(), &metrics_, options).status().code(),
+            absl::StatusCode::kInvalidArgument);
+}
+
+TEST_F(QuantizeJobTest, TheReportComparesInPairsAndCountsImagesOfBothUses) {
+  auto job = Make(v1::INT8);
+  ASSERT_TRUE(job.ok());
+  AddImages(job->get(), true, false, false);  // the same 30 images twice, sent apart
+  AddImages(job->get(), false, true, true);
+  const Sample fresh{testing::SolidBmp(8, 8, 1, 250, 2), 1, "fresh"};
+  ASSERT_TRUE((*job)->AddImage(fresh, false, true).ok());
+  const auto outcome = (*job)->Run([](const JobProgress&) {}, nullptr);
+  ASSERT_TRUE(outcome.ok()) << outcome.status();
+  const v1::QuantizationReport& report = outcome->report;
+  EXPECT_EQ(report.evaluation_images(), 31u);
+  EXPECT_EQ(report.overlapping_images(), 30u);
+  EXPECT_EQ(report.comparison().both_right(), 31u);
+  EXPECT_EQ(report.comparison().drop(), 0);
+  EXPECT_GT(report.comparison().drop_high(), 0.05);
+  EXPECT_EQ(report.comparison().p_value(), 1);
+  EXPECT_EQ(report.worst_classes_size(), 0);
+  std::string warnings;
+  for (const std::string& warning : report.warnings()) warnings += warning + "\n";
+  EXPECT_NE(warnings.find("30 of 31 evaluation images are calibration images too"),
+            std::string::npos)
+      << warnings;
+  EXPECT_NE(warnings.find("too few evaluation images"), std::string::npos) << warnings;
 }
 
 TEST_F(QuantizeJobTest, AGateWithoutLabelledImagesIsRefused) {
