@@ -15,8 +15,8 @@ constexpr int kRowBlock = 32;
 // Updates within this many columns are applied at once, beyond them by one matrix product.
 constexpr int kPanelColumns = 64;
 // Damping per column and position, of the target's regression and of the search.
-static const double kTargetScarcity = getenv("D_TS") ? atof(getenv("D_TS")) : 1.0;
-static const double kSearchScarcity = getenv("D_SS") ? atof(getenv("D_SS")) : 0.1;
+constexpr double kTargetScarcity = 1.0;
+constexpr double kSearchScarcity = 0.1;
 
 // Clusters first_cluster .. last_cluster - 1, columns begin .. end - 1.
 struct Panel {

@@ -39,8 +39,8 @@ void Softmax(const float* logits, int64_t classes, float temperature, std::vecto
   for (double& v : out) v /= sum;
 }
 
-// Random views of an image: mirrored or not, moved by up to a sixteenth of its size, the border
-// repeated.
+// Random views of images: mirrored or not, moved by up to a sixteenth of their size with the border
+// repeated, half of them blended with another image of the batch.
 class Augmenter {
  public:
   Augmenter(const Shape& sample, uint64_t seed)
@@ -66,15 +66,12 @@ class Augmenter {
     // Blends of two images: as many inputs as one likes, and the teacher answers all of them.
     const int64_t n = static_cast<int64_t>(which.size()), elements = c_ * h_ * w_;
     float* data = batch.data<float>().data();
-    const char* e = getenv("D_MIX");
-    const double share = e ? atof(e) : 0.5;
     if (n > 1) {
       const std::vector<float> plain(data, data + n * elements);
       for (int64_t i = 0; i < n; ++i) {
+        if ((random_() >> 20 & 1) != 0) continue;
         const double u = static_cast<double>(random_() >> 11) * 0x1.0p-53;
-        const double v = static_cast<double>(random_() >> 11) * 0x1.0p-53;
-        if (u >= share) continue;
-        const float own = static_cast<float>(0.5 + 0.5 * v);
+        const float own = static_cast<float>(0.5 + 0.5 * u);
         const float* other = &plain[(i + 1) % n * elements];
         for (int64_t k = 0; k < elements; ++k)
           data[i * elements + k] = own * data[i * elements + k] + (1 - own) * other[k];
@@ -185,6 +182,9 @@ double StandardDeviation(const Tensor& logits) {
   return std::max(1e-3, sum / static_cast<double>(n));
 }
 
+// Steps of Adam in theta and beta.
+constexpr Student::Rates kRates = {2e-3f, 1e-3f};
+
 struct Schedule {
   int batch = 0, steps = 0;
   Student::Rates rates;
@@ -198,28 +198,29 @@ struct Schedule {
   }
 };
 
+// Steps, and images in each: small networks learn from small images, of which more cost little.
+constexpr double kSmallNetwork = 2e8;  // multiply-accumulates
+constexpr int kSmallSteps = 300, kSmallBatch = 50;
+constexpr int kSteps = 150, kBatch = 20, kLeastSteps = 60;
+// Multiply-accumulates of all passes: less than kSteps where they would take more, some five minutes of
+// two cores.
+constexpr double kWork = 2e13;
+
 Schedule MakeSchedule(const Graph& graph) {
   double macs = 1;
   for (const graph::Node& node : graph.nodes)
     macs += static_cast<double>(graph::MultiplyAccumulates(graph, node));
-  Schedule schedule;
-  // Small networks can afford many passes: 2e13 multiply-accumulates of forward and backward
-  // passes, a few minutes on two cores.
-  const char* e = getenv("D_BATCH");
-  schedule.batch = e ? atoi(e) : macs < 2e8 ? 50 : 20;
-  e = getenv("D_STEPS");
-  schedule.steps = e ? atoi(e) : static_cast<int>(std::clamp(2e13 / (4 * macs * schedule.batch), 40.0, 300.0));
-  e = getenv("D_THETA");
-  schedule.rates.theta = e ? atof(e) : 2e-3f;
-  e = getenv("D_BETA");
-  schedule.rates.beta = e ? atof(e) : 1e-3f;
-  return schedule;
+  if (macs < kSmallNetwork) return {kSmallBatch, kSmallSteps, kRates};
+  // The float network forward, the student forward, and backward twice as much.
+  const double affordable = kWork / (4 * macs * kBatch);
+  return {kBatch, static_cast<int>(std::clamp<double>(affordable, kLeastSteps, kSteps)), kRates};
 }
 
 absl::Status TrainNetwork(const Graph& reference, const Tensor& images,
                           absl::Span<const int64_t> train, const DistillOptions& options,
                           Student& student, Teacher& teacher, v1::DistillationReport& report) {
-  const Schedule schedule = MakeSchedule(reference);
+  Schedule schedule = MakeSchedule(reference);
+  if (options.steps > 0) schedule.steps = options.steps;
   const NodeRange whole = student.whole();
   // Values, their derivatives and the temporary ones of a layer.
   const int64_t micro = std::clamp<int64_t>(
@@ -245,6 +246,90 @@ absl::Status TrainNetwork(const Graph& reference, const Tensor& images,
   }
   report.set_steps(schedule.steps);
   return absl::OkStatus();
+}
+
+// Draws views once, then trains block after block on them: from what the blocks before it give to
+// what the float network gives.
+absl::Status TrainBlocks(const Graph& reference, const Tensor& images,
+                         absl::Span<const int64_t> train, const DistillOptions& options,
+                         Student& student, v1::DistillationReport& report) {
+  const std::vector<NodeRange> blocks = student.Blocks();
+  constexpr int kBatches = 40, kImages = 10, kEpochs = 2;
+  Student teacher(reference, 1, options.threads);  // float: without parameters
+  Drawer drawer(train, options.seed + 1);
+  Augmenter augmenter(reference.shape(reference.input), options.seed + 2);
+  std::vector<Tensor> given, wanted;  // by batch, at the start of the block
+  const int64_t bytes = 4 * reference.shape(reference.input).elements();
+  int64_t largest = bytes;
+  for (const NodeRange& block : blocks)
+    largest = std::max(largest, 4 * reference.shape(block.output).elements());
+  const int batches =
+      static_cast<int>(std::clamp<int64_t>(kMemoryLimit / (2 * kImages * largest), 4, kBatches));
+  for (int i = 0; i < batches; ++i) {
+    given.push_back(augmenter.Batch(images, drawer.Draw(kImages)));
+    wanted.push_back(given.back());
+  }
+  uint64_t steps = 0;
+  for (size_t k = 0; k < blocks.size(); ++k) {
+    const NodeRange& block = blocks[k];
+    double mean = 0, square = 0, count = 0;
+    for (Tensor& batch : wanted) {
+      if (IsSet(options.cancelled)) return Cancelled();
+      TERN_ASSIGN_OR_RETURN(std::vector<Tensor> values, teacher.Forward(block, batch, false));
+      batch = std::move(values[block.output]);
+      for (float v : batch.data<float>()) {
+        mean += v;
+        square += static_cast<double>(v) * v;
+      }
+      count += static_cast<double>(batch.elements());
+    }
+    mean /= count;
+    // Squared error as a share of the target's variance, so that every block learns alike.
+    const double variance = std::max(square / count - mean * mean, 1e-12);
+    Schedule schedule;
+    schedule.steps = kEpochs * batches;
+    schedule.rates = kRates;
+    for (int step = 0; step < schedule.steps; ++step) {
+      if (IsSet(options.cancelled)) return Cancelled();
+      const Tensor& target = wanted[step % batches];
+      TERN_ASSIGN_OR_RETURN(const std::vector<Tensor> values,
+                            student.Forward(block, given[step % batches], true));
+      Tensor gradient = values[block.output];
+      const double factor = 2 / (variance * static_cast<double>(gradient.elements()));
+      const auto g = gradient.data<float>();
+      const auto t = target.data<float>();
+      for (size_t i = 0; i < g.size(); ++i)
+        g[i] = static_cast<float>(factor * (static_cast<double>(g[i]) - t[i]));
+      TERN_RETURN_IF_ERROR(student.Backward(block, values, std::move(gradient)));
+      student.Step(block, schedule.At(step));
+      ++steps;
+    }
+    for (Tensor& batch : given) {
+      TERN_ASSIGN_OR_RETURN(std::vector<Tensor> values, student.Forward(block, batch, false));
+      batch = std::move(values[block.output]);
+    }
+    if (options.progress) {
+      options.progress(static_cast<double>(k + 1) / static_cast<double>(blocks.size()));
+    }
+  }
+  report.set_steps(steps);
+  return absl::OkStatus();
+}
+
+// Whether the divergences fell, or rose by no more than chance explains: the mean of the paired
+// differences is at most their standard error.
+bool Helps(const std::vector<double>& before, const std::vector<double>& after) {
+  const double n = static_cast<double>(before.size());
+  if (n < 2) return false;
+  double sum = 0, square = 0;
+  for (size_t i = 0; i < before.size(); ++i) {
+    const double d = after[i] - before[i];
+    sum += d;
+    square += d * d;
+  }
+  const double mean = sum / n;
+  const double variance = std::max(0.0, (square - n * mean * mean) / (n - 1));
+  return mean <= std::sqrt(variance / n);
 }
 
 }  // namespace
@@ -285,13 +370,13 @@ Closeness Compare(const Tensor& wanted, const Tensor& got) {
     const float* b = got.data<float>().data() + i * classes;
     Softmax(a, classes, 1, p);
     Softmax(b, classes, 1, q);
+    double divergence = 0;
     for (int64_t k = 0; k < classes; ++k)
-      result.divergence += p[k] * std::log(std::max(p[k], 1e-30) / std::max(q[k], 1e-30));
-    result.agreement += std::max_element(a, a + classes) - a == std::max_element(b, b + classes) - b;
-  }
-  if (n > 0) {
-    result.divergence /= static_cast<double>(n);
-    result.agreement /= static_cast<double>(n);
+      divergence += p[k] * std::log(std::max(p[k], 1e-30) / std::max(q[k], 1e-30));
+    result.by_image.push_back(divergence);
+    result.divergence += divergence / static_cast<double>(n);
+    const bool same = std::max_element(a, a + classes) - a == std::max_element(b, b + classes) - b;
+    result.agreement += same / static_cast<double>(n);
   }
   return result;
 }
@@ -329,7 +414,9 @@ absl::StatusOr<v1::DistillationReport> Distill(const Graph& reference, const Ten
                                                                       train.size(), 32)))));
   Student student(quantised, static_cast<float>(StandardDeviation(sample)), options.threads);
   TERN_RETURN_IF_ERROR(
-      TrainNetwork(reference, images, train, options, student, teacher, report));
+      options.kind == v1::DISTILL_BLOCKS
+          ? TrainBlocks(reference, images, train, options, student, report)
+          : TrainNetwork(reference, images, train, options, student, teacher, report));
   Graph trained = quantised;
   student.Store(options.power_of_two_steps, trained);
 
@@ -339,8 +426,7 @@ absl::StatusOr<v1::DistillationReport> Distill(const Graph& reference, const Ten
   }
   report.set_loss_after(after.divergence);
   report.set_agreement_after(after.agreement);
-  report.set_kept(options.kind != v1::DISTILL_AUTO ||
-                  (!held_out.empty() && after.divergence < before.divergence));
+  report.set_kept(options.kind != v1::DISTILL_AUTO || Helps(before.by_image, after.by_image));
   if (report.kept()) quantised = std::move(trained);
   report.set_seconds(absl::ToDoubleSeconds(absl::Now() - start));
   return report;

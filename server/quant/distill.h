@@ -21,9 +21,10 @@ namespace tern::quant {
 struct DistillOptions {
   // DISTILL_NETWORK: towards the float network's logits. DISTILL_BLOCKS: block by block towards the
   // float network's value at the end of the block. DISTILL_AUTO: as DISTILL_NETWORK, but the result
-  // is kept only if it lowers the divergence on the held-out images.
+  // is dropped if the divergence on the held-out images rises by more than its standard error.
   v1::Distillation kind = v1::DISTILL_AUTO;
   uint64_t seed = 0;
+  int steps = 0;  // of DISTILL_NETWORK; 0: by the network's size
   bool power_of_two_steps = false;  // DFP8: scales go back to such a grid
   int threads = 1;
   // Share done, 0..1; called on the calling thread. May be empty.
@@ -36,6 +37,7 @@ struct DistillOptions {
 struct Closeness {
   double divergence = 0;  // mean Kullback-Leibler divergence of the outputs, nats
   double agreement = 0;   // share of images with the same top-1
+  std::vector<double> by_image;  // the divergence of each
 };
 
 // Trains `quantised`, made from `reference` (the same nodes in the same order), on the images

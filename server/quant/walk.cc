@@ -27,6 +27,8 @@ using graph::ValueId;
 
 // Activations of the calibration images may take this much memory; fewer images are used otherwise.
 constexpr int64_t kMemoryLimit = int64_t{6} << 30;
+// Fewer calibration images than this are used twice, the second time mirrored.
+constexpr int64_t kFewImages = 1000;
 // Elements of the network's input in one batch, about.
 constexpr int64_t kBatchElements = int64_t{1} << 22;
 // Output positions that feed a layer's second moments.
@@ -217,7 +219,7 @@ void Walk::ChooseImages() {
     }
   }
   const int64_t available = calibration_.shape()[0];
-  const int64_t images =
+  int64_t images =
       std::clamp<int64_t>(kMemoryLimit / std::max<int64_t>(peak, 1), 1, available);
   if (images < available) {
     Warn(absl::StrCat("only ", images, " of ", available,
@@ -225,7 +227,13 @@ void Walk::ChooseImages() {
                       available * peak >> 20, " MiB, more than ", kMemoryLimit >> 20));
   }
   images_.resize(images);
-  for (int64_t i = 0; i < images; ++i) images_[i] = i * available / images;
+  for (int64_t i = 0; i < images; ++i) images_[i] = {i * available / images, false};
+  // Few images say more if they are also seen mirrored.
+  if (recipe_.method() == v1::COMPENSATED && images == available && images < kFewImages &&
+      2 * images * peak <= kMemoryLimit) {
+    for (int64_t i = 0; i < available; ++i) images_.push_back({i, true});
+    images *= 2;
+  }
   const int64_t batch =
       std::clamp<int64_t>(kBatchElements / graph_.shape(graph_.input).elements(), 16, 128);
   for (int64_t i = 0; i < images; i += batch) batches_.push_back(static_cast<int>(i));
@@ -259,8 +267,8 @@ absl::StatusOr<QuantizeResult> Walk::Run() {
   omp_set_num_threads(options_.threads);
 
   ChooseImages();
-  if (images_.size() < 100) {
-    Warn(absl::StrCat("only ", images_.size(), " calibration images; 300 or more are advised"));
+  if (calibration_.shape()[0] < 100) {
+    Warn(absl::StrCat("only ", calibration_.shape()[0], " calibration images; 300 or more are advised"));
   }
   ReportProgress(nullptr);
   TERN_RETURN_IF_ERROR(StartWithInput());
@@ -291,8 +299,13 @@ absl::Status Walk::StartWithInput() {
   for (int b = 0; b < batch_count(); ++b) {
     Tensor batch(DType::kF32, sample.WithBatch(batch_images(b)));
     for (int i = 0; i < batch_images(b); ++i) {
-      std::memcpy(batch.data<float>().data() + i * elements,
-                  source + images_[batches_[b] + i] * elements, elements * sizeof(float));
+      const auto [image, mirrored] = images_[batches_[b] + i];
+      float* target = batch.data<float>().data() + i * elements;
+      std::memcpy(target, source + image * elements, elements * sizeof(float));
+      if (!mirrored) continue;
+      const int64_t width = sample[sample.rank() - 1];
+      for (int64_t row = 0; row < elements; row += width)
+        std::reverse(target + row, target + row + width);
     }
     input.quantised.push_back(batch);
     input.reference.push_back(std::move(batch));
@@ -668,7 +681,8 @@ void Walk::FillLayerReport(int index, const LayerData& data) {
 void Walk::FillReport() {
   v1::QuantizationReport& report = result_.report;
   *report.mutable_recipe() = recipe_;
-  report.set_calibration_images(images_.size());
+  report.set_calibration_images(
+      std::min<int64_t>(calibration_.shape()[0], static_cast<int64_t>(images_.size())));
   double weights = 0, bits = 0, macs = 0, removed = 0;
   int ternary_pointwise = 0;
   for (const v1::LayerReport& layer : report.layers()) {
@@ -689,7 +703,7 @@ void Walk::FillReport() {
 
   const Activation& output = live_[graph_.output];
   double signal = 0, noise = 0;
-  uint64_t same = 0;
+  uint64_t same = 0, plain = 0;
   const int64_t classes = graph_.classes();
   for (int b = 0; b < batch_count(); ++b) {
     const Tensor real = Real(graph_.output, b);
@@ -701,12 +715,14 @@ void Walk::FillReport() {
         noise +=
             (static_cast<double>(got[k]) - wanted[k]) * (static_cast<double>(got[k]) - wanted[k]);
       }
+      if (images_[batches_[b] + i].mirrored) continue;
+      ++plain;
       same += std::max_element(got, got + classes) - got ==
               std::max_element(wanted, wanted + classes) - wanted;
     }
   }
   report.set_sqnr_db(Decibels(signal, noise));
-  *report.mutable_calibration_agreement() = statistics::MakeProportion(same, images_.size());
+  *report.mutable_calibration_agreement() = statistics::MakeProportion(same, plain);
   report.set_seconds(absl::ToDoubleSeconds(absl::Now() - started_));
 
   if (report.calibration_agreement().value() < 0.8) {

@@ -118,7 +118,11 @@ class Walk {
   QuantizeResult result_;
   std::vector<int> last_reader_;  // by ValueId: the last node that reads it
   std::vector<int> weighted_;     // node indices
-  std::vector<int64_t> images_;   // calibration images in use
+  struct Image {
+    int64_t index;  // in calibration_
+    bool mirrored;
+  };
+  std::vector<Image> images_;     // in use
   std::vector<int> batches_;      // batch b is images_[batches_[b]] .. images_[batches_[b + 1] - 1]
   std::vector<Activation> live_;  // by ValueId
   std::vector<int> report_of_;    // by ValueId: index of the layer report of its producer, or -1

@@ -41,6 +41,7 @@ class GraphBuilder {
   }
 
   ValueId input() const { return graph_.input; }
+  const Graph& graph() const { return graph_; }
   const Shape& shape(ValueId id) const { return graph_.shape(id); }
 
   Tensor Random(Shape shape, float lo = -1.0f, float hi = 1.0f) {
