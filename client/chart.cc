@@ -22,12 +22,12 @@ constexpr int kColours = 6;
 
 constexpr char kStyle[] = R"(<style>
 text{font:12px system-ui,-apple-system,"Segoe UI","DejaVu Sans",sans-serif;fill:#24292f}
-.title{font-size:15px;font-weight:600}.small{font-size:11px;fill:#57606a}
+.title{font-size:15px;font-weight:600}.small{font-size:11px;fill:#57606a;stroke:#ffffff;stroke-width:3;paint-order:stroke}
 .page{fill:#ffffff}.grid{stroke:#d8dee4}.axis{stroke:#57606a}.level{stroke:#57606a;stroke-dasharray:6 4}
 .line{fill:none;stroke-width:2}.bar{stroke-width:1.3}
 .s0{stroke:#0072b2}.s1{stroke:#d55e00}.s2{stroke:#009e73}.s3{stroke:#cc79a7}.s4{stroke:#b8860b}.s5{stroke:#56b4e9}
 .f0{fill:#0072b2}.f1{fill:#d55e00}.f2{fill:#009e73}.f3{fill:#cc79a7}.f4{fill:#b8860b}.f5{fill:#56b4e9}
-@media (prefers-color-scheme:dark){text{fill:#e6edf3}.small{fill:#9da7b3}.page{fill:#0d1117}.grid{stroke:#30363d}
+@media (prefers-color-scheme:dark){text{fill:#e6edf3}.small{fill:#9da7b3;stroke:#0d1117}.page{fill:#0d1117}.grid{stroke:#30363d}
 .axis,.level{stroke:#9da7b3}.s0{stroke:#4ea8de}.f0{fill:#4ea8de}.s1{stroke:#ff8c42}.f1{fill:#ff8c42}
 .s2{stroke:#2fc99a}.f2{fill:#2fc99a}.s4{stroke:#e6b422}.f4{fill:#e6b422}}
 </style>
@@ -331,13 +331,8 @@ std::vector<double> RoundTicks(double low, double high, int count) {
   if (!(high > low)) return {low};
   const double rough = (high - low) / std::max(count, 1);
   const double power = std::pow(10, std::floor(std::log10(rough)));
-  double step = 10 * power;
-  for (double m : {1.0, 2.0, 5.0}) {
-    if (m * power >= rough * 0.999) {
-      step = m * power;
-      break;
-    }
-  }
+  const double ratio = rough / power;  // 1..10; bounds are the geometric means of two steps
+  const double step = power * (ratio < 1.414 ? 1 : ratio < 3.162 ? 2 : ratio < 7.071 ? 5 : 10);
   std::vector<double> ticks;
   const double first = std::ceil(low / step - 1e-9);
   for (double i = first; i * step <= high + 1e-9 * step && ticks.size() < 100; ++i) {
