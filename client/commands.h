@@ -47,9 +47,13 @@ void AddQuantizeCommands(CLI::App& app, Cli& cli);  // quantize, evaluate
 void AddClassifyCommands(CLI::App& app, Cli& cli);  // classify, label, health
 void AddBenchCommands(CLI::App& app, Cli& cli);     // bench, profile
 void AddCompareCommand(CLI::App& app, Cli& cli);    // compare
+void AddSweepCommand(CLI::App& app, Cli& cli);      // sweep
 
 // The quantisation report as text.
 void PrintReport(const v1::QuantizationReport& report, std::ostream& out);
+// The classes that lost most, with what they are taken for; nothing if there are none.
+void PrintWorstClasses(const google::protobuf::RepeatedPtrField<v1::ClassReport>& classes,
+                       std::ostream& out);
 
 }  // namespace tern::client
 

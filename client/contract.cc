@@ -2,6 +2,7 @@
 
 #include <google/protobuf/io/tokenizer.h>
 #include <google/protobuf/text_format.h>
+#include <unistd.h>
 
 #include <cerrno>
 #include <cstring>
@@ -59,6 +60,23 @@ absl::StatusOr<v1::Preprocessing> Parse(const std::string& text, const std::stri
 }
 
 }  // namespace
+
+absl::Status WriteFile(const std::string& path, const std::string& bytes) {
+  const std::string temporary = absl::StrCat(path, ".part.", getpid());
+  std::ofstream file(temporary, std::ios::binary | std::ios::trunc);
+  if (!file) return absl::NotFoundError(absl::StrCat(path, ": ", std::strerror(errno)));
+  file << bytes;
+  file.close();
+  std::error_code code;
+  if (file) {
+    std::filesystem::rename(temporary, path, code);
+    if (!code) return absl::OkStatus();
+  }
+  std::error_code ignored;
+  std::filesystem::remove(temporary, ignored);
+  return absl::DataLossError(
+      absl::StrCat(path, ": ", code ? code.message() : std::string("writing failed")));
+}
 
 absl::StatusOr<std::string> ReadFile(const std::string& path, size_t max_bytes) {
   std::error_code code;

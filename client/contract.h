@@ -23,6 +23,10 @@ absl::StatusOr<std::vector<std::string>> LoadLabels(const std::string& path);
 // RESOURCE_EXHAUSTED if it is larger than `max_bytes`.
 absl::StatusOr<std::string> ReadFile(const std::string& path, size_t max_bytes = size_t{1} << 30);
 
+// Replaces the file whole: another one beside it is written first and renamed. NOT_FOUND if it
+// cannot be made, DATA_LOSS if writing fails; then the file is as before.
+absl::Status WriteFile(const std::string& path, const std::string& bytes);
+
 }  // namespace tern::client
 
 #endif  // TERN_CLIENT_CONTRACT_H_

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "absl/strings/ascii.h"
+#include "client/recipe.h"
 
 namespace tern::client {
 namespace {
@@ -27,6 +28,73 @@ Json ToJson(const v1::Recipe& recipe) {
   json["quantize_first_and_last_to_weights"] = recipe.quantize_first_and_last_to_weights();
   json["seed"] = recipe.seed();
   json["max_top1_drop"] = recipe.has_max_top1_drop() ? Json(recipe.max_top1_drop()) : Json();
+  json["distillation"] = NameOf(recipe.distillation());
+  json["target_bits"] = recipe.has_target_bits() ? Json(recipe.target_bits()) : Json();
+  json["target_ms"] = recipe.has_target_ms() ? Json(recipe.target_ms()) : Json();
+  json["layers"] = Json::array();
+  for (const v1::LayerChoice& choice : recipe.layers()) {
+    Json& entry = json["layers"].emplace_back();
+    entry["layer"] = choice.layer();
+    entry["weights"] = Lower(v1::WeightType_Name(choice.weights()));
+    entry["cluster_size"] = choice.cluster_size();
+  }
+  return json;
+}
+
+Json ToJson(const google::protobuf::RepeatedPtrField<v1::ClassReport>& classes, bool reference) {
+  Json json = Json::array();
+  for (const v1::ClassReport& c : classes) {
+    Json& entry = json.emplace_back();
+    entry["index"] = c.class_index();
+    entry["label"] = c.label();
+    entry["images"] = c.images();
+    if (reference) entry["reference_right"] = c.reference_right();
+    entry["right"] = c.candidate_right();
+    entry["confused_with"] = Json::array();
+    for (const v1::ClassReport::Confusion& other : c.confused_with()) {
+      Json& confusion = entry["confused_with"].emplace_back();
+      confusion["index"] = other.class_index();
+      confusion["label"] = other.label();
+      confusion["images"] = other.images();
+    }
+  }
+  return json;
+}
+
+Json ToJson(const v1::DistillationReport& report) {
+  Json json;
+  json["kind"] = NameOf(report.kind());
+  json["steps"] = report.steps();
+  json["loss_before"] = Number(report.loss_before());
+  json["loss_after"] = Number(report.loss_after());
+  json["agreement_before"] = Number(report.agreement_before());
+  json["agreement_after"] = Number(report.agreement_after());
+  json["kept"] = report.kept();
+  json["seconds"] = report.seconds();
+  return json;
+}
+
+Json ToJson(const v1::LayerSensitivity& s) {
+  Json json;
+  json["layer"] = s.layer();
+  json["weights"] = Lower(v1::WeightType_Name(s.weights()));
+  json["cluster_size"] = s.cluster_size();
+  json["divergence"] = Number(s.divergence());
+  json["bits_per_weight"] = Number(s.bits_per_weight());
+  json["ms"] = Number(s.ms());
+  return json;
+}
+
+Json ToJson(const v1::FrontierPoint& point) {
+  Json json;
+  json["bits_per_weight"] = Number(point.bits_per_weight());
+  json["predicted_ms"] = Number(point.predicted_ms());
+  json["predicted_divergence"] = Number(point.predicted_divergence());
+  json["divergence"] = point.measured() ? Number(point.divergence()) : Json();
+  json["agreement"] = point.measured() ? Number(point.agreement()) : Json();
+  json["drop"] = point.measured() ? Number(point.drop()) : Json();
+  json["chosen"] = point.chosen();
+  json["description"] = point.description();
   return json;
 }
 
@@ -43,6 +111,18 @@ Json ToJson(const v1::Preprocessing& contract) {
   json["scale"] = contract.scale();
   json["mean"] = std::vector<float>(contract.mean().begin(), contract.mean().end());
   json["std"] = std::vector<float>(contract.std().begin(), contract.std().end());
+  return json;
+}
+
+Json ToJson(const v1::PairedComparison& comparison) {
+  Json json;
+  json["both_right"] = comparison.both_right();
+  json["only_reference_right"] = comparison.only_reference_right();
+  json["only_candidate_right"] = comparison.only_candidate_right();
+  json["both_wrong"] = comparison.both_wrong();
+  json["drop"] = Number(comparison.drop());
+  json["drop_ci95"] = Json::array({Number(comparison.drop_low()), Number(comparison.drop_high())});
+  json["p_value"] = Number(comparison.p_value());
   return json;
 }
 
@@ -88,6 +168,9 @@ Json ToJson(const v1::QuantizationReport& report) {
   json["agreement_ci95"] = Ci95(report.agreement());
   json["calibration_agreement"] = Value(report.calibration_agreement());
   json["calibration_agreement_ci95"] = Ci95(report.calibration_agreement());
+  json["comparison"] = report.has_comparison() ? ToJson(report.comparison()) : Json();
+  json["worst_classes"] = ToJson(report.worst_classes(), true);
+  json["overlapping_images"] = report.overlapping_images();
   json["sqnr_db"] = Number(report.sqnr_db());
   json["float_ms_per_image"] = report.float_ms_per_image();
   json["ms_per_image"] = report.ms_per_image();
@@ -97,6 +180,11 @@ Json ToJson(const v1::QuantizationReport& report) {
       std::vector<std::string>(report.float_nodes().begin(), report.float_nodes().end());
   json["float_macs_share"] = report.float_macs_share();
   json["warnings"] = std::vector<std::string>(report.warnings().begin(), report.warnings().end());
+  json["distillation"] = report.has_distillation() ? ToJson(report.distillation()) : Json();
+  json["sensitivity"] = Json::array();
+  for (const auto& entry : report.sensitivity()) json["sensitivity"].push_back(ToJson(entry));
+  json["frontier"] = Json::array();
+  for (const auto& point : report.frontier()) json["frontier"].push_back(ToJson(point));
   json["layers"] = Json::array();
   for (const v1::LayerReport& layer : report.layers()) json["layers"].push_back(ToJson(layer));
   return json;
@@ -130,6 +218,10 @@ Json ToJson(const v1::EvaluateResult& result) {
   json["top5_ci95"] = Ci95(result.top5());
   json["agreement"] = Value(result.agreement());
   json["agreement_ci95"] = Ci95(result.agreement());
+  json["comparison"] = result.has_comparison() ? ToJson(result.comparison()) : Json();
+  json["divergence"] = result.agreement().total() > 0 ? Number(result.divergence()) : Json();
+  json["worst_classes"] = ToJson(result.worst_classes(), result.has_comparison());
+  json["warnings"] = std::vector<std::string>(result.warnings().begin(), result.warnings().end());
   return json;
 }
 

@@ -2,66 +2,49 @@
 
 #include <atomic>
 #include <iostream>
-#include <map>
 #include <memory>
 
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
+#include "client/chart.h"
 #include "client/commands.h"
 #include "client/contract.h"
 #include "client/progress.h"
+#include "client/recipe.h"
+#include "client/samples.h"
 #include "client/status.h"
+#include "client/sweep.h"
 #include "client/table.h"
 
 namespace tern::client {
 namespace {
 
-// An image to send, with its uses.
-struct Sample {
-  ImageFile file;
-  bool calibration = false;
-  bool evaluation = false;
-};
-
-// Reads images as they are sent (one in memory at a time) and shows how far that is; once all
-// are sent, the server's own progress is shown.
+// Sends images and shows how far that is; once all are sent, the server's own progress is shown.
 class Sender {
  public:
   Sender(std::vector<Sample> samples, bool quiet)
-      : samples_(std::move(samples)), progress_(quiet) {}
+      : count_(samples.size()), samples_(std::move(samples)), progress_(quiet) {}
 
   SampleSource source() {
-    return [this]() -> absl::StatusOr<std::optional<v1::SampleImage>> {
-      const size_t i = sent_;
-      if (i == samples_.size()) return std::nullopt;
-      const Sample& sample = samples_[i];
-      v1::SampleImage image;
-      TERN_CLIENT_ASSIGN_OR_RETURN(*image.mutable_image(),
-                                   ReadFile(sample.file.path, size_t{60} << 20));
-      if (sample.file.label) image.set_label(*sample.file.label);
-      image.set_calibration(sample.calibration);
-      image.set_evaluation(sample.evaluation);
-      image.set_name(sample.file.path);
-      progress_.Show("sending", static_cast<double>(i + 1) / static_cast<double>(samples_.size()),
-                     absl::StrCat(i + 1, "/", samples_.size(), " images"), -1);
-      sent_ = i + 1;
-      return image;
-    };
+    return ReadSamples(std::move(samples_), [this](size_t sent) {
+      progress_.Show("sending", static_cast<double>(sent) / static_cast<double>(count_),
+                     absl::StrCat(sent, "/", count_, " images"), -1);
+      sent_ = sent;
+    });
   }
 
   ProgressCallback callback() {
     return [this](const v1::JobProgress& p) {
-      if (sent_ < samples_.size()) return;
+      if (sent_ < count_) return;
       progress_.Show(p.phase(), p.done() > 0 ? p.done() : -1, p.detail(),
                      p.seconds_left() > 0 ? p.seconds_left() : -1);
     };
   }
 
-  Progress& progress() { return progress_; }
-
  private:
-  const std::vector<Sample> samples_;
+  const size_t count_;
+  std::vector<Sample> samples_;
   std::atomic<size_t> sent_{0};
   Progress progress_;
 };
@@ -80,69 +63,83 @@ struct QuantizeArgs {
   int label_offset = 0;
   uint64_t seed = 0;
   double max_top1_drop = -1;
+  double target_bits = 0;
+  double target_ms = 0;
+  std::vector<std::string> layers;
+  std::string distill = "auto";
+  std::string plot;
   bool quantize_first_and_last = false;
   bool set_default = false;
+  bool dry_run = false;
 };
-
-// 0 = all input channels.
-absl::StatusOr<uint32_t> ClusterSize(const std::string& text) {
-  uint32_t size = 0;
-  if (text == "all") return 0u;
-  if (!absl::SimpleAtoi(text, &size) || size < 1 || size > 256) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("--cluster: got '", text, "', want 1..256 or all"));
-  }
-  return size;
-}
 
 absl::StatusOr<std::vector<Sample>> Samples(const QuantizeArgs& args) {
   TERN_CLIENT_ASSIGN_OR_RETURN(const std::vector<ImageFile> calibration,
                                ListImages(args.calibration, args.label_offset));
-  std::vector<Sample> samples;
-  std::map<std::string, size_t> place;  // by path: an image of both uses is sent once
-  for (const ImageFile& file : ChooseImages(calibration, args.calibration_count, args.seed)) {
-    place[file.path] = samples.size();
-    samples.push_back({file, true, false});
-  }
-  if (args.evaluation.empty()) return samples;
+  const std::vector<ImageFile> chosen =
+      ChooseImages(calibration, args.calibration_count, args.seed);
+  if (args.evaluation.empty()) return MergeSamples(chosen, {});
   TERN_CLIENT_ASSIGN_OR_RETURN(std::vector<ImageFile> evaluation,
                                ListImages(args.evaluation, args.label_offset));
   if (args.limit > 0) evaluation = ChooseImages(evaluation, args.limit, args.seed);
-  for (const ImageFile& file : evaluation) {
-    const auto [it, is_new] = place.emplace(file.path, samples.size());
-    if (is_new) samples.push_back({file, false, false});
-    samples[it->second].evaluation = true;
-  }
-  return samples;
+  return MergeSamples(chosen, evaluation);
 }
 
-absl::StatusOr<QuantizeOutcome> Quantize(const Cli& cli, const QuantizeArgs& args,
-                                         uint32_t cluster) {
+// Usage errors are thrown, as CLI11 wants them.
+v1::QuantizeStart Start(const QuantizeArgs& args) {
+  const auto value = [](const std::string& option, const auto& status_or) {
+    if (status_or.ok()) return *status_or;
+    throw CLI::ValidationError(option, std::string(status_or.status().message()));
+  };
   v1::QuantizeStart start;
   start.set_model(args.model);
   start.set_source_version(args.from);
   start.set_set_default(args.set_default);
+  start.set_dry_run(args.dry_run);
   v1::Recipe& recipe = *start.mutable_recipe();
-  recipe.set_weights(args.weights == "int8"   ? v1::INT8
-                     : args.weights == "int4" ? v1::INT4_CLUSTER
-                                              : v1::TERNARY_CLUSTER);
-  if (args.weights != "int8") recipe.set_cluster_size(cluster);
-  recipe.set_activations(args.activations == "dfp8" ? v1::DFP8 : v1::AFFINE);
-  recipe.set_method(args.method == "direct"      ? v1::DIRECT
-                    : args.method == "corrected" ? v1::CORRECTED
-                                                 : v1::COMPENSATED);
+  recipe.set_weights(WeightsNamed(args.weights));
+  const uint32_t cluster = value("--cluster", ParseClusterSize(args.cluster));
+  if (recipe.weights() == v1::INT4_CLUSTER || recipe.weights() == v1::TERNARY_CLUSTER) {
+    recipe.set_cluster_size(cluster);
+  }
+  recipe.set_activations(ActivationsNamed(args.activations));
+  recipe.set_method(MethodNamed(args.method));
+  recipe.set_distillation(DistillationNamed(args.distill));
   recipe.set_quantize_first_and_last_to_weights(args.quantize_first_and_last);
   recipe.set_seed(args.seed);
   if (args.max_top1_drop >= 0) recipe.set_max_top1_drop(args.max_top1_drop);
+  if (args.target_bits > 0) recipe.set_target_bits(args.target_bits);
+  if (args.target_ms > 0) recipe.set_target_ms(args.target_ms);
+  for (const std::string& layer : args.layers) {
+    *recipe.add_layers() = value("--layer", ParseLayerChoice(layer));
+  }
 
+  const bool mixed = recipe.weights() == v1::MIXED;
+  const int targets = recipe.has_target_bits() + recipe.has_target_ms();
+  const int budgets = targets + recipe.has_max_top1_drop();
+  if (mixed && budgets != 1) {
+    throw CLI::ValidationError(
+        "--weights mixed needs exactly one of --target-bits, --target-ms and --max-top1-drop");
+  }
+  if (!mixed && targets > 0) {
+    throw CLI::ValidationError("--target-bits and --target-ms are for --weights mixed");
+  }
+  if (!mixed && !args.plot.empty()) {
+    throw CLI::ValidationError("--plot draws the frontier of --weights mixed");
+  }
+  return start;
+}
+
+absl::StatusOr<QuantizeOutcome> Quantize(const Cli& cli, const QuantizeArgs& args,
+                                         const v1::QuantizeStart& start) {
   TERN_CLIENT_ASSIGN_OR_RETURN(std::vector<Sample> samples, Samples(args));
   TERN_CLIENT_ASSIGN_OR_RETURN(auto client, cli.Connect());
   Sender sender(std::move(samples), cli.quiet);
   return client->Quantize(start, sender.source(), sender.callback());
 }
 
-int RunQuantize(const Cli& cli, const QuantizeArgs& args, uint32_t cluster) {
-  const absl::StatusOr<QuantizeOutcome> outcome = Quantize(cli, args, cluster);
+int RunQuantize(const Cli& cli, const QuantizeArgs& args, const v1::QuantizeStart& start) {
+  const absl::StatusOr<QuantizeOutcome> outcome = Quantize(cli, args, start);
   if (!outcome.ok()) return cli.Fail(outcome.status());
   const v1::QuantizeResult& result = outcome->result;
   if (cli.json) {
@@ -153,8 +150,12 @@ int RunQuantize(const Cli& cli, const QuantizeArgs& args, uint32_t cluster) {
       std::cout << "\npublished " << Printable(result.model()) << " version " << result.version()
                 << "\n";
     } else {
-      std::cout << "\nnot published\n";
+      std::cout << "\nnot published" << (args.dry_run ? " (dry run)" : "") << "\n";
     }
+  }
+  if (!args.plot.empty()) {
+    const absl::Status plotted = WriteFile(args.plot, RenderSvg(FrontierCharts(result.report())));
+    if (!plotted.ok()) return cli.Fail(plotted);
   }
   if (outcome->gate.ok()) return kOk;
   cli.Fail(outcome->gate);
@@ -206,7 +207,22 @@ int RunEvaluate(const Cli& cli, const EvaluateArgs& args) {
   if (args.reference > 0) {
     table.Add({absl::StrCat("agrees with ", args.reference), Interval(result->agreement())});
   }
+  if (result->has_comparison()) {
+    table.Add({"drop in top-1, points", Points(result->comparison())});
+    table.Add({"  only one of both right",
+               absl::StrCat(args.reference, ": ", result->comparison().only_reference_right(), ", ",
+                            result->version(), ": ", result->comparison().only_candidate_right(),
+                            " (McNemar p = ",
+                            absl::StrFormat("%.3g", result->comparison().p_value()), ")")});
+  }
+  if (args.reference > 0) {
+    table.Add({"divergence", absl::StrCat(Fixed(result->divergence(), 5), " nats per image")});
+  }
   table.Print(std::cout);
+  PrintWorstClasses(result->worst_classes(), std::cout);
+  for (const std::string& warning : result->warnings()) {
+    std::cout << "warning: " << Printable(warning) << "\n";
+  }
   return kOk;
 }
 
@@ -219,15 +235,17 @@ void AddQuantizeCommands(CLI::App& app, Cli& cli) {
         "Examples:\n"
         "  ternctl quantize --model r20 --weights int8 --calibration train/\n"
         "  ternctl quantize --model r20 --weights ternary --cluster 64 --calibration train/ \\\n"
-        "                   --evaluation test/ --max-top1-drop 0.02 --set-default");
+        "                   --evaluation test/ --max-top1-drop 0.02 --set-default\n"
+        "  ternctl quantize --model r20 --weights mixed --target-bits 3.3 --calibration train/ \\\n"
+        "                   --evaluation test/ --plot frontier.svg");
     auto args = std::make_shared<QuantizeArgs>();
     command->add_option("--model,-m", args->model, "The model's name")->required();
     command->add_option("--from", args->from, "Float version to start from; 0 = the lowest");
     command->add_option("--weights,-w", args->weights, "Weights")
         ->required()
-        ->check(CLI::IsMember({"int8", "int4", "ternary"}));
+        ->check(CLI::IsMember({"int8", "int4", "ternary", "mixed"}));
     command->add_option("--cluster,-N", args->cluster,
-                        "Input channels that share one scale, 1..256 or all (not for int8)");
+                        "Input channels that share one scale, 1..256 or all (int4, ternary)");
     command->add_option("--method", args->method, "How codes are chosen")
         ->check(CLI::IsMember({"compensated", "corrected", "direct"}));
     command->add_option("--activations", args->activations, "8-bit activations")
@@ -245,15 +263,30 @@ void AddQuantizeCommands(CLI::App& app, Cli& cli) {
     command->add_option("--max-top1-drop", args->max_top1_drop,
                         "Publish only if top-1 falls by no more than this fraction (0.01 = one "
                         "point); negative: always publish");
+    command
+        ->add_option("--target-bits", args->target_bits,
+                     "Mixed: at most so many bits per weight, scales included (2..8)")
+        ->check(CLI::Range(2.0, 8.0));
+    command
+        ->add_option("--target-ms", args->target_ms,
+                     "Mixed: at most so many milliseconds per image, one thread, batch 1")
+        ->check(CLI::PositiveNumber);
+    command
+        ->add_option("--layer", args->layers,
+                     "NAME=int8, NAME=int4:N or NAME=ternary:N: this layer's weights, whatever "
+                     "the others have (repeatable)")
+        ->allow_extra_args(false);
+    command->add_option("--distill", args->distill, "Training of scales and biases without labels")
+        ->check(CLI::IsMember({"auto", "off", "network", "blocks"}));
+    command->add_option("--plot", args->plot, "Mixed: draws loss against bits and time, as SVG");
     command->add_flag("--quantize-first-and-last", args->quantize_first_and_last,
                       "The first and last layer too (else they stay int8)");
-    command->add_flag("--set-default", args->set_default, "Make the new version the default");
+    CLI::Option* set_default =
+        command->add_flag("--set-default", args->set_default, "Make the new version the default");
+    command->add_flag("--dry-run", args->dry_run, "Measure and report, publish nothing")
+        ->excludes(set_default);
     command->callback([&cli, args] {
-      const absl::StatusOr<uint32_t> cluster = ClusterSize(args->cluster);
-      if (!cluster.ok()) {
-        throw CLI::ValidationError(std::string(cluster.status().message()));
-      }
-      cli.run = [&cli, args, n = *cluster] { return RunQuantize(cli, *args, n); };
+      cli.run = [&cli, args, start = Start(*args)] { return RunQuantize(cli, *args, start); };
     });
   }
   {

@@ -1,4 +1,4 @@
-// How a status travels up inside the client. (The client shares proto/ with the server, no code.)
+// How a status travels up inside the client. (Shared with the server: proto/ and statistics/ only.)
 #ifndef TERN_CLIENT_STATUS_H_
 #define TERN_CLIENT_STATUS_H_
 

@@ -85,6 +85,11 @@ std::string Interval(const v1::Proportion& p) {
   return absl::StrFormat("%.2f %% (%.2f..%.2f)", 100 * p.value(), 100 * p.low(), 100 * p.high());
 }
 
+std::string Points(const v1::PairedComparison& comparison) {
+  return absl::StrFormat("%.2f (%.2f..%.2f)", 100 * comparison.drop(), 100 * comparison.drop_low(),
+                         100 * comparison.drop_high());
+}
+
 std::string Printable(const std::string& text) {
   std::string clean = text;
   for (char& c : clean) {

@@ -36,6 +36,8 @@ std::string Count(uint64_t count);              // 41.2 M
 std::string Percent(double fraction);           // 86.42 %
 std::string Fixed(double value, int digits);    // "-" for NaN and infinities
 std::string Interval(const v1::Proportion& p);  // 86.42 % (85.74..87.08), "-" without a total
+// 1.30 (0.08..2.52): the drop and its interval.
+std::string Points(const v1::PairedComparison& comparison);
 // A control character becomes '?': text from a server or a file must not drive the terminal.
 std::string Printable(const std::string& text);
 

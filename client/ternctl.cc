@@ -45,6 +45,7 @@ constexpr char kFooter[] = R"(Examples:
   ternctl quantize --model r20 --weights ternary --cluster 4 --calibration train/ --evaluation test/
   ternctl classify --model r20 cat.jpg
   ternctl evaluate --model r20 --version 2 --reference-version 1 --data test/
+  ternctl sweep    --model r20 --calibration train/ --evaluation test/ --out study/
   ternctl bench    --model r20 --data test/ --concurrency 8 --seconds 10
   ternctl models
 
@@ -72,6 +73,7 @@ int Main(int argc, char** argv) {
   AddClassifyCommands(app, cli);
   AddBenchCommands(app, cli);
   AddCompareCommand(app, cli);
+  AddSweepCommand(app, cli);
 
   try {
     app.parse(argc, argv);

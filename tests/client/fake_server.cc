@@ -41,6 +41,33 @@ v1::Proportion Share(double value, uint64_t total) {
   return p;
 }
 
+v1::PairedComparison Compared(uint64_t total, double lost, double won) {
+  v1::PairedComparison c;
+  c.set_only_reference_right(static_cast<uint64_t>(lost * static_cast<double>(total) + 0.5));
+  c.set_only_candidate_right(static_cast<uint64_t>(won * static_cast<double>(total) + 0.5));
+  c.set_both_right(total - c.only_reference_right() - c.only_candidate_right());
+  c.set_drop(lost - won);
+  c.set_drop_low(lost - won - 0.02);
+  c.set_drop_high(lost - won + 0.02);
+  c.set_p_value(0.0001);
+  return c;
+}
+
+// Its labels try to drive the terminal.
+v1::ClassReport BadClass() {
+  v1::ClassReport bad;
+  bad.set_class_index(4);
+  bad.set_label("night\x1b]0;ingale\n");
+  bad.set_images(50);
+  bad.set_reference_right(45);
+  bad.set_candidate_right(20);
+  v1::ClassReport::Confusion* other = bad.add_confused_with();
+  other->set_class_index(7);
+  other->set_label("<lark>\x07");
+  other->set_images(25);
+  return bad;
+}
+
 v1::QuantizationReport Report(const v1::Recipe& recipe, uint64_t calibration, uint64_t evaluation) {
   v1::QuantizationReport report;
   *report.mutable_recipe() = recipe;
@@ -67,6 +94,31 @@ v1::QuantizationReport Report(const v1::Recipe& recipe, uint64_t calibration, ui
     *report.mutable_float_top1() = Share(0.9, evaluation);
     *report.mutable_top1() = Share(0.8, evaluation);
     *report.mutable_agreement() = Share(0.85, evaluation);
+    *report.mutable_comparison() = Compared(evaluation, 0.15, 0.05);
+    report.set_overlapping_images(evaluation / 10);
+    *report.add_worst_classes() = BadClass();
+  }
+  report.set_ms_per_image(1.5);
+  report.set_float_ms_per_image(3);
+  if (recipe.weights() == v1::MIXED) {
+    v1::LayerSensitivity* sensitivity = report.add_sensitivity();
+    sensitivity->set_layer("conv1\x1b[2J");
+    sensitivity->set_weights(v1::INT4_CLUSTER);
+    sensitivity->set_cluster_size(64);
+    sensitivity->set_divergence(0.0125);
+    for (int i = 0; i < 3; ++i) {
+      v1::FrontierPoint* point = report.add_frontier();
+      point->set_bits_per_weight(4.5 - i);
+      point->set_predicted_ms(2.5 - 0.5 * i);
+      point->set_predicted_divergence(0.01 * (1 + 10 * i));
+      point->set_measured(i == 1);
+      if (i == 1) point->set_divergence(0.2);
+      point->set_chosen(i == 1);
+      point->set_description("12 ternary N=64 & 30 <int4>");
+    }
+    report.mutable_distillation()->set_kind(v1::DISTILL_NETWORK);
+    report.mutable_distillation()->set_steps(300);
+    report.mutable_distillation()->set_kept(true);
   }
   report.set_sqnr_db(15.25);
   report.add_warnings("layer conv1 clips 2 % of its outputs");
@@ -261,22 +313,25 @@ class Quantizer : public v1::Quantizer::Service {
     {
       std::lock_guard lock(shared_.mutex);
       shared_.seen.quantize = start;
+      ++shared_.seen.quantizations;
       shared_.seen.samples = samples;
     }
+    if (start.recipe().cluster_size() == 13) return {StatusCode::INTERNAL, "thirteen\x1b[2J"};
     v1::QuantizeResponse response;
     response.mutable_progress()->set_phase("calibrating");
     response.mutable_progress()->set_done(0.5);
     response.mutable_progress()->set_detail("conv1");
     stream->Write(response);
-    const bool published =
+    const bool gate_met =
         !start.recipe().has_max_top1_drop() || start.recipe().max_top1_drop() >= 0.1;
+    const bool published = gate_met && !start.dry_run();
     v1::QuantizeResult* result = response.mutable_result();
     result->set_model(start.model());
     result->set_version(published ? 3 : 0);
     result->set_published(published);
     *result->mutable_report() = Report(start.recipe(), calibration, evaluation);
     stream->Write(response);
-    if (published) return Status::OK;
+    if (gate_met) return Status::OK;
     return {StatusCode::FAILED_PRECONDITION, "top-1 fell by 0.1, at most 0.05 allowed"};
   }
 
@@ -314,7 +369,13 @@ class Quantizer : public v1::Quantizer::Service {
           Share(static_cast<double>(right) / static_cast<double>(labelled), labelled);
       *result->mutable_top5() = Share(1, labelled);
     }
-    if (start.reference_version() != 0) *result->mutable_agreement() = Share(0.5, samples.size());
+    if (start.reference_version() != 0) {
+      *result->mutable_agreement() = Share(0.5, samples.size());
+      result->set_divergence(0.25);
+      *result->mutable_comparison() = Compared(labelled, 0.1, 0);
+      *result->add_worst_classes() = BadClass();
+    }
+    result->add_warnings("too few\x1b[2J");
     stream->Write(response);
     return Status::OK;
   }

@@ -20,6 +20,7 @@ struct Seen {
   std::vector<v1::ClassifyRequest> classify;  // image included
   std::vector<v1::SampleImage> samples;       // of the last Quantize or Evaluate
   v1::QuantizeStart quantize;
+  int quantizations = 0;
   v1::EvaluateStart evaluate;
   v1::ImportStart import;
   std::string imported_bytes;
@@ -28,7 +29,9 @@ struct Seen {
 
 // Models: "demo" with versions 1 (fp32, default) and 2 (ternary-cluster, with a report). Model
 // "missing" is NOT_FOUND everywhere. Quantize publishes version 3 with top-1 0.80 of float 0.90,
-// unless max_top1_drop is below 0.1; from version 2 it is FAILED_PRECONDITION without a result.
+// unless max_top1_drop is below 0.1; from version 2 it is FAILED_PRECONDITION without a result,
+// and with cluster size 13 INTERNAL. A report of MIXED weights has a frontier. With a reference, every
+// tenth labelled image is one that only the reference gets right.
 class FakeServer {
  public:
   FakeServer();

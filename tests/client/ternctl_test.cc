@@ -167,6 +167,188 @@ TEST_F(TernctlTest, QuantizeSendsTheRecipeAndPrintsItsKeys) {
   EXPECT_THAT(per_class, testing::Each(5));
 }
 
+TEST_F(TernctlTest, EvaluateShowsThePairedComparisonAndTheWorstClasses) {
+  MakeImageFolder("test", 2);
+  const std::string command = "evaluate --model demo --version 2 --data test --reference-version 1";
+  const Output text = Run(command);
+  EXPECT_EQ(text.code, 0) << text.err;
+  EXPECT_THAT(text.out, HasSubstr("10.00 (8.00..12.00)"));
+  EXPECT_THAT(text.out, HasSubstr("1: 2, 2: 0 (McNemar p = 0.0001)"));
+  EXPECT_THAT(text.out, HasSubstr("0.25000 nats"));
+  EXPECT_THAT(text.out, HasSubstr("4 night?]0;ingale?"));
+  EXPECT_THAT(text.out, HasSubstr("7 <lark>? (25)"));
+  EXPECT_THAT(text.out, HasSubstr("warning: too few?[2J"));
+  EXPECT_EQ(text.out.find('\x1b'), std::string::npos);
+  const json answer = Run(command + " --json").Json();
+  EXPECT_EQ(answer["comparison"]["only_reference_right"], 2);
+  EXPECT_EQ(answer["comparison"]["drop"], 0.1);
+  EXPECT_EQ(answer["comparison"]["drop_ci95"].size(), 2u);
+  EXPECT_EQ(answer["comparison"]["p_value"], 0.0001);
+  EXPECT_EQ(answer["divergence"], 0.25);
+  EXPECT_EQ(answer["worst_classes"][0]["confused_with"][0]["images"], 25);
+  EXPECT_EQ(answer["warnings"].size(), 1u);
+  const json alone = Run("evaluate --model demo --data test --json").Json();
+  EXPECT_TRUE(alone["comparison"].is_null());
+  EXPECT_TRUE(alone["divergence"].is_null());
+}
+
+TEST_F(TernctlTest, ADryRunSaysThatItPublishedNothing) {
+  MakeImageFolder("photos", 1);
+  const Output output = Run(
+      "quantize --model demo --weights int8 --calibration photos --evaluation photos --dry-run");
+  EXPECT_EQ(output.code, 0) << output.err;
+  EXPECT_TRUE(fake_.seen().quantize.dry_run());
+  EXPECT_THAT(output.out, HasSubstr("not published (dry run)"));
+  EXPECT_THAT(output.out, HasSubstr("10 calibration, 10 evaluation, 1 in both"));
+  EXPECT_THAT(output.out, HasSubstr("drop in top-1, points (95 %)"));
+}
+
+TEST_F(TernctlTest, MixedPrecisionSendsItsBudgetAndDrawsTheFrontier) {
+  MakeImageFolder("photos", 1);
+  const std::string command = "quantize --model demo --weights mixed --calibration photos ";
+  const Output output =
+      Run(command +
+          "--target-bits 3.5 --distill blocks --layer conv1=int8 --layer a=b:c=ternary:16 "
+          "--layer fc=int4:all --plot frontier.svg");
+  EXPECT_EQ(output.code, 0) << output.err;
+  const v1::Recipe recipe = fake_.seen().quantize.recipe();
+  EXPECT_EQ(recipe.weights(), v1::MIXED);
+  EXPECT_EQ(recipe.target_bits(), 3.5);
+  EXPECT_FALSE(recipe.has_target_ms());
+  EXPECT_EQ(recipe.distillation(), v1::DISTILL_BLOCKS);
+  ASSERT_EQ(recipe.layers_size(), 3);
+  EXPECT_EQ(recipe.layers(1).layer(), "a=b:c");
+  EXPECT_EQ(recipe.layers(1).weights(), v1::TERNARY_CLUSTER);
+  EXPECT_EQ(recipe.layers(1).cluster_size(), 16u);
+  EXPECT_EQ(recipe.layers(2).cluster_size(), 0u);
+  EXPECT_THAT(output.out, HasSubstr("SENSITIVITY OF LAYER"));
+  EXPECT_THAT(output.out, HasSubstr("conv1?[2J"));
+  EXPECT_THAT(output.out, HasSubstr("FRONTIER"));
+  EXPECT_THAT(output.out, HasSubstr("12 ternary N=64 & 30 <int4>"));
+  EXPECT_THAT(output.out, HasSubstr("distillation (network): 300 steps"));
+  EXPECT_THAT(folder_.Read("frontier.svg"), HasSubstr("mixed precision, loss by size"));
+  EXPECT_THAT(folder_.Read("frontier.svg"), HasSubstr("mixed precision, loss by time"));
+
+  const json answer = Run(command + "--max-top1-drop 0.2 --json").Json();
+  EXPECT_EQ(answer["report"]["frontier"].size(), 3u);
+  EXPECT_EQ(answer["report"]["frontier"][1]["chosen"], true);
+  EXPECT_EQ(answer["report"]["frontier"][1]["divergence"], 0.2);
+  EXPECT_TRUE(answer["report"]["frontier"][0]["divergence"].is_null());
+  EXPECT_EQ(answer["report"]["sensitivity"][0]["cluster_size"], 64);
+  EXPECT_EQ(answer["report"]["recipe"]["max_top1_drop"], 0.2);
+  const Output nowhere = Run(command + "--target-ms 2 --plot no/such/folder.svg");
+  EXPECT_EQ(nowhere.code, 1);
+  EXPECT_THAT(nowhere.err, HasSubstr("NOT_FOUND: no/such/folder.svg"));
+  EXPECT_EQ(fake_.seen().quantize.recipe().target_ms(), 2);
+}
+
+TEST_F(TernctlTest, SweepRunsEveryRecipeOnceAndPublishesNothing) {
+  MakeImageFolder("train", 3);
+  MakeImageFolder("test", 2);
+  const std::string command =
+      "sweep --model demo --calibration train --evaluation test --clusters 4,all,4 ";
+  const Output text = Run(command);
+  EXPECT_EQ(text.code, 0) << text.err;
+  EXPECT_EQ(fake_.seen().quantizations, 5);  // ternary and int4 with 4 and all, int8 once
+  EXPECT_TRUE(fake_.seen().quantize.dry_run());
+  EXPECT_EQ(fake_.seen().quantize.source_version(), 1u);
+  EXPECT_EQ(fake_.seen().samples.size(), 50u);
+  EXPECT_THAT(text.out, HasSubstr("80.00 % (58.40..91.93)"));  // Wilson, 16 of 20
+  EXPECT_THAT(text.out, HasSubstr("20 evaluation images"));
+  const json answer = Run(command + "--json").Json();
+  ASSERT_EQ(answer["rows"].size(), 5u);
+  EXPECT_EQ(answer["source_version"], 1);
+  const json& row = answer["rows"][1];
+  EXPECT_EQ(row["weights"], "ternary");
+  EXPECT_EQ(row["cluster_size"], 0);
+  EXPECT_EQ(row["status"], "ok");
+  EXPECT_EQ(row["top1"], 0.8);
+  EXPECT_EQ(row["comparison"]["only_reference_right"], 3);
+  EXPECT_EQ(row["comparison"]["drop"], 0.1);
+  EXPECT_EQ(row["multiplications_removed"], 0.7);
+  EXPECT_EQ(row["ms_per_image"], 1.5);
+  EXPECT_TRUE(answer["rows"][4]["cluster_size"].is_null());
+
+  EXPECT_EQ(Run(command + "--weights int8 --publish --json").Json()["rows"][0]["versions"][0], 3);
+}
+
+TEST_F(TernctlTest, SweepOverFoldsEvaluatesEveryImageOnceAndAddsTheCounts) {
+  MakeImageFolder("photos", 4);
+  const Output text =
+      Run("sweep --model demo --calibration photos --folds 2 --weights ternary --clusters 64 "
+          "--out study");
+  EXPECT_EQ(text.code, 0) << text.err;
+  EXPECT_EQ(fake_.seen().quantizations, 2);
+  std::set<std::string> calibration, evaluation;
+  for (const auto& sample : fake_.seen().samples) {
+    EXPECT_NE(sample.calibration(), sample.evaluation());
+    (sample.calibration() ? calibration : evaluation).insert(sample.name());
+  }
+  EXPECT_EQ(calibration.size(), 20u);
+  EXPECT_EQ(evaluation.size(), 20u);
+  EXPECT_THAT(text.out, HasSubstr("80.00 % (65.24..89.50)"));  // Wilson, 32 of 40
+  const json answer = json::parse(folder_.Read("study/sweep.json"));
+  EXPECT_EQ(answer["folds"], 2);
+  const json& row = answer["rows"][0];
+  EXPECT_EQ(row["images"], 40);
+  EXPECT_EQ(row["comparison"]["only_reference_right"], 6);
+  EXPECT_EQ(row["overlapping_images"], 4);
+  ASSERT_EQ(row["folds"].size(), 2u);
+  EXPECT_EQ(row["folds"][1]["images"], 20);
+}
+
+TEST_F(TernctlTest, SweepReportsARecipeThatFailsAndGoesOn) {
+  MakeImageFolder("photos", 2);
+  const std::string command =
+      "sweep --model demo --calibration photos --evaluation photos --weights ternary "
+      "--clusters 4,13,64 ";
+  const Output text = Run(command);
+  EXPECT_EQ(text.code, 1);
+  EXPECT_THAT(text.err, HasSubstr("ternary N=13: INTERNAL: thirteen?[2J"));
+  EXPECT_THAT(text.out, HasSubstr("failed"));
+  EXPECT_THAT(text.out, HasSubstr("80.00 %"));
+  const Output output = Run(command + "--json");
+  EXPECT_EQ(output.code, 1);
+  const json answer = output.Json();
+  EXPECT_EQ(answer["rows"][1]["status"], "failed");
+  EXPECT_THAT(answer["rows"][1]["error"].get<std::string>(), HasSubstr("thirteen"));
+  EXPECT_EQ(answer["rows"][2]["status"], "ok");
+  EXPECT_EQ(
+      Run("sweep --model demo --calibration photos --folds 2 --clusters 13 --weights int4").code,
+      1);  // none is left
+}
+
+TEST_F(TernctlTest, ASecondSweepMeasuresOnlyWhatIsNew) {
+  MakeImageFolder("photos", 2);
+  const std::string command =
+      "sweep --model demo --calibration photos --evaluation photos --out study --weights ternary "
+      "--clusters ";
+  EXPECT_EQ(Run(command + "4,13").code, 1);
+  EXPECT_EQ(fake_.seen().quantizations, 2);
+  const json again = Run(command + "4,64 --json").Json();
+  EXPECT_EQ(fake_.seen().quantizations, 3);  // 64 only
+  EXPECT_EQ(again["rows"][0]["resumed"], true);
+  EXPECT_EQ(again["rows"][0]["top1"], 0.8);
+  EXPECT_EQ(again["rows"][1]["resumed"], false);
+  for (const char* name : {"drop.svg", "bits.svg", "ms.svg"}) {
+    EXPECT_THAT(folder_.Read(std::string("study/") + name), HasSubstr("</svg>")) << name;
+  }
+  // A failure is tried again; another seed or another image is another measurement.
+  EXPECT_EQ(Run(command + "13").code, 1);
+  EXPECT_EQ(fake_.seen().quantizations, 4);
+  EXPECT_EQ(Run(command + "4 --seed 1").code, 0);
+  EXPECT_EQ(fake_.seen().quantizations, 5);
+  folder_.Write("photos/class3/0.jpg", "3 changed");
+  EXPECT_EQ(Run(command + "4").code, 0);
+  EXPECT_EQ(fake_.seen().quantizations, 6);
+  // A damaged file is measured again.
+  for (const auto& entry : std::filesystem::directory_iterator(folder_.At("study/runs"))) {
+    std::ofstream(entry.path()) << "{\"model\": ";
+  }
+  EXPECT_EQ(Run(command + "4").code, 0);
+  EXPECT_EQ(fake_.seen().quantizations, 7);
+}
+
 TEST_F(TernctlTest, TheSameSeedSendsTheSameImages) {
   MakeImageFolder("train", 20);
   const std::string command =
@@ -225,14 +407,37 @@ TEST_F(TernctlTest, AJobThatCannotStartExitsWith1) {
 TEST_F(TernctlTest, WrongUsageExitsWith2) {
   MakeImageFolder("photos", 1);
   for (const char* arguments :
-       {"", "frobnicate", "classify --model demo", "classify a.jpg", "models --frob",
+       {"",
+        "frobnicate",
+        "classify --model demo",
+        "classify a.jpg",
+        "models --frob",
         "evaluate --model demo --data no-such-folder",
         "quantize --model demo --weights int3 --calibration photos",
         "quantize --model demo --weights int8 --cluster 257 --calibration photos",
         "quantize --model demo --weights int8 --cluster four --calibration photos",
-        "bench --model demo", "bench --model demo --data photos --batch 8",
-        "bench --model demo --data photos --rate 10 --concurrency 3", "delete --model demo",
-        "delete --model demo --all --version 1", "unload --model demo",
+        "quantize --model demo --weights mixed --calibration photos",
+        "quantize --model demo --weights mixed --target-bits 3 --target-ms 1 --calibration photos",
+        "quantize --model demo --weights mixed --target-bits 3 --max-top1-drop 0 "
+        "--calibration photos",
+        "quantize --model demo --weights mixed --target-bits 1 --calibration photos",
+        "quantize --model demo --weights int8 --target-ms 1 --calibration photos",
+        "quantize --model demo --weights int8 --plot x.svg --calibration photos",
+        "quantize --model demo --weights int8 --layer conv1=int4 --calibration photos",
+        "quantize --model demo --weights int8 --dry-run --set-default --calibration photos",
+        "quantize --model demo --weights int8 --distill maybe --calibration photos",
+        "sweep --model demo --calibration photos",
+        "sweep --model demo --calibration photos --folds 1",
+        "sweep --model demo --calibration photos --evaluation photos --folds 2",
+        "sweep --model demo --calibration photos --evaluation photos --clusters 4,0",
+        "sweep --model demo --calibration photos --evaluation photos --weights mixed",
+        "sweep --model demo --calibration photos --folds 2 --publish",
+        "bench --model demo",
+        "bench --model demo --data photos --batch 8",
+        "bench --model demo --data photos --rate 10 --concurrency 3",
+        "delete --model demo",
+        "delete --model demo --all --version 1",
+        "unload --model demo",
         "export --model demo --output - --json"}) {
     const Output output = Run(arguments);
     EXPECT_EQ(output.code, 2) << arguments << ": " << output.err;
@@ -257,6 +462,7 @@ TEST_F(TernctlTest, FailedCallsNameTheCodeOnStandardErrorOnly) {
         "unload --model missing --version 1", "set-default --model missing --version 1",
         "delete --model missing --version 1", "evaluate --model missing --data photos",
         "quantize --model missing --weights int8 --calibration photos",
+        "sweep --model missing --calibration photos --folds 2",
         "bench --model missing --data photos", "bench --model missing --engine",
         "label --request-id none --label 1", "health --service unknown"}) {
     const Output output = Run(std::string(arguments) + " --json");

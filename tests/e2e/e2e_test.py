@@ -12,6 +12,7 @@ import tempfile
 import time
 import unittest
 import urllib.request
+import xml.etree.ElementTree
 
 ARGS = None
 
@@ -202,6 +203,33 @@ class MainJob(unittest.TestCase):
                                "--evaluation", photos(), "--max-top1-drop", "0.0", "--json")
         self.assertEqual(gate.returncode, 3, gate.stderr)
         self.assertFalse(json.loads(gate.stdout)["published"])
+        self.assertEqual(len(self.server.json("models")["versions"]), before)
+
+    def test_sweep_over_folds_measures_every_image_once_and_resumes(self):
+        before = len(self.server.json("models")["versions"])
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = ("sweep", "--model", "demo", "--calibration", photos(), "--folds", "2", "--limit", "16",
+                         "--weights", "ternary,int8", "--clusters", "4,64", "--methods", "direct", "--out", folder)
+            result = self.server.json(*arguments)
+            self.assertEqual([(r["weights"], r["cluster_size"], r["status"], r["resumed"]) for r in result["rows"]],
+                             [("ternary", 4, "ok", False), ("ternary", 64, "ok", False), ("int8", None, "ok", False)])
+            for row in result["rows"]:
+                self.assertEqual(row["images"], 16)
+                self.assertEqual([fold["images"] for fold in row["folds"]], [8, 8])
+                self.assertEqual(row["overlapping_images"], 0)
+                self.assertGreater(row["ms_per_image"], 0)
+                self.assertAlmostEqual(row["comparison"]["drop"], row["float_top1"] - row["top1"], places=9)
+                low, high = row["comparison"]["drop_ci95"]
+                self.assertTrue(low <= row["comparison"]["drop"] <= high)
+            ternary = result["rows"]
+            self.assertLess(ternary[0]["multiplications_removed"], ternary[1]["multiplications_removed"])
+            self.assertGreater(ternary[0]["bits_per_weight"], ternary[1]["bits_per_weight"])
+            for name in ("drop.svg", "bits.svg", "ms.svg"):
+                root = xml.etree.ElementTree.parse(os.path.join(folder, name)).getroot()
+                self.assertEqual(root.tag, "{http://www.w3.org/2000/svg}svg")
+            again = self.server.json(*arguments)
+            self.assertTrue(all(row["resumed"] for row in again["rows"]))
+            self.assertEqual([row["top1"] for row in again["rows"]], [row["top1"] for row in result["rows"]])
         self.assertEqual(len(self.server.json("models")["versions"]), before)
 
     def test_bench_reports_rates_for_server_and_engine(self):
