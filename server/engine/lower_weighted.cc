@@ -3,7 +3,9 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <map>
 #include <mutex>
+#include <tuple>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
@@ -24,8 +26,8 @@ using tag = memory::format_tag;
 
 // Beyond it two products of u8 and s8 may saturate 16 bits: 2 * 255 * 64 = 32640.
 constexpr int kMaxSaturatingCode = 64;
-// A fixed-point layer's sums in memory at a time, about: half of a small second-level cache.
-constexpr int64_t kSumBytes = 128 << 10;
+// A fixed-point layer's sums in memory at a time, about: within any second-level cache.
+constexpr int64_t kSumBytes = 256 << 10;
 
 }  // namespace
 
@@ -546,13 +548,21 @@ absl::StatusOr<bool> Lowering::LowerFixedPointOneDnn(
                       (conv.pad_top | conv.pad_left | conv.pad_bottom | conv.pad_right) != 0;
   if (padded)
     x = Shape{x[0], x[1] + conv.pad_top + conv.pad_bottom, x[2] + conv.pad_left + conv.pad_right};
-  const int64_t chunk = std::clamp<int64_t>(
-      kSumBytes / (static_cast<int64_t>(sizeof(int32_t)) * y.elements()), 1, options_.max_batch);
+  // Small images some at a time, the rows of large ones.
+  const int64_t sum_bytes = static_cast<int64_t>(sizeof(int32_t)) * y.elements();
+  // Every band must see a row of the input, which pads below the kernel's extent grant.
+  const int64_t extent =
+      y.rank() == 3 ? (node.quantized->codes.shape()[2] - 1) * conv.dilation_h + 1 : 0;
+  const bool by_rows = sum_bytes > kSumBytes && y.rank() == 3 && y[1] > 1 &&
+                       conv.pad_top < extent && conv.pad_bottom < extent;
+  const int64_t images =
+      by_rows ? 1 : std::clamp<int64_t>(kSumBytes / sum_bytes, 1, options_.max_batch);
+  const int64_t bands = by_rows ? std::min(y[1], (sum_bytes + kSumBytes - 1) / kSumBytes) : 1;
 
   const memory::dims w_dims = WeightDims(node, node.quantized->codes.shape());
   onednn::Primitive primitive;
   const absl::Status made = onednn::Guard(absl::StrCat("node ", node.name), [&] {
-    primitive = MakeWeighted(node, Format::kU8, Format::kS32, w_dims, {}, x, y, chunk, padded);
+    primitive = MakeWeighted(node, Format::kU8, Format::kS32, w_dims, {}, x, y, images, padded);
   });
   if (!made.ok() || absl::StartsWith(primitive.implementation, "ref")) return false;
   auto weights = std::make_shared<PackedWeights>(
@@ -570,56 +580,97 @@ absl::StatusOr<bool> Lowering::LowerFixedPointOneDnn(
   int src = Get(node.inputs[0], Format::kU8);
   if (padded) src = Pad(src, node, zero);
   const int residual = node.has_residual() ? Get(node.inputs[1], Format::kU8) : -1;
-  const int sums = NewBuffer(Format::kS32, y);
-  buffer(sums).max_samples = static_cast<int>(chunk);
+  Shape band = y;
+  if (by_rows) band[1] = (y[1] + bands - 1) / bands;
+  const int sums = NewBuffer(Format::kS32, band);
+  buffer(sums).max_samples = static_cast<int>(images);
   const int dst = NewBuffer(codes_out ? Format::kU8 : Format::kF32, y);
   std::vector<int> reads{src};
   if (residual >= 0) reads.push_back(residual);
   Step& step = AddStep(std::move(reads), {dst, sums});
-  // A chunk's images are read before they are written.
+  // Each residual code is read before its result is written.
   if (residual >= 0 && residual != src && codes_out) step.in_place = {{residual, dst}};
-  auto attributes = std::make_shared<Node>();
-  attributes->name = node.name;
-  attributes->op = node.op;
-  attributes->conv = node.conv;
+  // The node's name and attributes only; the pads are zero where `src` holds them.
+  Node attributes;
+  attributes.name = node.name;
+  attributes.op = node.op;
+  attributes.conv = node.conv;
+  if (padded) {
+    attributes.conv.pad_top = attributes.conv.pad_left = 0;
+    attributes.conv.pad_bottom = attributes.conv.pad_right = 0;
+  }
   const std::optional<graph::ClipRange> clip = node.clip;
-  const int64_t x_elements = buffer(src).sample_elements, y_elements = y.elements();
+  const int64_t kernel_h = node.op == OpType::kConv ? node.quantized->codes.shape()[2] : 1;
   step.make = [=](const RunContext& run) {
-    struct Part {
+    // A primitive for one shape of input and output, with memory that parts move.
+    struct Piece {
       dnnl::primitive primitive;
       onednn::Args args;
-      int64_t begin, images;
+      memory src;
+    };
+    struct Part {
+      size_t piece;
+      int64_t src_offset, dst_offset, pixels;
+    };
+    std::vector<Piece> pieces;
+    std::map<std::tuple<int64_t, int64_t, int, int>, size_t> known;
+    const auto piece_for = [&](const Node& like, const Shape& in, const Shape& out, int64_t n) {
+      const auto [at, is_new] = known.emplace(
+          std::tuple(n, out.rank() == 3 ? out[1] : 1, like.conv.pad_top, like.conv.pad_bottom),
+          pieces.size());
+      if (is_new) {
+        const auto made = MakeWeighted(like, Format::kU8, Format::kS32, w_dims, {}, in, out, n);
+        Piece piece{made.primitive, made.constant_args,
+                    memory(made.src, onednn::Engine(), run.at<uint8_t>(src))};
+        piece.args.insert({{DNNL_ARG_SRC, piece.src},
+                           {DNNL_ARG_WEIGHTS, weights->Get(made.weights)},
+                           {DNNL_ARG_DST, Wrap(run, sums, made.dst)}});
+        pieces.push_back(std::move(piece));
+      }
+      return at->second;
     };
     std::vector<Part> parts;
-    for (int64_t begin = 0; begin < run.batch; begin += chunk) {
-      Part part;
-      part.begin = begin;
-      part.images = std::min<int64_t>(chunk, run.batch - begin);
-      const auto made = MakeWeighted(*attributes, Format::kU8, Format::kS32, w_dims, {}, x, y,
-                                     part.images, padded);
-      part.primitive = made.primitive;
-      part.args = made.constant_args;
-      part.args.insert(
-          {{DNNL_ARG_SRC,
-            memory(made.src, onednn::Engine(), run.at<uint8_t>(src) + begin * x_elements)},
-           {DNNL_ARG_WEIGHTS, weights->Get(made.weights)},
-           {DNNL_ARG_DST, Wrap(run, sums, made.dst)}});
-      parts.push_back(std::move(part));
+    const int64_t pixels = by_rows || y.rank() == 3 ? y[1] * y[2] : 1;
+    for (int64_t first = 0; first < run.batch; first += images) {
+      const int64_t n = std::min(images, run.batch - first);
+      for (int64_t b = 0; b < bands; ++b) {
+        if (!by_rows) {
+          parts.push_back({piece_for(attributes, x, y, n), first * x.elements(),
+                           first * y.elements(), n * pixels});
+          continue;
+        }
+        // Output rows [begin, end) read input rows [top, bottom); what lies outside is padding.
+        const int64_t begin = y[1] * b / bands, end = y[1] * (b + 1) / bands;
+        const auto& conv = attributes.conv;
+        const int64_t top = begin * conv.stride_h - conv.pad_top;
+        const int64_t bottom =
+            (end - 1) * conv.stride_h - conv.pad_top + (kernel_h - 1) * conv.dilation_h + 1;
+        const int64_t from = std::clamp<int64_t>(top, 0, x[1] - 1);
+        const int64_t to = std::clamp<int64_t>(bottom, from + 1, x[1]);
+        Node like = attributes;
+        like.conv.pad_top = static_cast<int>(from - top);
+        like.conv.pad_bottom = static_cast<int>(bottom - to);
+        Shape in = x, out = y;
+        in[1] = to - from;
+        out[1] = end - begin;
+        parts.push_back({piece_for(like, in, out, 1), (first * x[1] + from) * x[2] * x[0],
+                         (first * y[1] + begin) * y[2] * y[0], out[1] * out[2]});
+      }
     }
-    const int64_t pixels = y_elements / static_cast<int64_t>(fixed->multiplier.size());
     Executable executable;
     executable.run = [=](dnnl::stream& stream) {
       for (const Part& part : parts) {
-        part.primitive.execute(stream, part.args);
+        const Piece& piece = pieces[part.piece];
+        memory(piece.src).set_data_handle(run.at<uint8_t>(src) + part.src_offset);
+        piece.primitive.execute(stream, piece.args);
         stream.wait();
-        const int64_t at = part.begin * y_elements;
-        const uint8_t* r = residual >= 0 ? run.at<uint8_t>(residual) + at : nullptr;
+        const uint8_t* r = residual >= 0 ? run.at<uint8_t>(residual) + part.dst_offset : nullptr;
         if (codes_out) {
-          RequantizeSums(isa, *fixed, run.at<int32_t>(sums), r, part.images * pixels,
-                         run.at<uint8_t>(dst) + at);
+          RequantizeSums(isa, *fixed, run.at<int32_t>(sums), r, part.pixels,
+                         run.at<uint8_t>(dst) + part.dst_offset);
         } else {
-          ScaleSums(*fixed, clip, run.at<int32_t>(sums), r, part.images * pixels,
-                    run.at<float>(dst) + at);
+          ScaleSums(*fixed, clip, run.at<int32_t>(sums), r, part.pixels,
+                    run.at<float>(dst) + part.dst_offset);
         }
       }
     };

@@ -125,8 +125,8 @@ class Lowering {
 
   absl::Status LowerFixedPoint(const Node& node);
 
-  // oneDNN to s32, a few images at a time, each followed by the epilogue while its sums are in the
-  // cache. False if oneDNN has no exact implementation of the layer.
+  // oneDNN to s32, a few images or rows at a time, each followed by the epilogue while its sums are
+  // in the cache. False if oneDNN has no exact implementation of the layer.
   absl::StatusOr<bool> LowerFixedPointOneDnn(const Node& node, const IntegerWeights& integers,
                                              std::shared_ptr<const FixedPointLayer> layer);
 

@@ -218,12 +218,23 @@ absl::Status RoundToFixedPoint(Graph& graph) {
   for (Value& value : graph.values) {
     if (value.quant) RoundParams(*value.quant);
   }
-  // Exponents only rise, and none above the largest there is plus kMaxExponent, so this ends.
-  // Anything but a network of constant results passes once.
+  struct Scales {
+    std::vector<float> steps;
+    Tensor cluster_scales;
+  };
+  std::vector<Scales> original(graph.nodes.size());
+  for (size_t i = 0; i < graph.nodes.size(); ++i) {
+    const auto& weights = graph.nodes[i].quantized;
+    if (weights) original[i] = {weights->steps, weights->cluster_scales};
+  }
+  // The exponents of values only rise, at most to kMaxExponent, so this ends; usually at once.
   for (bool changed = true; changed;) {
     changed = false;
-    for (Node& node : graph.nodes) {
+    for (size_t i = 0; i < graph.nodes.size(); ++i) {
+      Node& node = graph.nodes[i];
       if (IsWeighted(node)) {
+        node.quantized->steps = original[i].steps;
+        node.quantized->cluster_scales = original[i].cluster_scales;
         const int x = Exponent(graph, node.inputs[0]);
         std::vector<ValueId> others;
         if (node.has_residual()) others.push_back(node.inputs[1]);
@@ -234,7 +245,6 @@ absl::Status RoundToFixedPoint(Graph& graph) {
         const bool on_grid = SplitSteps(node.quantized->steps, grid);
         if (!on_grid || grid.exponent + x < least) {
           RoundSteps(*node.quantized, least - x);
-          changed = true;
           if (!SplitSteps(node.quantized->steps, grid)) {
             return absl::FailedPreconditionError(
                 absl::StrCat("node '", node.name, "': no fixed-point grid holds its steps"));
@@ -264,7 +274,10 @@ absl::Status RoundToFixedPoint(Graph& graph) {
       bias = static_cast<float>(std::ldexp(std::clamp(rounded, -kLimit, kLimit), unit));
     }
   }
-  return Annotate(ValidateFixedPoint(graph), "the network does not fit fixed-point arithmetic");
+  const absl::Status status = ValidateFixedPoint(graph);
+  if (status.ok()) return status;
+  return absl::FailedPreconditionError(
+      absl::StrCat("the network does not fit fixed-point arithmetic: ", status.message()));
 }
 
 FixedPointLayer FixedPointOf(const Graph& graph, const Node& node) {

@@ -45,14 +45,13 @@ inline __m256i MulAddS32(const int32_t* acc, const int32_t* multiplier, const in
 }
 
 // 16 sums shifted right, saturated to u8 and clamped.
-inline void StoreShifted(__m256i v0, __m256i v1, __m128i shift, __m128i lo, __m128i hi,
-                         uint8_t* p) {
+inline __m128i ShiftToU8(__m256i v0, __m256i v1, __m128i shift, __m128i lo, __m128i hi) {
   const __m256i words =
       _mm256_packs_epi32(_mm256_sra_epi32(v0, shift), _mm256_sra_epi32(v1, shift));
   __m128i bytes =
       _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
   bytes = _mm_shuffle_epi32(bytes, _MM_SHUFFLE(3, 1, 2, 0));
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_min_epu8(_mm_max_epu8(bytes, lo), hi));
+  return _mm_min_epu8(_mm_max_epu8(bytes, lo), hi);
 }
 
 }  // namespace
@@ -198,25 +197,34 @@ void RequantizeS32(const int32_t* acc, const uint8_t* residual, const NarrowLaye
   const __m128i shift = _mm_cvtsi32_si128(layer.shift);
   const __m128i lo = _mm_set1_epi8(static_cast<char>(layer.lo));
   const __m128i hi = _mm_set1_epi8(static_cast<char>(layer.hi));
-  const size_t whole = channels / 16 * 16;
+  const size_t eights = channels / 8 * 8;
   for (size_t p = 0; p < pixels; ++p, acc += channels, dst += channels) {
-    for (size_t c = 0; c < whole; c += 16) {
+    size_t c = 0;
+    for (; c + 16 <= channels; c += 16) {
       __m256i v0 = MulAddS32(acc + c, layer.multiplier + c, layer.offset + c);
       __m256i v1 = MulAddS32(acc + c + 8, layer.multiplier + c + 8, layer.offset + c + 8);
       if (residual != nullptr) {
-        const __m128i r = _mm_loadu_si128(reinterpret_cast<const __m128i*>(residual + c));
-        v0 = _mm256_add_epi32(v0, _mm256_mullo_epi32(_mm256_cvtepu8_epi32(r), residual_multiplier));
-        v1 = _mm256_add_epi32(v1, _mm256_mullo_epi32(_mm256_cvtepu8_epi32(_mm_unpackhi_epi64(r, r)),
-                                                     residual_multiplier));
+        v0 = _mm256_add_epi32(
+            v0, _mm256_mullo_epi32(LoadU8AsS32(residual + c), residual_multiplier));
+        v1 = _mm256_add_epi32(
+            v1, _mm256_mullo_epi32(LoadU8AsS32(residual + c + 8), residual_multiplier));
       }
-      StoreShifted(v0, v1, shift, lo, hi, dst + c);
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(dst + c), ShiftToU8(v0, v1, shift, lo, hi));
     }
-    if (whole < channels) {
-      const NarrowLayer tail = {layer.multiplier + whole,  layer.offset + whole,
+    if (c < eights) {
+      __m256i v = MulAddS32(acc + c, layer.multiplier + c, layer.offset + c);
+      if (residual != nullptr) {
+        v = _mm256_add_epi32(v,
+                             _mm256_mullo_epi32(LoadU8AsS32(residual + c), residual_multiplier));
+      }
+      _mm_storel_epi64(reinterpret_cast<__m128i*>(dst + c), ShiftToU8(v, v, shift, lo, hi));
+    }
+    if (eights < channels) {
+      const NarrowLayer tail = {layer.multiplier + eights, layer.offset + eights,
                                 layer.residual_multiplier, layer.shift,
                                 layer.lo,                  layer.hi};
-      scalar::RequantizeS32(acc + whole, residual != nullptr ? residual + whole : nullptr, tail, 1,
-                            channels - whole, dst + whole);
+      scalar::RequantizeS32(acc + eights, residual != nullptr ? residual + eights : nullptr, tail,
+                            1, channels - eights, dst + eights);
     }
     if (residual != nullptr) residual += channels;
   }
@@ -237,7 +245,8 @@ void AddFixedU8(const uint8_t* a, const uint8_t* b, const NarrowSum& sum, size_t
       const __m256i q = _mm256_mullo_epi32(LoadU8AsS32(b + i + 8 * half), multiplier_b);
       v[half] = _mm256_add_epi32(_mm256_add_epi32(p, q), offset);
     }
-    StoreShifted(v[0], v[1], shift, lo, hi, dst + i);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(dst + i),
+                     ShiftToU8(v[0], v[1], shift, lo, hi));
   }
   scalar::AddFixedU8(a + i, b + i, sum, n - i, dst + i);
 }
@@ -261,7 +270,8 @@ void MulChannelsFixedU8(const uint8_t* a, int za, const uint8_t* b, int zb, cons
         const __m256i product = _mm256_mullo_epi32(_mm256_mullo_epi32(x, y), multiplier);
         v[half] = _mm256_add_epi32(product, offset);
       }
-      StoreShifted(v[0], v[1], shift, lo, hi, dst + c);
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(dst + c),
+                       ShiftToU8(v[0], v[1], shift, lo, hi));
     }
     scalar::MulChannelsFixedU8(a + whole, za, b + whole, zb, sum, 1, channels - whole, dst + whole);
   }

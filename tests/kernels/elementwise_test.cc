@@ -228,7 +228,7 @@ TEST_P(ElementwiseTest, EachFmaRoundsOnce) {
 // Constants that 32 bits hold, and ones that need 64, down to the limits of FixedPointLayer.
 TEST_P(ElementwiseTest, RequantizesSumsWithIntegersAlone) {
   for (bool narrow : {true, false}) {
-    for (size_t channels : {1, 3, 15, 16, 17, 40, 64}) {
+    for (size_t channels : {1, 3, 8, 15, 16, 17, 27, 40, 64}) {
       for (bool with_residual : {false, true}) {
         std::mt19937_64 random(channels);
         const auto draw = [&](int64_t lo, int64_t hi) {
