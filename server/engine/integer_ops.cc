@@ -8,7 +8,6 @@
 #include <limits>
 
 #include "server/graph/fixed_point.h"
-#include "server/kernels/elementwise.h"
 
 namespace tern::engine {
 namespace {
@@ -216,6 +215,20 @@ void MultiplyCodes(kernels::Isa isa, const QuantizedOperand& a, const QuantizedO
     return RoundAndClamp(
         std::fma(static_cast<float>((p - za) * (q - zb)), m, static_cast<float>(zy)));
   });
+}
+
+void FinishSums(kernels::Isa isa, const kernels::FloatEpilogue& epilogue, int64_t channels,
+                const int32_t* acc, const uint8_t* residual, int64_t pixels, uint8_t* dst,
+                float* dst_f32) {
+#pragma omp parallel if (pixels * channels > kParallelBytes)
+  {
+    const int64_t team = omp_get_num_threads(), self = omp_get_thread_num();
+    const int64_t begin = pixels * self / team, end = pixels * (self + 1) / team;
+    const int64_t at = begin * channels;
+    kernels::FinishS32(isa, acc + at, residual != nullptr ? residual + at : nullptr, epilogue,
+                       end - begin, channels, dst != nullptr ? dst + at : nullptr,
+                       dst_f32 != nullptr ? dst_f32 + at : nullptr);
+  }
 }
 
 void RequantizeSums(kernels::Isa isa, const FixedPointLayer& layer, const int32_t* acc,

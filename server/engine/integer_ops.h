@@ -11,6 +11,7 @@
 #include "server/engine/float_ops.h"
 #include "server/graph/graph.h"
 #include "server/kernels/dispatch.h"
+#include "server/kernels/elementwise.h"
 #include "server/tensor/fixed_point.h"
 #include "server/tensor/quant_params.h"
 
@@ -53,6 +54,11 @@ void MultiplyCodes(kernels::Isa isa, const QuantizedOperand& a, const QuantizedO
                    const Operand<uint8_t>& y, QuantParams y_params, bool fixed_point,
                    int64_t batch);
 
+// The float epilogue after a layer's s32 sums, for `pixels` pixels. To codes, or (dst null) to f32.
+// `residual` may be null or dst.
+void FinishSums(kernels::Isa isa, const kernels::FloatEpilogue& epilogue, int64_t channels,
+                const int32_t* acc, const uint8_t* residual, int64_t pixels, uint8_t* dst,
+                float* dst_f32);
 // The epilogue of a fixed-point layer after its s32 sums, for `pixels` pixels. To codes; or to f32,
 // clamped to `clip`. `residual` may be null or dst.
 void RequantizeSums(kernels::Isa isa, const FixedPointLayer& layer, const int32_t* acc,

@@ -318,12 +318,30 @@ absl::Status Lowering::LowerInt8(const Node& node, const IntegerWeights& integer
                                  const std::vector<float>& multiplier,
                                  const std::vector<float>& offset, double residual_ratio,
                                  graph::ClipRange clamp) {
-  if (integers.largest > 63 && !onednn::ExactInt8()) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        "node ", node.name, ": int8 weights reach ", integers.largest, ", but oneDNN on ",
-        onednn::IsaName(), " saturates above 63 (no VNNI); quantise with 7-bit weights"));
-  }
   const bool codes_out = quant(node.output).has_value();
+  if (integers.largest > kMaxSaturatingCode && !onednn::ExactInt8()) {
+    const int residual = node.has_residual() ? Get(node.inputs[1], Format::kU8) : -1;
+    const int sums = AddInt8Sums(node, integers, Get(node.inputs[0], Format::kU8));
+    const int dst =
+        NewBuffer(codes_out ? Format::kU8 : Format::kF32, graph_.shape(node.output));
+    std::vector<int> reads{sums};
+    if (residual >= 0) reads.push_back(residual);
+    Step& step = AddStep(std::move(reads), {dst});
+    if (residual >= 0 && codes_out) step.in_place = {{residual, dst}};
+    const int64_t pixels =
+        buffer(dst).sample_elements / static_cast<int64_t>(multiplier.size());
+    step.loop = [=, isa = options_.isa, ratio = static_cast<float>(residual_ratio)](
+                    const RunContext& run) {
+      const kernels::FloatEpilogue epilogue{multiplier.data(), offset.data(), ratio, clamp.lo,
+                                            clamp.hi};
+      FinishSums(isa, epilogue, static_cast<int64_t>(multiplier.size()), run.at<int32_t>(sums),
+                 residual >= 0 ? run.at<uint8_t>(residual) : nullptr, run.batch * pixels,
+                 codes_out ? run.at<uint8_t>(dst) : nullptr,
+                 codes_out ? nullptr : run.at<float>(dst));
+    };
+    Define(node.output, dst);
+    return absl::OkStatus();
+  }
   const Format y_format = codes_out ? Format::kU8 : Format::kF32;
   const Shape& y = graph_.shape(node.output);
   Shape x = graph_.shape(node.inputs[0]);
@@ -453,19 +471,19 @@ absl::Status Lowering::LowerFixedPoint(const Node& node) {
   }
   const Shape &x = graph_.shape(node.inputs[0]), &y = graph_.shape(node.output);
   const uint8_t zero = static_cast<uint8_t>(quant(node.inputs[0])->zero_point);
-  const kernels::ConvGeometry geometry = GeometryOf(node, x, y);
   const bool codes_out = quant(node.output).has_value();
   const int src = Get(node.inputs[0], Format::kU8);
   const int residual = node.has_residual() ? Get(node.inputs[1], Format::kU8) : -1;
   // Cluster layers round in the kernel where 32 bits suffice; the others leave their sums.
   const bool fused = clustered && codes_out && fixed->narrow();
-  const int out = NewBuffer(fused ? Format::kU8 : Format::kS32, y);
+  int out = -1;
   std::vector<int> reads{src};
   if (fused && residual >= 0) reads.push_back(residual);
   program_.weight_bytes += fixed->multiplier.size() * (sizeof(int32_t) + sizeof(int64_t));
   if (clustered) {
+    out = NewBuffer(fused ? Format::kU8 : Format::kS32, y);
     const auto packed = std::make_shared<const kernels::PackedClusterConv>(
-        kernels::PackClusterConv(geometry, *node.quantized, options_.isa));
+        kernels::PackClusterConv(GeometryOf(node, x, y), *node.quantized, options_.isa));
     layer().implementation = absl::StrCat("tern:", kernels::IsaName(packed->isa));
     program_.weight_bytes += packed->bytes();
     program_.scratch_bytes =
@@ -487,20 +505,7 @@ absl::Status Lowering::LowerFixedPoint(const Node& node) {
       RunCluster(run, *packed, args);
     };
   } else {
-    const kernels::Isa isa = std::min(options_.isa, kernels::Isa::kAvx2);
-    const auto packed = std::make_shared<const kernels::PackedInt8Conv>(
-        kernels::PackInt8Conv(geometry, node.op == OpType::kConv ? node.conv.groups : 1,
-                              integers.values, zero, isa));
-    layer().implementation = absl::StrCat("tern:int8-", kernels::IsaName(isa));
-    program_.weight_bytes += packed->bytes();
-    AddStep(std::move(reads), {out}).loop = [=](const RunContext& run) {
-      const int64_t pixels = int64_t{run.batch} * packed->geometry.oh * packed->geometry.ow;
-#pragma omp parallel for schedule(static) num_threads(run.threads)
-      for (int t = 0; t < run.threads; ++t) {
-        kernels::RunInt8Conv(*packed, run.at<uint8_t>(src), pixels * t / run.threads,
-                             pixels * (t + 1) / run.threads, run.at<int32_t>(out));
-      }
-    };
+    out = AddInt8Sums(node, integers, src);
   }
   if (fused) {
     Define(node.output, out);
@@ -510,6 +515,26 @@ absl::Status Lowering::LowerFixedPoint(const Node& node) {
   AddRequantize(out, residual, dst, fixed, node.clip);
   Define(node.output, dst);
   return absl::OkStatus();
+}
+
+int Lowering::AddInt8Sums(const Node& node, const IntegerWeights& integers, int src) {
+  const Shape &x = graph_.shape(node.inputs[0]), &y = graph_.shape(node.output);
+  const kernels::Isa isa = std::min(options_.isa, kernels::Isa::kAvx2);
+  const auto packed = std::make_shared<const kernels::PackedInt8Conv>(kernels::PackInt8Conv(
+      GeometryOf(node, x, y), node.op == OpType::kConv ? node.conv.groups : 1, integers.values,
+      static_cast<uint8_t>(quant(node.inputs[0])->zero_point), isa));
+  layer().implementation = absl::StrCat("tern:int8-", kernels::IsaName(isa));
+  program_.weight_bytes += packed->bytes();
+  const int sums = NewBuffer(Format::kS32, y);
+  AddStep({src}, {sums}).loop = [=](const RunContext& run) {
+    const int64_t pixels = int64_t{run.batch} * packed->geometry.oh * packed->geometry.ow;
+#pragma omp parallel for schedule(static) num_threads(run.threads)
+    for (int t = 0; t < run.threads; ++t) {
+      kernels::RunInt8Conv(*packed, run.at<uint8_t>(src), pixels * t / run.threads,
+                           pixels * (t + 1) / run.threads, run.at<int32_t>(sums));
+    }
+  };
+  return sums;
 }
 
 void Lowering::AddRequantize(int acc, int residual, int dst,

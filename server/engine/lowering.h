@@ -116,6 +116,9 @@ class Lowering {
   // A copy of `src` with the node's spatial padding made of code `zero`.
   int Pad(int src, const Node& node, int zero);
 
+  // The layer's s32 sums by our own int8 kernel, which is exact for every weight; the buffer.
+  int AddInt8Sums(const Node& node, const IntegerWeights& integers, int src);
+
   // Whether ternary weights run as int8 products of code and scale.
   bool ExpandsTernary(const Node& node) const;
 

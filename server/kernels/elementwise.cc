@@ -50,6 +50,11 @@ void SumPixelsU8(Isa isa, const uint8_t* src, size_t pixels, size_t channels, in
   TERN_DISPATCH(isa, SumPixelsU8(src, pixels, channels, sums));
 }
 
+void FinishS32(Isa isa, const int32_t* acc, const uint8_t* residual, const FloatEpilogue& epilogue,
+               size_t pixels, size_t channels, uint8_t* dst, float* dst_f32) {
+  TERN_DISPATCH(isa, FinishS32(acc, residual, epilogue, pixels, channels, dst, dst_f32));
+}
+
 void RequantizeS32(Isa isa, const int32_t* acc, const uint8_t* residual,
                    const FixedPointLayer& layer, size_t pixels, size_t channels, uint8_t* dst) {
   if (layer.narrow()) {

@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "server/kernels/dispatch.h"
+#include "server/kernels/elementwise_variants.h"
 #include "server/tensor/fixed_point.h"
 #include "server/tensor/quant_params.h"
 
@@ -39,6 +40,11 @@ void MulChannelsU8(Isa isa, const uint8_t* a, int za, const uint8_t* b, int zb, 
 // sums[c] = sum over pixels of src[p][c] (NHWC, pixels <= 2^23): global average pooling's
 // numerator.
 void SumPixelsU8(Isa isa, const uint8_t* src, size_t pixels, size_t channels, int32_t* sums);
+
+// What follows the s32 sums of a convolution: the float epilogue of cluster_conv.h, to codes or (dst
+// null) to f32, [pixels][channels]. `residual` may be null, or be dst.
+void FinishS32(Isa isa, const int32_t* acc, const uint8_t* residual, const FloatEpilogue& epilogue,
+               size_t pixels, size_t channels, uint8_t* dst, float* dst_f32);
 
 // ---- Fixed point (server/tensor/fixed_point.h): the same operators with integers alone ----------
 

@@ -191,6 +191,39 @@ void SumPixelsU8(const uint8_t* src, size_t pixels, size_t channels, int32_t* su
   }
 }
 
+void FinishS32(const int32_t* acc, const uint8_t* residual, const FloatEpilogue& epilogue,
+               size_t pixels, size_t channels, uint8_t* dst, float* dst_f32) {
+  const __m256 residual_multiplier = _mm256_set1_ps(epilogue.residual_multiplier);
+  const __m256 lo = _mm256_set1_ps(epilogue.lo);
+  const __m256 hi = _mm256_set1_ps(epilogue.hi);
+  const size_t whole = channels / 8 * 8;
+  for (size_t p = 0; p < pixels; ++p) {
+    const size_t row = p * channels;
+    for (size_t c = 0; c < whole; c += 8) {
+      const size_t i = row + c;
+      const __m256 sums = _mm256_cvtepi32_ps(
+          _mm256_loadu_si256(reinterpret_cast<const __m256i*>(acc + i)));
+      __m256 v = _mm256_fmadd_ps(sums, _mm256_loadu_ps(epilogue.multiplier + c),
+                                 _mm256_loadu_ps(epilogue.offset + c));
+      if (residual != nullptr) {
+        v = _mm256_fmadd_ps(LoadU8AsF32(residual + i), residual_multiplier, v);
+      }
+      if (dst != nullptr) {
+        StoreU8(ClampAndRound(v, lo, hi), dst + i);
+      } else {
+        _mm256_storeu_ps(dst_f32 + i, _mm256_min_ps(hi, _mm256_max_ps(v, lo)));
+      }
+    }
+    if (whole < channels) {
+      const FloatEpilogue tail = {epilogue.multiplier + whole, epilogue.offset + whole,
+                                  epilogue.residual_multiplier, epilogue.lo, epilogue.hi};
+      scalar::FinishS32(acc + row + whole, residual != nullptr ? residual + row + whole : nullptr,
+                        tail, 1, channels - whole, dst != nullptr ? dst + row + whole : nullptr,
+                        dst_f32 != nullptr ? dst_f32 + row + whole : nullptr);
+    }
+  }
+}
+
 void RequantizeS32(const int32_t* acc, const uint8_t* residual, const NarrowLayer& layer,
                    size_t pixels, size_t channels, uint8_t* dst) {
   const __m256i residual_multiplier = _mm256_set1_epi32(layer.residual_multiplier);

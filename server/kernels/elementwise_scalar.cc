@@ -70,6 +70,23 @@ void SumPixelsU8(const uint8_t* src, size_t pixels, size_t channels, int32_t* su
   }
 }
 
+void FinishS32(const int32_t* acc, const uint8_t* residual, const FloatEpilogue& epilogue,
+               size_t pixels, size_t channels, uint8_t* dst, float* dst_f32) {
+  for (size_t p = 0, i = 0; p < pixels; ++p) {
+    for (size_t c = 0; c < channels; ++c, ++i) {
+      float v = std::fma(static_cast<float>(acc[i]), epilogue.multiplier[c], epilogue.offset[c]);
+      if (residual != nullptr) {
+        v = std::fma(static_cast<float>(residual[i]), epilogue.residual_multiplier, v);
+      }
+      if (dst != nullptr) {
+        dst[i] = RoundAndClamp(v, epilogue.lo, epilogue.hi);
+      } else {
+        dst_f32[i] = std::min(std::max(epilogue.lo, v), epilogue.hi);
+      }
+    }
+  }
+}
+
 void RequantizeS32(const int32_t* acc, const uint8_t* residual, const NarrowLayer& layer,
                    size_t pixels, size_t channels, uint8_t* dst) {
   for (size_t p = 0, i = 0; p < pixels; ++p) {

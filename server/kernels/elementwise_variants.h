@@ -6,6 +6,18 @@
 #include <cstddef>
 #include <cstdint>
 
+namespace tern::kernels {
+
+// elementwise.h describes it.
+struct FloatEpilogue {
+  const float* multiplier = nullptr;  // [channels]
+  const float* offset = nullptr;
+  float residual_multiplier = 0.0f;
+  float lo = 0.0f, hi = 255.0f;
+};
+
+}  // namespace tern::kernels
+
 // The constants of FixedPointLayer, FixedPointAdd and FixedPointMap where 32 bits hold every sum.
 namespace tern::kernels {
 
@@ -37,6 +49,8 @@ struct NarrowSum {
   void MulChannelsU8(const uint8_t* a, int za, const uint8_t* b, int zb, float m, int zy,      \
                      size_t pixels, size_t channels, uint8_t* dst);                            \
   void SumPixelsU8(const uint8_t* src, size_t pixels, size_t channels, int32_t* sums);         \
+  void FinishS32(const int32_t* acc, const uint8_t* residual, const FloatEpilogue& epilogue,   \
+                 size_t pixels, size_t channels, uint8_t* dst, float* dst_f32);                \
   void RequantizeS32(const int32_t* acc, const uint8_t* residual, const NarrowLayer& layer,    \
                      size_t pixels, size_t channels, uint8_t* dst);                            \
   void AddFixedU8(const uint8_t* a, const uint8_t* b, const NarrowSum& sum, size_t n,          \
