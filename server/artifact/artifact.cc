@@ -371,6 +371,10 @@ absl::StatusOr<Artifact> FromHeader(absl::string_view file, v1::ArtifactHeader& 
   graph.name = header.graph().name();
   graph.input = header.graph().input();
   graph.output = header.graph().output();
+  if (header.graph().arithmetic() > static_cast<uint32_t>(graph::Arithmetic::kFixedPoint)) {
+    return Invalid("unknown arithmetic ", header.graph().arithmetic());
+  }
+  graph.arithmetic = static_cast<graph::Arithmetic>(header.graph().arithmetic());
   for (const auto& from : header.graph().values()) {
     auto value = GetValue(from, reader);
     if (!value.ok()) return Annotate(value.status(), absl::StrCat("value '", from.name(), "'"));
@@ -408,6 +412,7 @@ std::string Serialize(const Artifact& artifact) {
   graph->set_name(artifact.graph.name);
   graph->set_input(artifact.graph.input);
   graph->set_output(artifact.graph.output);
+  graph->set_arithmetic(static_cast<uint32_t>(artifact.graph.arithmetic));
   for (const graph::Value& value : artifact.graph.values) {
     v1::ArtifactValue* to = graph->add_values();
     to->set_name(value.name);

@@ -7,7 +7,7 @@
 #include <cstring>
 #include <limits>
 
-#include "server/kernels/elementwise.h"
+#include "server/graph/fixed_point.h"
 
 namespace tern::engine {
 namespace {
@@ -66,8 +66,13 @@ std::pair<uint8_t, uint8_t> ClipCodes(const std::optional<graph::ClipRange>& cli
   return {y.Quantize(clip->lo), y.Quantize(clip->hi)};
 }
 
-Table RequantizeTable(QuantParams x, QuantParams y) {
+Table RequantizeTable(graph::Arithmetic arithmetic, QuantParams x, QuantParams y) {
   Table table;
+  if (arithmetic == graph::Arithmetic::kFixedPoint && x != y) {
+    const FixedPointMap map = graph::FixedPointRescale(x, y);
+    for (int q = 0; q < 256; ++q) table[q] = map(q);
+    return table;
+  }
   const double ratio = static_cast<double>(x.scale) / y.scale;
   const float m = static_cast<float>(ratio);
   const float offset = static_cast<float>(y.zero_point - x.zero_point * ratio);
@@ -87,11 +92,17 @@ Table UnaryTable(const graph::Node& node, QuantParams x, QuantParams y) {
   return table;
 }
 
-std::vector<uint8_t> BatchNormTables(const graph::Node& node, QuantParams x, QuantParams y) {
+std::vector<uint8_t> BatchNormTables(const graph::Graph& graph, const graph::Node& node) {
+  const QuantParams &x = *graph.values[node.inputs[0]].quant, &y = *graph.values[node.output].quant;
   const auto scale = node.weight.data<float>(), shift = node.bias.data<float>();
   const auto [lo, hi] = ClipCodes(node.clip, y);
   std::vector<uint8_t> tables(scale.size() * 256);
   for (size_t c = 0; c < scale.size(); ++c) {
+    if (graph.arithmetic == graph::Arithmetic::kFixedPoint) {
+      const FixedPointMap map = graph::FixedPointBatchNorm(graph, node, static_cast<int64_t>(c));
+      for (int q = 0; q < 256; ++q) tables[c * 256 + q] = map(q);
+      continue;
+    }
     const double ratio = static_cast<double>(scale[c]) * x.scale / y.scale;
     const float m = static_cast<float>(ratio);
     const float offset = static_cast<float>(static_cast<double>(shift[c]) / y.scale + y.zero_point -
@@ -151,8 +162,22 @@ void AddCodes(kernels::Isa isa, const QuantizedOperand& a, const QuantizedOperan
   });
 }
 
+void AddCodes(kernels::Isa isa, const FixedPointAdd& add, const Operand<const uint8_t>& a,
+              const Operand<const uint8_t>& b, const Operand<uint8_t>& y, int64_t batch) {
+  if (SameLayout(a, y) && SameLayout(b, y)) {
+    ParallelRange(batch * y.batch_stride, [&](int64_t begin, int64_t end) {
+      kernels::AddFixedU8(isa, a.data + begin, b.data + begin, add, end - begin, y.data + begin);
+    });
+    return;
+  }
+  Binary(a, b, y, batch, add);
+}
+
 void MultiplyCodes(kernels::Isa isa, const QuantizedOperand& a, const QuantizedOperand& b,
-                   const Operand<uint8_t>& y, QuantParams y_params, int64_t batch) {
+                   const Operand<uint8_t>& y, QuantParams y_params, bool fixed_point,
+                   int64_t batch) {
+  const FixedPointMap map =
+      fixed_point ? graph::FixedPointProduct(a.params, b.params, y_params) : FixedPointMap{};
   const int za = a.params.zero_point, zb = b.params.zero_point, zy = y_params.zero_point;
   const float m =
       static_cast<float>(static_cast<double>(a.params.scale) * b.params.scale / y_params.scale);
@@ -166,6 +191,14 @@ void MultiplyCodes(kernels::Isa isa, const QuantizedOperand& a, const QuantizedO
     const int64_t channels = y.shape[0], pixels = y.shape[1] * y.shape[2];
 #pragma omp parallel for schedule(static) if (batch * pixels * channels > kParallelBytes)
     for (int64_t n = 0; n < batch; ++n) {
+      if (fixed_point) {
+        kernels::MulChannelsFixedU8(isa, image.codes.data + n * y.batch_stride,
+                                    image.params.zero_point,
+                                    factors.codes.data + n * factors.codes.batch_stride,
+                                    factors.params.zero_point, map, pixels, channels,
+                                    y.data + n * y.batch_stride);
+        continue;
+      }
       kernels::MulChannelsU8(isa, image.codes.data + n * y.batch_stride, image.params.zero_point,
                              factors.codes.data + n * factors.codes.batch_stride,
                              factors.params.zero_point, m, zy, pixels, channels,
@@ -173,10 +206,58 @@ void MultiplyCodes(kernels::Isa isa, const QuantizedOperand& a, const QuantizedO
     }
     return;
   }
+  if (fixed_point) {
+    Binary(a.codes, b.codes, y, batch,
+           [=](uint8_t p, uint8_t q) { return map(int64_t{p - za} * (q - zb)); });
+    return;
+  }
   Binary(a.codes, b.codes, y, batch, [=](uint8_t p, uint8_t q) {
     return RoundAndClamp(
         std::fma(static_cast<float>((p - za) * (q - zb)), m, static_cast<float>(zy)));
   });
+}
+
+void FinishSums(kernels::Isa isa, const kernels::FloatEpilogue& epilogue, int64_t channels,
+                const int32_t* acc, const uint8_t* residual, int64_t pixels, uint8_t* dst,
+                float* dst_f32) {
+#pragma omp parallel if (pixels * channels > kParallelBytes)
+  {
+    const int64_t team = omp_get_num_threads(), self = omp_get_thread_num();
+    const int64_t begin = pixels * self / team, end = pixels * (self + 1) / team;
+    const int64_t at = begin * channels;
+    kernels::FinishS32(isa, acc + at, residual != nullptr ? residual + at : nullptr, epilogue,
+                       end - begin, channels, dst != nullptr ? dst + at : nullptr,
+                       dst_f32 != nullptr ? dst_f32 + at : nullptr);
+  }
+}
+
+void RequantizeSums(kernels::Isa isa, const FixedPointLayer& layer, const int32_t* acc,
+                    const uint8_t* residual, int64_t pixels, uint8_t* dst) {
+  const int64_t channels = static_cast<int64_t>(layer.multiplier.size());
+#pragma omp parallel if (pixels * channels > kParallelBytes)
+  {
+    const int64_t team = omp_get_num_threads(), self = omp_get_thread_num();
+    const int64_t begin = pixels * self / team, end = pixels * (self + 1) / team;
+    const int64_t at = begin * channels;
+    kernels::RequantizeS32(isa, acc + at, residual != nullptr ? residual + at : nullptr, layer,
+                           end - begin, channels, dst + at);
+  }
+}
+
+void ScaleSums(const FixedPointLayer& layer, const std::optional<graph::ClipRange>& clip,
+               const int32_t* acc, const uint8_t* residual, int64_t pixels, float* dst) {
+  const int64_t channels = static_cast<int64_t>(layer.multiplier.size());
+  const float unit = std::ldexp(1.0f, layer.exponent);
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  const float lo = clip ? clip->lo : -kInfinity, hi = clip ? clip->hi : kInfinity;
+#pragma omp parallel for schedule(static) if (pixels * channels > kParallelBytes)
+  for (int64_t p = 0; p < pixels; ++p) {
+    for (int64_t c = 0, i = p * channels; c < channels; ++c, ++i) {
+      int64_t sum = int64_t{acc[i]} * layer.multiplier[c] + layer.offset[c];
+      if (residual != nullptr) sum += residual[i] * layer.residual_multiplier;
+      dst[i] = std::min(std::max(static_cast<float>(sum) * unit, lo), hi);
+    }
+  }
 }
 
 void AveragePoolCodes(const AveragePoolArgs& args, const uint8_t* src, uint8_t* dst, char* scratch,
@@ -207,9 +288,14 @@ void AveragePoolCodes(const AveragePoolArgs& args, const uint8_t* src, uint8_t* 
           for (int64_t c = 0; c < channels; ++c) sums[c] += p[c];
         }
       }
+      uint8_t* d = dst + (row * ow + ox) * channels;
+      if (args.fixed_point) {
+        const FixedPointMap map = graph::FixedPointMean(args.x, args.y, count);
+        for (int64_t c = 0; c < channels; ++c) d[c] = map(sums[c]);
+        continue;
+      }
       const float m = static_cast<float>(static_cast<double>(args.x.scale) /
                                          (static_cast<double>(count) * args.y.scale));
-      uint8_t* d = dst + (row * ow + ox) * channels;
       for (int64_t c = 0; c < channels; ++c)
         d[c] = RoundAndClamp(std::fma(static_cast<float>(sums[c]), m, offset));
     }
@@ -227,6 +313,11 @@ void GlobalAverageCodes(kernels::Isa isa, const AveragePoolArgs& args, const uin
   for (int64_t n = 0; n < args.batch; ++n) {
     int32_t* sums = reinterpret_cast<int32_t*>(scratch + omp_get_thread_num() * scratch_stride);
     kernels::SumPixelsU8(isa, src + n * pixels * channels, pixels, channels, sums);
+    if (args.fixed_point) {
+      const FixedPointMap map = graph::FixedPointMean(args.x, args.y, pixels);
+      for (int64_t c = 0; c < channels; ++c) dst[n * channels + c] = map(sums[c]);
+      continue;
+    }
     for (int64_t c = 0; c < channels; ++c) {
       dst[n * channels + c] = RoundAndClamp(std::fma(static_cast<float>(sums[c]), m, offset));
     }

@@ -11,6 +11,8 @@
 #include "server/engine/float_ops.h"
 #include "server/graph/graph.h"
 #include "server/kernels/dispatch.h"
+#include "server/kernels/elementwise.h"
+#include "server/tensor/fixed_point.h"
 #include "server/tensor/quant_params.h"
 
 namespace tern::engine {
@@ -21,11 +23,11 @@ using Table = std::array<uint8_t, 256>;
 std::pair<uint8_t, uint8_t> ClipCodes(const std::optional<graph::ClipRange>& clip, QuantParams y);
 
 // The codes under y of the reals that x's codes stand for; the identity if x == y.
-Table RequantizeTable(QuantParams x, QuantParams y);
+Table RequantizeTable(graph::Arithmetic arithmetic, QuantParams x, QuantParams y);
 // The codes under y of f(real), f one of the unary operators.
 Table UnaryTable(const graph::Node& node, QuantParams x, QuantParams y);
-// One table per channel, [c][256], for batch normalisation.
-std::vector<uint8_t> BatchNormTables(const graph::Node& node, QuantParams x, QuantParams y);
+// One table per channel, [c][256], for batch normalisation of codes.
+std::vector<uint8_t> BatchNormTables(const graph::Graph& graph, const graph::Node& node);
 
 // dst[i] = table[src[i]]; the same memory may serve both.
 void Lookup(kernels::Isa isa, const uint8_t* src, size_t n, const Table& table, uint8_t* dst);
@@ -45,14 +47,31 @@ struct QuantizedOperand {
 void AddCodes(kernels::Isa isa, const QuantizedOperand& a, const QuantizedOperand& b,
               const Operand<uint8_t>& y, QuantParams y_params,
               const std::optional<graph::ClipRange>& clip, int64_t batch);
+void AddCodes(kernels::Isa isa, const FixedPointAdd& add, const Operand<const uint8_t>& a,
+              const Operand<const uint8_t>& b, const Operand<uint8_t>& y, int64_t batch);
+// `fixed_point`: by FixedPointProduct instead of the float rule.
 void MultiplyCodes(kernels::Isa isa, const QuantizedOperand& a, const QuantizedOperand& b,
-                   const Operand<uint8_t>& y, QuantParams y_params, int64_t batch);
+                   const Operand<uint8_t>& y, QuantParams y_params, bool fixed_point,
+                   int64_t batch);
+
+// The float epilogue after a layer's s32 sums, for `pixels` pixels. To codes, or (dst null) to f32.
+// `residual` may be null or dst.
+void FinishSums(kernels::Isa isa, const kernels::FloatEpilogue& epilogue, int64_t channels,
+                const int32_t* acc, const uint8_t* residual, int64_t pixels, uint8_t* dst,
+                float* dst_f32);
+// The epilogue of a fixed-point layer after its s32 sums, for `pixels` pixels. To codes; or to f32,
+// clamped to `clip`. `residual` may be null or dst.
+void RequantizeSums(kernels::Isa isa, const FixedPointLayer& layer, const int32_t* acc,
+                    const uint8_t* residual, int64_t pixels, uint8_t* dst);
+void ScaleSums(const FixedPointLayer& layer, const std::optional<graph::ClipRange>& clip,
+               const int32_t* acc, const uint8_t* residual, int64_t pixels, float* dst);
 
 // Average pooling. `scratch(thread)` gives 4 * channels bytes to each OpenMP thread.
 struct AveragePoolArgs {
   graph::PoolAttributes pool;
   Shape x_shape, y_shape;  // [c,h,w]
   QuantParams x, y;
+  bool fixed_point = false;
   int64_t batch = 1;
 };
 void AveragePoolCodes(const AveragePoolArgs& args, const uint8_t* src, uint8_t* dst, char* scratch,

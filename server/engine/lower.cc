@@ -190,7 +190,9 @@ Format Lowering::Current(ValueId id) {
 }
 
 memory::desc Lowering::Desc(Format format, const Shape& shape, int64_t batch) {
-  const auto type = format == Format::kU8 ? memory::data_type::u8 : memory::data_type::f32;
+  const auto type = format == Format::kU8    ? memory::data_type::u8
+                    : format == Format::kS32 ? memory::data_type::s32
+                                             : memory::data_type::f32;
   const memory::dims dims = shape.WithBatch(batch).dims();
   if (shape.rank() == 1) return memory::desc(dims, type, tag::nc);
   if (shape.rank() != 3) return memory::desc({batch, shape.elements()}, type, tag::nc);
@@ -208,7 +210,10 @@ absl::Status Lowering::LowerNode(const Node& node) {
   const bool weighted = node.op == OpType::kConv || node.op == OpType::kFullyConnected;
   if (weighted) {
     if (node.quantized) layer().scheme = Name(node.quantized->scheme);
-    if (node.quantized && IsInteger(node)) return LowerIntegerWeighted(node);
+    if (node.quantized && IsInteger(node)) {
+      return graph_.arithmetic == graph::Arithmetic::kFixedPoint ? LowerFixedPoint(node)
+                                                                 : LowerIntegerWeighted(node);
+    }
     return LowerFloatWeighted(node);
   }
   if (TryShuffle(node)) return absl::OkStatus();

@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "server/engine/lowering.h"
+#include "server/graph/fixed_point.h"
 
 namespace tern::engine {
 namespace {
@@ -43,7 +44,7 @@ bool Lowering::LowerInteger(const Node& node) {
         program_.buffers.pop_back();
         return false;
       }
-      step.loop = [=, tables = BatchNormTables(node, x, y)](const RunContext& run) {
+      step.loop = [=, tables = BatchNormTables(graph_, node)](const RunContext& run) {
         LookupPerChannel(run.at<uint8_t>(src), run.batch * elements / channels, channels,
                          tables.data(), run.at<uint8_t>(dst));
       };
@@ -68,14 +69,23 @@ bool Lowering::LowerInteger(const Node& node) {
           if (place.shape == ys) step.in_place.push_back({place.buffer, dst});
         }
       }
-      step.loop = [=, add = node.op == OpType::kAdd, clip = node.clip](const RunContext& run) {
-        const QuantizedOperand p{a.At<const uint8_t>(run), x}, q{b.At<const uint8_t>(run), x1};
-        if (add) {
-          AddCodes(isa, p, q, c.At<uint8_t>(run), y, clip, run.batch);
-        } else {
-          MultiplyCodes(isa, p, q, c.At<uint8_t>(run), y, run.batch);
-        }
-      };
+      const bool fixed_point = graph_.arithmetic == graph::Arithmetic::kFixedPoint;
+      if (node.op == OpType::kMul) {
+        step.loop = [=](const RunContext& run) {
+          MultiplyCodes(isa, {a.At<const uint8_t>(run), x}, {b.At<const uint8_t>(run), x1},
+                        c.At<uint8_t>(run), y, fixed_point, run.batch);
+        };
+      } else if (fixed_point) {
+        step.loop = [=, add = graph::FixedPointAddOf(graph_, node)](const RunContext& run) {
+          AddCodes(isa, add, a.At<const uint8_t>(run), b.At<const uint8_t>(run),
+                   c.At<uint8_t>(run), run.batch);
+        };
+      } else {
+        step.loop = [=, clip = node.clip](const RunContext& run) {
+          AddCodes(isa, {a.At<const uint8_t>(run), x}, {b.At<const uint8_t>(run), x1},
+                   c.At<uint8_t>(run), y, clip, run.batch);
+        };
+      }
       layer().implementation =
           absl::StrCat("tern:", kernels::IsaName(std::min(isa, kernels::Isa::kAvx2)));
       Define(node.output, dst);
@@ -92,7 +102,7 @@ bool Lowering::LowerInteger(const Node& node) {
       const int dst = NewBuffer(Format::kU8, ys);
       Step& step = AddStep({pooled}, {dst});
       step.in_place = {{pooled, dst}};
-      step.loop = [=, table = RequantizeTable(x, y)](const RunContext& run) {
+      step.loop = [=, table = RequantizeTable(graph_.arithmetic, x, y)](const RunContext& run) {
         Lookup(isa, run.at<uint8_t>(pooled), run.batch * elements, table, run.at<uint8_t>(dst));
       };
       Define(node.output, dst);
@@ -101,7 +111,8 @@ bool Lowering::LowerInteger(const Node& node) {
     case OpType::kAveragePool:
     case OpType::kGlobalAveragePool: {
       const int dst = NewBuffer(Format::kU8, ys);
-      AveragePoolArgs args{node.pool, xs, ys, x, y, 1};
+      AveragePoolArgs args{
+          node.pool, xs, ys, x, y, graph_.arithmetic == graph::Arithmetic::kFixedPoint, 1};
       program_.scratch_bytes = std::max<size_t>(program_.scratch_bytes, xs[0] * sizeof(int32_t));
       AddStep({src}, {dst}).loop = [=, global = node.op ==
                                                 OpType::kGlobalAveragePool](const RunContext& run) {
@@ -132,7 +143,7 @@ bool Lowering::LowerInteger(const Node& node) {
       for (size_t i = 0; i < sources.size(); ++i) {
         const QuantParams params = *quant(node.inputs[i]);
         Part part{PlaceOf(sources[i]), offset, {}};
-        if (params != y) part.table = RequantizeTable(params, y);
+        if (params != y) part.table = RequantizeTable(graph_.arithmetic, params, y);
         offset += part.place.shape[node.axis] * whole.strides[node.axis];
         parts.push_back(std::move(part));
       }
@@ -217,7 +228,7 @@ void Lowering::LowerIntegerCopy(const Node& node, int src) {
   }
   const int dst = NewBuffer(Format::kU8, ys);
   std::optional<Table> table;
-  if (x != y) table = RequantizeTable(x, y);
+  if (x != y) table = RequantizeTable(graph_.arithmetic, x, y);
   AddCopy(src, dst, dims, from, from_offset, to, to_offset, fill, table);
   layer().implementation = "tern:loop";
   Define(node.output, dst);

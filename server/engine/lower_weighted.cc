@@ -3,12 +3,16 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <map>
 #include <mutex>
+#include <tuple>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "server/base/status_macros.h"
 #include "server/engine/lowering.h"
+#include "server/graph/fixed_point.h"
+#include "server/kernels/int8_conv.h"
 #include "server/tensor/cluster.h"
 
 namespace tern::engine {
@@ -19,6 +23,11 @@ using graph::Node;
 using graph::OpType;
 using graph::ValueId;
 using tag = memory::format_tag;
+
+// Beyond it two products of u8 and s8 may saturate 16 bits: 2 * 255 * 64 = 32640.
+constexpr int kMaxSaturatingCode = 64;
+// A fixed-point layer's sums in memory at a time, about: within any second-level cache.
+constexpr int64_t kSumBytes = 256 << 10;
 
 }  // namespace
 
@@ -185,7 +194,10 @@ onednn::Primitive Lowering::MakeWeighted(const Node& node, Format x_format, Form
                                          const Shape& y, int64_t batch, bool padded) {
   const auto type = x_format == Format::kU8 ? memory::data_type::s8 : memory::data_type::f32;
   const memory::desc weights(w_dims, type, tag::any);
-  const memory::desc bias({y[0]}, memory::data_type::f32, tag::x);
+  // Sums leave as they are.
+  const memory::desc bias =
+      y_format == Format::kS32 ? memory::desc()
+                               : memory::desc({y[0]}, memory::data_type::f32, tag::x);
   if (node.op == OpType::kFullyConnected) {
     return onednn::MakeInnerProduct(Desc(x_format, x, batch), weights, bias,
                                     Desc(y_format, y, batch), epilogue);
@@ -268,25 +280,68 @@ absl::Status Lowering::LowerIntegerWeighted(const Node& node) {
     constexpr float kInfinity = std::numeric_limits<float>::infinity();
     clamp = node.clip.value_or(graph::ClipRange{-kInfinity, kInfinity});
   }
-  const bool expands = q.scheme == WeightScheme::kTernaryCluster &&
-                       options_.expand_ternary_on_vnni &&
-                       options_.isa == kernels::Isa::kAvx512Vnni && onednn::ExactInt8();
-  if (q.scheme != WeightScheme::kInt8 && !expands) {
+  if (q.scheme != WeightScheme::kInt8 && !ExpandsTernary(node)) {
     return LowerCluster(node, multiplier, offset, static_cast<float>(residual_ratio), clamp);
   }
   return LowerInt8(node, weights, multiplier, offset, residual_ratio, clamp);
+}
+
+bool Lowering::ExpandsTernary(const Node& node) const {
+  return node.quantized->scheme == WeightScheme::kTernaryCluster &&
+         options_.expand_ternary_on_vnni && options_.isa == kernels::Isa::kAvx512Vnni &&
+         onednn::ExactInt8();
+}
+
+kernels::ConvGeometry Lowering::GeometryOf(const Node& node, const Shape& x, const Shape& y) {
+  const Shape& w = node.quantized->codes.shape();
+  kernels::ConvGeometry geometry;
+  geometry.ic = static_cast<int>(x[0]);
+  geometry.oc = static_cast<int>(y[0]);
+  if (node.op == OpType::kConv) {
+    geometry.ih = static_cast<int>(x[1]);
+    geometry.iw = static_cast<int>(x[2]);
+    geometry.oh = static_cast<int>(y[1]);
+    geometry.ow = static_cast<int>(y[2]);
+    geometry.kh = static_cast<int>(w[2]);
+    geometry.kw = static_cast<int>(w[3]);
+    geometry.stride_h = node.conv.stride_h;
+    geometry.stride_w = node.conv.stride_w;
+    geometry.pad_top = node.conv.pad_top;
+    geometry.pad_left = node.conv.pad_left;
+    geometry.dilation_h = node.conv.dilation_h;
+    geometry.dilation_w = node.conv.dilation_w;
+  }
+  return geometry;
 }
 
 absl::Status Lowering::LowerInt8(const Node& node, const IntegerWeights& integers,
                                  const std::vector<float>& multiplier,
                                  const std::vector<float>& offset, double residual_ratio,
                                  graph::ClipRange clamp) {
-  if (integers.largest > 63 && !onednn::ExactInt8()) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        "node ", node.name, ": int8 weights reach ", integers.largest, ", but oneDNN on ",
-        onednn::IsaName(), " saturates above 63 (no VNNI); quantise with 7-bit weights"));
-  }
   const bool codes_out = quant(node.output).has_value();
+  if (integers.largest > kMaxSaturatingCode && !onednn::ExactInt8()) {
+    const int residual = node.has_residual() ? Get(node.inputs[1], Format::kU8) : -1;
+    const int sums = AddInt8Sums(node, integers, Get(node.inputs[0], Format::kU8));
+    const int dst =
+        NewBuffer(codes_out ? Format::kU8 : Format::kF32, graph_.shape(node.output));
+    std::vector<int> reads{sums};
+    if (residual >= 0) reads.push_back(residual);
+    Step& step = AddStep(std::move(reads), {dst});
+    if (residual >= 0 && codes_out) step.in_place = {{residual, dst}};
+    const int64_t pixels =
+        buffer(dst).sample_elements / static_cast<int64_t>(multiplier.size());
+    step.loop = [=, isa = options_.isa, ratio = static_cast<float>(residual_ratio)](
+                    const RunContext& run) {
+      const kernels::FloatEpilogue epilogue{multiplier.data(), offset.data(), ratio, clamp.lo,
+                                            clamp.hi};
+      FinishSums(isa, epilogue, static_cast<int64_t>(multiplier.size()), run.at<int32_t>(sums),
+                 residual >= 0 ? run.at<uint8_t>(residual) : nullptr, run.batch * pixels,
+                 codes_out ? run.at<uint8_t>(dst) : nullptr,
+                 codes_out ? nullptr : run.at<float>(dst));
+    };
+    Define(node.output, dst);
+    return absl::OkStatus();
+  }
   const Format y_format = codes_out ? Format::kU8 : Format::kF32;
   const Shape& y = graph_.shape(node.output);
   Shape x = graph_.shape(node.inputs[0]);
@@ -358,25 +413,8 @@ int Lowering::Pad(int src, const Node& node, int zero) {
 absl::Status Lowering::LowerCluster(const Node& node, const std::vector<float>& multiplier,
                                     const std::vector<float>& offset, float residual_multiplier,
                                     graph::ClipRange clamp) {
-  const Shape &x = graph_.shape(node.inputs[0]), &y = graph_.shape(node.output),
-              &w = node.quantized->codes.shape();
-  kernels::ConvGeometry geometry;
-  geometry.ic = static_cast<int>(x[0]);
-  geometry.oc = static_cast<int>(y[0]);
-  if (node.op == OpType::kConv) {
-    geometry.ih = static_cast<int>(x[1]);
-    geometry.iw = static_cast<int>(x[2]);
-    geometry.oh = static_cast<int>(y[1]);
-    geometry.ow = static_cast<int>(y[2]);
-    geometry.kh = static_cast<int>(w[2]);
-    geometry.kw = static_cast<int>(w[3]);
-    geometry.stride_h = node.conv.stride_h;
-    geometry.stride_w = node.conv.stride_w;
-    geometry.pad_top = node.conv.pad_top;
-    geometry.pad_left = node.conv.pad_left;
-    geometry.dilation_h = node.conv.dilation_h;
-    geometry.dilation_w = node.conv.dilation_w;
-  }
+  const Shape &x = graph_.shape(node.inputs[0]), &y = graph_.shape(node.output);
+  const kernels::ConvGeometry geometry = GeometryOf(node, x, y);
   struct Layer {
     kernels::PackedClusterConv packed;
     std::vector<float> multiplier, offset;
@@ -420,6 +458,251 @@ absl::Status Lowering::LowerCluster(const Node& node, const std::vector<float>& 
   };
   Define(node.output, dst);
   return absl::OkStatus();
+}
+
+absl::Status Lowering::LowerFixedPoint(const Node& node) {
+  const auto fixed = std::make_shared<const FixedPointLayer>(graph::FixedPointOf(graph_, node));
+  const bool clustered = node.quantized->scheme != WeightScheme::kInt8;
+  IntegerWeights integers;
+  if (!clustered || ExpandsTernary(node)) {
+    integers = Expand(node);
+    TERN_ASSIGN_OR_RETURN(const bool done, LowerFixedPointOneDnn(node, integers, fixed));
+    if (done) return absl::OkStatus();
+  }
+  const Shape &x = graph_.shape(node.inputs[0]), &y = graph_.shape(node.output);
+  const uint8_t zero = static_cast<uint8_t>(quant(node.inputs[0])->zero_point);
+  const bool codes_out = quant(node.output).has_value();
+  const int src = Get(node.inputs[0], Format::kU8);
+  const int residual = node.has_residual() ? Get(node.inputs[1], Format::kU8) : -1;
+  // Cluster layers round in the kernel where 32 bits suffice; the others leave their sums.
+  const bool fused = clustered && codes_out && fixed->narrow();
+  int out = -1;
+  std::vector<int> reads{src};
+  if (fused && residual >= 0) reads.push_back(residual);
+  program_.weight_bytes += fixed->multiplier.size() * (sizeof(int32_t) + sizeof(int64_t));
+  if (clustered) {
+    out = NewBuffer(fused ? Format::kU8 : Format::kS32, y);
+    const auto packed = std::make_shared<const kernels::PackedClusterConv>(
+        kernels::PackClusterConv(GeometryOf(node, x, y), *node.quantized, options_.isa));
+    layer().implementation = absl::StrCat("tern:", kernels::IsaName(packed->isa));
+    program_.weight_bytes += packed->bytes();
+    program_.scratch_bytes =
+        std::max(program_.scratch_bytes, kernels::ClusterConvScratchBytes(*packed));
+    Step& step = AddStep(std::move(reads), {out});
+    if (fused && residual >= 0 && residual != src) step.in_place = {{residual, out}};
+    step.loop = [=](const RunContext& run) {
+      kernels::ClusterConvArgs args;
+      args.src = run.at<uint8_t>(src);
+      args.batch = run.batch;
+      args.src_zero_point = zero;
+      if (fused) {
+        args.fixed = fixed.get();
+        if (residual >= 0) args.residual = run.at<uint8_t>(residual);
+        args.dst = run.at<uint8_t>(out);
+      } else {
+        args.dst_s32 = run.at<int32_t>(out);
+      }
+      RunCluster(run, *packed, args);
+    };
+  } else {
+    out = AddInt8Sums(node, integers, src);
+  }
+  if (fused) {
+    Define(node.output, out);
+    return absl::OkStatus();
+  }
+  const int dst = NewBuffer(codes_out ? Format::kU8 : Format::kF32, y);
+  AddRequantize(out, residual, dst, fixed, node.clip);
+  Define(node.output, dst);
+  return absl::OkStatus();
+}
+
+int Lowering::AddInt8Sums(const Node& node, const IntegerWeights& integers, int src) {
+  const Shape &x = graph_.shape(node.inputs[0]), &y = graph_.shape(node.output);
+  const kernels::Isa isa = std::min(options_.isa, kernels::Isa::kAvx2);
+  const auto packed = std::make_shared<const kernels::PackedInt8Conv>(kernels::PackInt8Conv(
+      GeometryOf(node, x, y), node.op == OpType::kConv ? node.conv.groups : 1, integers.values,
+      static_cast<uint8_t>(quant(node.inputs[0])->zero_point), isa));
+  layer().implementation = absl::StrCat("tern:int8-", kernels::IsaName(isa));
+  program_.weight_bytes += packed->bytes();
+  const int sums = NewBuffer(Format::kS32, y);
+  AddStep({src}, {sums}).loop = [=](const RunContext& run) {
+    const int64_t pixels = int64_t{run.batch} * packed->geometry.oh * packed->geometry.ow;
+#pragma omp parallel for schedule(static) num_threads(run.threads)
+    for (int t = 0; t < run.threads; ++t) {
+      kernels::RunInt8Conv(*packed, run.at<uint8_t>(src), pixels * t / run.threads,
+                           pixels * (t + 1) / run.threads, run.at<int32_t>(sums));
+    }
+  };
+  return sums;
+}
+
+void Lowering::AddRequantize(int acc, int residual, int dst,
+                             std::shared_ptr<const FixedPointLayer> layer,
+                             std::optional<graph::ClipRange> clip) {
+  std::vector<int> reads{acc};
+  if (residual >= 0) reads.push_back(residual);
+  Step& step = AddStep(std::move(reads), {dst});
+  if (residual >= 0 && buffer(dst).format == Format::kU8) step.in_place = {{residual, dst}};
+  const int64_t pixels =
+      buffer(dst).sample_elements / static_cast<int64_t>(layer->multiplier.size());
+  const bool codes_out = buffer(dst).format == Format::kU8;
+  const kernels::Isa isa = options_.isa;
+  step.loop = [=](const RunContext& run) {
+    const uint8_t* r = residual >= 0 ? run.at<uint8_t>(residual) : nullptr;
+    if (codes_out) {
+      RequantizeSums(isa, *layer, run.at<int32_t>(acc), r, run.batch * pixels,
+                     run.at<uint8_t>(dst));
+    } else {
+      ScaleSums(*layer, clip, run.at<int32_t>(acc), r, run.batch * pixels, run.at<float>(dst));
+    }
+  };
+}
+
+absl::StatusOr<bool> Lowering::LowerFixedPointOneDnn(
+    const Node& node, const IntegerWeights& integers,
+    std::shared_ptr<const FixedPointLayer> fixed) {
+  // oneDNN converts s32 results through f32, which holds every integer up to 2^24.
+  if (fixed->largest_accumulator > (1 << 24)) return false;
+  if (integers.largest > kMaxSaturatingCode && !onednn::ExactInt8()) return false;
+  const Shape& y = graph_.shape(node.output);
+  Shape x = graph_.shape(node.inputs[0]);
+  const auto& conv = node.conv;
+  const int zero = quant(node.inputs[0])->zero_point;
+  const bool padded = zero != 0 && node.op == OpType::kConv &&
+                      (conv.pad_top | conv.pad_left | conv.pad_bottom | conv.pad_right) != 0;
+  if (padded)
+    x = Shape{x[0], x[1] + conv.pad_top + conv.pad_bottom, x[2] + conv.pad_left + conv.pad_right};
+  // Small images some at a time, the rows of large ones.
+  const int64_t sum_bytes = static_cast<int64_t>(sizeof(int32_t)) * y.elements();
+  // Every band must see a row of the input, which pads below the kernel's extent grant.
+  const int64_t extent =
+      y.rank() == 3 ? (node.quantized->codes.shape()[2] - 1) * conv.dilation_h + 1 : 0;
+  const bool by_rows = sum_bytes > kSumBytes && y.rank() == 3 && y[1] > 1 &&
+                       conv.pad_top < extent && conv.pad_bottom < extent;
+  const int64_t images =
+      by_rows ? 1 : std::clamp<int64_t>(kSumBytes / sum_bytes, 1, options_.max_batch);
+  const int64_t bands = by_rows ? std::min(y[1], (sum_bytes + kSumBytes - 1) / kSumBytes) : 1;
+
+  const memory::dims w_dims = WeightDims(node, node.quantized->codes.shape());
+  onednn::Primitive primitive;
+  const absl::Status made = onednn::Guard(absl::StrCat("node ", node.name), [&] {
+    primitive = MakeWeighted(node, Format::kU8, Format::kS32, w_dims, {}, x, y, images, padded);
+  });
+  if (!made.ok() || absl::StartsWith(primitive.implementation, "ref")) return false;
+  auto weights = std::make_shared<PackedWeights>(
+      memory::desc(w_dims, memory::data_type::s8, PlainTag(node)), integers.values.data());
+  TERN_RETURN_IF_ERROR(
+      onednn::Guard(absl::StrCat("node ", node.name), [&] { weights->Get(primitive.weights); }));
+  const kernels::Isa isa = options_.isa;
+  layer().implementation =
+      absl::StrCat("onednn:", primitive.implementation,
+                   "+tern:", kernels::IsaName(std::min(isa, kernels::Isa::kAvx2)));
+  program_.weight_bytes +=
+      weights->bytes() + fixed->multiplier.size() * (sizeof(int32_t) + sizeof(int64_t));
+
+  const bool codes_out = quant(node.output).has_value();
+  int src = Get(node.inputs[0], Format::kU8);
+  if (padded) src = Pad(src, node, zero);
+  const int residual = node.has_residual() ? Get(node.inputs[1], Format::kU8) : -1;
+  Shape band = y;
+  if (by_rows) band[1] = (y[1] + bands - 1) / bands;
+  const int sums = NewBuffer(Format::kS32, band);
+  buffer(sums).max_samples = static_cast<int>(images);
+  const int dst = NewBuffer(codes_out ? Format::kU8 : Format::kF32, y);
+  std::vector<int> reads{src};
+  if (residual >= 0) reads.push_back(residual);
+  Step& step = AddStep(std::move(reads), {dst, sums});
+  // Each residual code is read before its result is written.
+  if (residual >= 0 && residual != src && codes_out) step.in_place = {{residual, dst}};
+  // The node's name and attributes only; the pads are zero where `src` holds them.
+  Node attributes;
+  attributes.name = node.name;
+  attributes.op = node.op;
+  attributes.conv = node.conv;
+  if (padded) {
+    attributes.conv.pad_top = attributes.conv.pad_left = 0;
+    attributes.conv.pad_bottom = attributes.conv.pad_right = 0;
+  }
+  const std::optional<graph::ClipRange> clip = node.clip;
+  const int64_t kernel_h = node.op == OpType::kConv ? node.quantized->codes.shape()[2] : 1;
+  step.make = [=](const RunContext& run) {
+    // A primitive for one shape of input and output, with memory that parts move.
+    struct Piece {
+      dnnl::primitive primitive;
+      onednn::Args args;
+      memory src;
+    };
+    struct Part {
+      size_t piece;
+      int64_t src_offset, dst_offset, pixels;
+    };
+    std::vector<Piece> pieces;
+    std::map<std::tuple<int64_t, int64_t, int, int>, size_t> known;
+    const auto piece_for = [&](const Node& like, const Shape& in, const Shape& out, int64_t n) {
+      const auto [at, is_new] = known.emplace(
+          std::tuple(n, out.rank() == 3 ? out[1] : 1, like.conv.pad_top, like.conv.pad_bottom),
+          pieces.size());
+      if (is_new) {
+        const auto made = MakeWeighted(like, Format::kU8, Format::kS32, w_dims, {}, in, out, n);
+        Piece piece{made.primitive, made.constant_args,
+                    memory(made.src, onednn::Engine(), run.at<uint8_t>(src))};
+        piece.args.insert({{DNNL_ARG_SRC, piece.src},
+                           {DNNL_ARG_WEIGHTS, weights->Get(made.weights)},
+                           {DNNL_ARG_DST, Wrap(run, sums, made.dst)}});
+        pieces.push_back(std::move(piece));
+      }
+      return at->second;
+    };
+    std::vector<Part> parts;
+    const int64_t pixels = by_rows || y.rank() == 3 ? y[1] * y[2] : 1;
+    for (int64_t first = 0; first < run.batch; first += images) {
+      const int64_t n = std::min(images, run.batch - first);
+      for (int64_t b = 0; b < bands; ++b) {
+        if (!by_rows) {
+          parts.push_back({piece_for(attributes, x, y, n), first * x.elements(),
+                           first * y.elements(), n * pixels});
+          continue;
+        }
+        // Output rows [begin, end) read input rows [top, bottom); what lies outside is padding.
+        const int64_t begin = y[1] * b / bands, end = y[1] * (b + 1) / bands;
+        const auto& conv = attributes.conv;
+        const int64_t top = begin * conv.stride_h - conv.pad_top;
+        const int64_t bottom =
+            (end - 1) * conv.stride_h - conv.pad_top + (kernel_h - 1) * conv.dilation_h + 1;
+        const int64_t from = std::clamp<int64_t>(top, 0, x[1] - 1);
+        const int64_t to = std::clamp<int64_t>(bottom, from + 1, x[1]);
+        Node like = attributes;
+        like.conv.pad_top = static_cast<int>(from - top);
+        like.conv.pad_bottom = static_cast<int>(bottom - to);
+        Shape in = x, out = y;
+        in[1] = to - from;
+        out[1] = end - begin;
+        parts.push_back({piece_for(like, in, out, 1), (first * x[1] + from) * x[2] * x[0],
+                         (first * y[1] + begin) * y[2] * y[0], out[1] * out[2]});
+      }
+    }
+    Executable executable;
+    executable.run = [=](dnnl::stream& stream) {
+      for (const Part& part : parts) {
+        const Piece& piece = pieces[part.piece];
+        memory(piece.src).set_data_handle(run.at<uint8_t>(src) + part.src_offset);
+        piece.primitive.execute(stream, piece.args);
+        stream.wait();
+        const uint8_t* r = residual >= 0 ? run.at<uint8_t>(residual) + part.dst_offset : nullptr;
+        if (codes_out) {
+          RequantizeSums(isa, *fixed, run.at<int32_t>(sums), r, part.pixels,
+                         run.at<uint8_t>(dst) + part.dst_offset);
+        } else {
+          ScaleSums(*fixed, clip, run.at<int32_t>(sums), r, part.pixels,
+                    run.at<float>(dst) + part.dst_offset);
+        }
+      }
+    };
+    return executable;
+  };
+  Define(node.output, dst);
+  return true;
 }
 
 void Lowering::RunCluster(const RunContext& run, const kernels::PackedClusterConv& packed,

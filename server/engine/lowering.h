@@ -116,6 +116,27 @@ class Lowering {
   // A copy of `src` with the node's spatial padding made of code `zero`.
   int Pad(int src, const Node& node, int zero);
 
+  // The layer's s32 sums by our own int8 kernel, which is exact for every weight; the buffer.
+  int AddInt8Sums(const Node& node, const IntegerWeights& integers, int src);
+
+  // Whether ternary weights run as int8 products of code and scale.
+  bool ExpandsTernary(const Node& node) const;
+
+  static kernels::ConvGeometry GeometryOf(const Node& node, const Shape& x, const Shape& y);
+
+  // ---- Convolution and fully connected, fixed point ------------------------------------------
+
+  absl::Status LowerFixedPoint(const Node& node);
+
+  // oneDNN to s32, a few images or rows at a time, each followed by the epilogue while its sums are
+  // in the cache. False if oneDNN has no exact implementation of the layer.
+  absl::StatusOr<bool> LowerFixedPointOneDnn(const Node& node, const IntegerWeights& integers,
+                                             std::shared_ptr<const FixedPointLayer> layer);
+
+  // The step that turns the sums in buffer `acc` into `dst`.
+  void AddRequantize(int acc, int residual, int dst, std::shared_ptr<const FixedPointLayer> layer,
+                     std::optional<graph::ClipRange> clip);
+
   absl::Status LowerCluster(const Node& node, const std::vector<float>& multiplier,
                             const std::vector<float>& offset, float residual_multiplier,
                             graph::ClipRange clamp);

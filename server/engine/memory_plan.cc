@@ -16,6 +16,10 @@ struct Group {
 
 constexpr size_t kAlignment = AlignedBuffer::kAlignment;
 
+int SamplesOf(const Program& program, const Buffer& buffer) {
+  return buffer.max_samples > 0 ? buffer.max_samples : program.max_batch;
+}
+
 size_t RoundUp(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
 }  // namespace
@@ -44,7 +48,7 @@ void PlanMemory(Program& program) {
   for (size_t b = 0; b < buffers.size(); ++b) {
     group_of[b] = static_cast<int>(b);
     groups[b] = {buffers[b].first, buffers[b].last,
-                 RoundUp(buffers[b].sample_bytes * program.max_batch), 0, buffers[b].pinned};
+                 RoundUp(buffers[b].sample_bytes * SamplesOf(program, buffers[b])), 0, buffers[b].pinned};
   }
   // In step order, so that a chain of in-place steps grows from its beginning.
   for (int s = 0; s < end; ++s) {
@@ -54,7 +58,7 @@ void PlanMemory(Program& program) {
       const Buffer& to = buffers[wish.to];
       Group& source = groups[group_of[from_root]];
       if (from.constant >= 0 || from.pinned || source.pinned || source.last != s || to.first != s ||
-          group_of[wish.to] != wish.to || from.sample_bytes != to.sample_bytes) {
+          group_of[wish.to] != wish.to || from.sample_bytes != to.sample_bytes || from.max_samples != to.max_samples) {
         continue;
       }
       source.last = std::max(source.last, to.last);

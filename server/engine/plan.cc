@@ -97,6 +97,8 @@ struct Session::Impl {
         }
         if (step.loop) {
           step.loop(context);
+        } else if (now->executables[s].run) {
+          now->executables[s].run(stream);
         } else {
           now->executables[s].primitive.execute(stream, now->executables[s].args);
           stream.wait();

@@ -23,6 +23,7 @@ enum class Format : uint8_t {
   kF32,         // [h,w,c]
   kF32Planar,   // [c,h,w]
   kF32Blocked,  // [ceil(c/8),h,w,8], missing channels zero
+  kS32,         // [h,w,c]: sums of products before a fixed-point epilogue; never a value
 };
 inline constexpr int64_t kChannelBlock = 8;
 
@@ -32,6 +33,7 @@ struct Buffer {
   Shape shape;
   int64_t sample_elements = 0;
   size_t sample_bytes = 0;
+  int max_samples = 0;  // that it holds at once; 0: Program::max_batch
   int constant = -1;    // index in Program::constants; then it holds one sample and no arena memory
   int view_of = -1;     // another buffer (not a view itself) whose memory this is
   bool pinned = false;  // input: lives from the first step on; all: until after the last
@@ -55,10 +57,11 @@ struct RunContext {
   char* thread_scratch() const;  // of the calling OpenMP thread
 };
 
-// A oneDNN primitive bound to a session's memory and to a batch.
+// A oneDNN primitive bound to a session's memory and to a batch; or `run`, which executes some.
 struct Executable {
   dnnl::primitive primitive;
   onednn::Args args;
+  std::function<void(dnnl::stream&)> run;
 };
 
 // `to` may take the memory of `from`, which this step reads for the last time.

@@ -123,6 +123,12 @@ struct Value {
   std::optional<QuantParams> quant;  // set: the tensor is held as u8 codes
 };
 
+// How a quantised graph computes between codes (docs/quantisation.md).
+enum class Arithmetic : uint8_t {
+  kFloatEpilogue = 0,  // integer sums, then f32 multiply-adds and one rounding
+  kFixedPoint = 1,     // integers only; server/graph/fixed_point.h says what the graph promises
+};
+
 // A value type; thread compatible.
 struct Graph {
   std::string name;
@@ -130,6 +136,7 @@ struct Graph {
   std::vector<Node> nodes;  // topological order
   ValueId input = kNoValue;
   ValueId output = kNoValue;
+  Arithmetic arithmetic = Arithmetic::kFloatEpilogue;  // of no meaning to a float graph
 
   ValueId AddValue(Value value) {
     values.push_back(std::move(value));
@@ -167,7 +174,8 @@ absl::StatusOr<Shape> InferShape(const Graph& graph, const Node& node);
 // passes CheckExtents, constants are f32 and only operands of element-wise arithmetic beside
 // a value that is not constant, attributes lie in their ranges (clip bounds ordered, pads below
 // the kernel in pooling), and quantised weights keep the promises of QuantizedWeights (codes
-// and scales in range, s32 sums exact). INVALID_ARGUMENT otherwise, naming node or value. Run
+// and scales in range, s32 sums exact), and a fixed-point graph those of fixed_point.h.
+// INVALID_ARGUMENT otherwise, naming node or value. Run
 // on every graph that comes from outside (ONNX, artifact). Linear in the graph's size.
 absl::Status Validate(const Graph& graph);
 

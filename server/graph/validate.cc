@@ -3,6 +3,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "server/base/status_macros.h"
+#include "server/graph/fixed_point.h"
 #include "server/graph/graph.h"
 #include "server/tensor/cluster.h"
 
@@ -51,7 +52,7 @@ absl::Status CheckQuantized(const Node& node) {
   int limit = 0;
   switch (q.scheme) {
     case WeightScheme::kInt8:
-      limit = 63;
+      limit = 127;
       break;
     case WeightScheme::kInt4Cluster:
       limit = 7;
@@ -210,7 +211,14 @@ absl::Status Validate(const Graph& graph) {
     return absl::InvalidArgumentError(
         absl::StrCat("no node computes the output '", graph.values[graph.output].name, "'"));
   }
-  return absl::OkStatus();
+  switch (graph.arithmetic) {
+    case Arithmetic::kFloatEpilogue:
+      return absl::OkStatus();
+    case Arithmetic::kFixedPoint:
+      return ValidateFixedPoint(graph);
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("unknown arithmetic ", static_cast<int>(graph.arithmetic)));
 }
 
 }  // namespace tern::graph

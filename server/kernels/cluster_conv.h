@@ -10,7 +10,8 @@
 //   v = fma(float(acc), multiplier[o], offset[o])
 //   v = fma(float(r), residual_multiplier, v)            if there is a residual
 //   y = clamp(round to nearest, ties to even (v), lo, hi) as u8;   or y = clamp(v, lo, hi) as f32
-// with IEEE single precision and one rounding per fma; a v that is not a number gives lo.
+// with IEEE single precision and one rounding per fma; a v that is not a number gives lo. Fixed-point
+// layers have an integer epilogue instead (ClusterConvArgs::fixed).
 //
 // Pure functions: no allocation, no threads, no errors. The caller validated the shapes.
 #ifndef TERN_SERVER_KERNELS_CLUSTER_CONV_H_
@@ -22,6 +23,7 @@
 
 #include "server/base/aligned_buffer.h"
 #include "server/kernels/dispatch.h"
+#include "server/tensor/fixed_point.h"
 #include "server/tensor/quantized_weights.h"
 
 namespace tern::kernels {
@@ -62,9 +64,13 @@ struct ClusterConvArgs {
   const float* offset = nullptr;      // [oc]
   const uint8_t* residual = nullptr;  // [n, oh, ow, oc] or null; may be the same memory as dst
   float residual_multiplier = 0.0f;
+  // Set: the epilogue of server/tensor/fixed_point.h instead of the float one, to dst; the float
+  // constants are not used. Must be narrow().
+  const FixedPointLayer* fixed = nullptr;
   // Exactly one destination, dense NHWC [n, oh, ow, oc]; overwritten.
   uint8_t* dst = nullptr;
   float* dst_f32 = nullptr;
+  int32_t* dst_s32 = nullptr;  // the sums themselves: no epilogue
   float lo = 0.0f, hi = 255.0f;  // clamp, in codes (u8, whole numbers) or reals (f32)
   // ClusterConvScratchBytes() bytes, 64-byte aligned, private to the call.
   void* scratch = nullptr;

@@ -107,10 +107,66 @@ __attribute__((noinline)) void FinishAny(const TileArgs& args, const int32_t* ac
   }
 }
 
+// 8 sums of the fixed-point epilogue; `codes` are their residuals.
+TERN_INLINE __m256i FixedSum(const TileArgs& k, const int32_t* acc, int half) {
+  return _mm256_add_epi32(_mm256_mullo_epi32(Load(acc + 8 * half), Load(k.fixed_multiplier + 8 * half)),
+                          Load(k.fixed_offset + 8 * half));
+}
+TERN_INLINE __m256i AddFixedResidual(const TileArgs& k, __m128i codes, __m256i v) {
+  return _mm256_add_epi32(v, _mm256_mullo_epi32(_mm256_cvtepu8_epi32(codes),
+                                                _mm256_set1_epi32(k.fixed_residual_multiplier)));
+}
+TERN_INLINE __m128i ShiftToU8(const TileArgs& k, __m256i v0, __m256i v1) {
+  const __m128i shift = _mm_cvtsi32_si128(k.shift);
+  const __m256i words =
+      _mm256_packs_epi32(_mm256_sra_epi32(v0, shift), _mm256_sra_epi32(v1, shift));
+  __m128i bytes =
+      _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+  bytes = _mm_shuffle_epi32(bytes, _MM_SHUFFLE(3, 1, 2, 0));
+  bytes = _mm_max_epu8(bytes, _mm_set1_epi8(static_cast<char>(k.fixed_lo)));
+  return _mm_min_epu8(bytes, _mm_set1_epi8(static_cast<char>(k.fixed_hi)));
+}
+
+// The fixed-point epilogue, or the sums themselves.
+__attribute__((noinline)) void FinishFixed(const TileArgs& args, const int32_t* acc, int pixels) {
+  const TileArgs k = args;  // a copy, so that the stores to dst cannot change it
+  for (int p = 0; p < pixels; ++p, acc += 16) {
+    const int64_t at = p * k.stride;
+    if (k.dst_s32 != nullptr) {
+      for (int i = 0; i < k.channels; ++i) k.dst_s32[at + i] = acc[i];
+      continue;
+    }
+    __m256i v0 = FixedSum(k, acc, 0);
+    __m256i v1 = FixedSum(k, acc, 1);
+    const bool full = k.channels == 16;
+    if (k.residual != nullptr) {
+      alignas(16) uint8_t r[16] = {};
+      if (!full) {
+        for (int i = 0; i < k.channels; ++i) r[i] = k.residual[at + i];
+      }
+      const __m128i codes =
+          full ? _mm_loadu_si128(reinterpret_cast<const __m128i*>(k.residual + at))
+               : _mm_load_si128(reinterpret_cast<const __m128i*>(r));
+      v0 = AddFixedResidual(k, codes, v0);
+      v1 = AddFixedResidual(k, _mm_unpackhi_epi64(codes, codes), v1);
+    }
+    const __m128i bytes = ShiftToU8(k, v0, v1);
+    if (full) {
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(k.dst + at), bytes);
+    } else {
+      alignas(16) uint8_t y[16];
+      _mm_store_si128(reinterpret_cast<__m128i*>(y), bytes);
+      for (int i = 0; i < k.channels; ++i) k.dst[at + i] = y[i];
+    }
+  }
+}
+
 // The epilogue of a tile whose s32 sums are acc[pixel][16], 32-byte aligned.
 template <int kPixels>
 TERN_INLINE void Finish(const TileArgs& args, const int32_t* acc) {
-  if (args.channels == 16 && args.dst != nullptr) {
+  if (args.multiplier == nullptr || args.dst_s32 != nullptr) {
+    FinishFixed(args, acc, kPixels);
+  } else if (args.channels == 16 && args.dst != nullptr) {
     if (args.residual != nullptr) {
       FinishFull<kPixels, true>(args, acc);
     } else {

@@ -13,9 +13,43 @@ namespace {
 #define TERN_INLINE inline __attribute__((always_inline))
 #define TERN_UNROLL _Pragma("GCC unroll 16")
 
+// The fixed-point epilogue, or the sums themselves.
+template <int kPixels>
+TERN_INLINE void FinishFixed(const TileArgs& args, const __m512i (&acc)[kPixels]) {
+  const TileArgs k = args;  // a copy, so that the stores cannot change it
+  const __mmask16 lanes = static_cast<__mmask16>((1u << k.channels) - 1);
+  if (k.dst_s32 != nullptr) {
+    TERN_UNROLL
+    for (int p = 0; p < kPixels; ++p) {
+      _mm512_mask_storeu_epi32(k.dst_s32 + p * k.stride, lanes, acc[p]);
+    }
+    return;
+  }
+  const __m512i multiplier = _mm512_load_si512(k.fixed_multiplier);
+  const __m512i offset = _mm512_load_si512(k.fixed_offset);
+  const __m512i residual_multiplier = _mm512_set1_epi32(k.fixed_residual_multiplier);
+  const __m128i shift = _mm_cvtsi32_si128(k.shift);
+  const __m512i lo = _mm512_set1_epi32(k.fixed_lo);
+  const __m512i hi = _mm512_set1_epi32(k.fixed_hi);
+  TERN_UNROLL
+  for (int p = 0; p < kPixels; ++p) {
+    __m512i v = _mm512_add_epi32(_mm512_mullo_epi32(acc[p], multiplier), offset);
+    if (k.residual != nullptr) {
+      const __m128i r = _mm_maskz_loadu_epi8(lanes, k.residual + p * k.stride);
+      v = _mm512_add_epi32(v, _mm512_mullo_epi32(_mm512_cvtepu8_epi32(r), residual_multiplier));
+    }
+    v = _mm512_min_epi32(hi, _mm512_max_epi32(_mm512_sra_epi32(v, shift), lo));
+    _mm_mask_storeu_epi8(k.dst + p * k.stride, lanes, _mm512_cvtepi32_epi8(v));
+  }
+}
+
 // The epilogue of a tile. Lanes past the block's channels are neither read nor written.
 template <int kPixels>
 TERN_INLINE void Finish(const TileArgs& args, const __m512i (&acc)[kPixels]) {
+  if (args.multiplier == nullptr || args.dst_s32 != nullptr) {
+    FinishFixed<kPixels>(args, acc);
+    return;
+  }
   const TileArgs k = args;  // a copy, so that the stores to y cannot change it
   const __mmask16 lanes = static_cast<__mmask16>((1u << k.channels) - 1);
   const __m512 multiplier = _mm512_load_ps(k.multiplier);

@@ -57,6 +57,18 @@ void Run(const PackedClusterConv& conv, const ClusterConvArgs& args, int64_t pix
         }
       }
       const int64_t i = p * g.oc + o;
+      if (args.dst_s32 != nullptr) {
+        args.dst_s32[i] = acc;
+        continue;
+      }
+      if (args.fixed != nullptr) {
+        const FixedPointLayer& layer = *args.fixed;
+        int64_t sum = int64_t{acc} * layer.multiplier[o] + layer.offset[o];
+        if (args.residual != nullptr) sum += args.residual[i] * layer.residual_multiplier;
+        args.dst[i] =
+            static_cast<uint8_t>(std::clamp<int64_t>(sum >> layer.shift, layer.lo, layer.hi));
+        continue;
+      }
       float v = std::fma(static_cast<float>(acc), args.multiplier[o], args.offset[o]);
       if (args.residual != nullptr) {
         v = std::fma(static_cast<float>(args.residual[i]), args.residual_multiplier, v);

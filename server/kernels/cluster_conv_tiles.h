@@ -35,11 +35,19 @@ struct TileArgs {
   const float* multiplier;  // [16], 64-byte aligned, any value past `channels`
   const float* offset;
   const uint8_t* residual;  // or null
-  uint8_t* dst;             // exactly one of the two
+  uint8_t* dst;             // one of the two, or dst_s32
   float* dst_f32;
   int64_t stride;
   int32_t channels;  // of the block, 1..16; nothing past them is read or written
   float residual_multiplier, lo, hi;
+
+  // Instead of the float constants (null then), for a fixed-point layer.
+  const int32_t* fixed_multiplier;  // [16], 64-byte aligned, any value past `channels`
+  const int32_t* fixed_offset;
+  int32_t fixed_residual_multiplier, shift;
+  uint8_t fixed_lo, fixed_hi;
+  // Set: the sums themselves go there, and nothing else of the epilogue applies.
+  int32_t* dst_s32;
 };
 
 using TileKernel = void (*)(const TileArgs&);

@@ -9,6 +9,8 @@
 #include <cstdint>
 
 #include "server/kernels/dispatch.h"
+#include "server/kernels/elementwise_variants.h"
+#include "server/tensor/fixed_point.h"
 #include "server/tensor/quant_params.h"
 
 namespace tern::kernels {
@@ -38,6 +40,27 @@ void MulChannelsU8(Isa isa, const uint8_t* a, int za, const uint8_t* b, int zb, 
 // sums[c] = sum over pixels of src[p][c] (NHWC, pixels <= 2^23): global average pooling's
 // numerator.
 void SumPixelsU8(Isa isa, const uint8_t* src, size_t pixels, size_t channels, int32_t* sums);
+
+// What follows the s32 sums of a convolution: the float epilogue of cluster_conv.h, to codes or (dst
+// null) to f32, [pixels][channels]. `residual` may be null, or be dst.
+void FinishS32(Isa isa, const int32_t* acc, const uint8_t* residual, const FloatEpilogue& epilogue,
+               size_t pixels, size_t channels, uint8_t* dst, float* dst_f32);
+
+// ---- Fixed point (server/tensor/fixed_point.h): the same operators with integers alone ----------
+
+// dst[p][c] = clamp((acc[p][c] * multiplier[c] + residual[p][c] * residual_multiplier + offset[c])
+// >> shift, lo, hi) of `layer`, whose vectors have `channels` elements: what follows the s32 sums of
+// a convolution. `residual` may be null, or be dst.
+void RequantizeS32(Isa isa, const int32_t* acc, const uint8_t* residual,
+                   const FixedPointLayer& layer, size_t pixels, size_t channels, uint8_t* dst);
+
+// dst[i] = add(a[i], b[i])
+void AddFixedU8(Isa isa, const uint8_t* a, const uint8_t* b, const FixedPointAdd& add, size_t n,
+                uint8_t* dst);
+
+// dst[p][c] = map((a[p][c] - za) * (b[c] - zb))
+void MulChannelsFixedU8(Isa isa, const uint8_t* a, int za, const uint8_t* b, int zb,
+                        const FixedPointMap& map, size_t pixels, size_t channels, uint8_t* dst);
 
 }  // namespace tern::kernels
 

@@ -6,6 +6,38 @@
 #include <cstddef>
 #include <cstdint>
 
+namespace tern::kernels {
+
+// elementwise.h describes it.
+struct FloatEpilogue {
+  const float* multiplier = nullptr;  // [channels]
+  const float* offset = nullptr;
+  float residual_multiplier = 0.0f;
+  float lo = 0.0f, hi = 255.0f;
+};
+
+}  // namespace tern::kernels
+
+// The constants of FixedPointLayer, FixedPointAdd and FixedPointMap where 32 bits hold every sum.
+namespace tern::kernels {
+
+struct NarrowLayer {
+  const int32_t* multiplier;  // [channels]
+  const int32_t* offset;
+  int32_t residual_multiplier;
+  int32_t shift;
+  uint8_t lo, hi;
+};
+
+struct NarrowSum {
+  int32_t multiplier_a, multiplier_b;  // a map has only the first
+  int32_t offset;
+  int32_t shift;
+  uint8_t lo, hi;
+};
+
+}  // namespace tern::kernels
+
 #define TERN_DECLARE_ELEMENTWISE(variant)                                                      \
   namespace tern::kernels::variant {                                                           \
   void QuantizeF32(const float* src, size_t n, float scale, int zero_point, uint8_t* dst);     \
@@ -17,6 +49,17 @@
   void MulChannelsU8(const uint8_t* a, int za, const uint8_t* b, int zb, float m, int zy,      \
                      size_t pixels, size_t channels, uint8_t* dst);                            \
   void SumPixelsU8(const uint8_t* src, size_t pixels, size_t channels, int32_t* sums);         \
+  void FinishS32(const int32_t* acc, const uint8_t* residual, const FloatEpilogue& epilogue,   \
+                 size_t pixels, size_t channels, uint8_t* dst, float* dst_f32);                \
+  void RequantizeS32(const int32_t* acc, const uint8_t* residual, const NarrowLayer& layer,    \
+                     size_t pixels, size_t channels, uint8_t* dst);                            \
+  void AddFixedU8(const uint8_t* a, const uint8_t* b, const NarrowSum& sum, size_t n,          \
+                  uint8_t* dst);                                                               \
+  void MulChannelsFixedU8(const uint8_t* a, int za, const uint8_t* b, int zb,                  \
+                          const NarrowSum& sum, size_t pixels, size_t channels, uint8_t* dst); \
+  /* sums[i] += x . (w + i * stride) over n elements, for the first `count` <= 4 of i. */      \
+  void DotU8S8(const uint8_t* x, const int8_t* w, int64_t stride, int count, size_t n,         \
+               int32_t* sums);                                                                 \
   }
 
 TERN_DECLARE_ELEMENTWISE(scalar)

@@ -14,6 +14,7 @@
 #include "server/base/log.h"
 #include "server/base/status_macros.h"
 #include "server/engine/ops.h"
+#include "server/graph/fixed_point.h"
 #include "server/quant/im2col.h"
 #include "server/quant/observe.h"
 #include "statistics/statistics.h"
@@ -285,6 +286,9 @@ absl::StatusOr<QuantizeResult> Walk::Run() {
     cost_done_ += cost_[i];
     Release(i);
   }
+  if (recipe_.activations() == v1::DFP8) {
+    TERN_RETURN_IF_ERROR(graph::RoundToFixedPoint(result_.graph));
+  }
   FillReport();
   ReportProgress(nullptr);
   TERN_RETURN_IF_ERROR(Annotate(graph::Validate(result_.graph), "quantised network"));
@@ -436,7 +440,10 @@ absl::Status Walk::RunQuantised(const Node& node, const Tensor& weight, std::vec
 absl::StatusOr<QuantizedWeights> Walk::ChooseWeights(const Node& node, const Scheme& scheme,
                                                      const ClusterLayout& layout,
                                                      const Moments* moments) {
-  if (moments == nullptr && scheme.weights == WeightScheme::kInt8) return NearestInt8(node.weight);
+  const bool fixed_point = recipe_.activations() == v1::DFP8;
+  if (moments == nullptr && scheme.weights == WeightScheme::kInt8) {
+    return NearestInt8(node.weight, fixed_point);
+  }
   const int columns = layout.columns();
   const int outputs = static_cast<int>(node.weight.shape()[0]);
   const std::vector<float> rows = ToLayout(layout, node.weight.data<float>());
@@ -444,11 +451,12 @@ absl::StatusOr<QuantizedWeights> Walk::ChooseWeights(const Node& node, const Sch
   options.max_code = MaxCode(scheme.weights);
   if (scheme.weights == WeightScheme::kInt8) {
     options.max_code = MaxInt8CodeWithoutOverflow(columns);
-    options.grid.max_scale = 1;
+    // In fixed point the scale is the step's multiplier, and no factor of the s32 sums.
+    if (!fixed_point) options.grid.max_scale = 1;
   } else {
     options.grid.max_scale = MaxScaleWithoutOverflow(columns, options.max_code);
-    options.grid.power_of_two_step = recipe_.activations() == v1::DFP8;
   }
+  options.grid.power_of_two_step = fixed_point;
   CodedWeights coded;
   if (moments == nullptr) {
     coded = NearestWeights(layout, outputs, rows, options.max_code, options.grid);

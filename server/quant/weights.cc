@@ -167,6 +167,9 @@ QuantizedWeights ToQuantizedWeights(const ClusterLayout& layout, const CodedWeig
   result.scheme = scheme;
   result.codes = Tensor::Of<int8_t>(shape, FromLayout(layout, weights.codes));
   result.steps = weights.steps;
+  if (scheme == WeightScheme::kInt8) {
+    for (size_t o = 0; o < result.steps.size(); ++o) result.steps[o] *= weights.scales[o];
+  }
   if (scheme != WeightScheme::kInt8) {
     result.cluster_size = n;
     std::vector<int8_t> scales(weights.scales.begin(), weights.scales.end());
@@ -175,13 +178,35 @@ QuantizedWeights ToQuantizedWeights(const ClusterLayout& layout, const CodedWeig
   return result;
 }
 
-QuantizedWeights NearestInt8(const Tensor& weight) {
+QuantizedWeights NearestInt8(const Tensor& weight, bool fixed_point) {
   const int outputs = static_cast<int>(weight.shape()[0]);
   const int columns = static_cast<int>(weight.elements() / outputs);
   const ClusterLayout layout = MakeClusterLayout(columns, 1, 0);
-  CodedWeights coded =
-      NearestWeights(layout, outputs, weight.data<float>(), MaxInt8CodeWithoutOverflow(columns),
-                     ScaleGrid{.max_scale = 1});
+  const int max_code = MaxInt8CodeWithoutOverflow(columns);
+  ScaleGrid grid{.max_scale = 1};
+  if (fixed_point) grid = ScaleGrid{.power_of_two_step = true};
+  CodedWeights coded = NearestWeights(layout, outputs, weight.data<float>(), max_code, grid);
+  for (int o = 0; o < outputs && fixed_point; ++o) {
+    const auto row = weight.data<float>().subspan(static_cast<size_t>(o) * columns, columns);
+    const float wanted = UniformScale(row, max_code) / coded.steps[o];
+    double best = std::numeric_limits<double>::infinity();
+    for (const float rounded : {std::ceil(wanted), std::floor(wanted)}) {
+      const float scale = std::clamp(rounded, 1.0f, static_cast<float>(grid.max_scale));
+      const float alpha = scale * coded.steps[o];
+      double error = 0;
+      for (float v : row) {
+        const float e = v - alpha * static_cast<float>(NearestCode(v, alpha, max_code));
+        error += static_cast<double>(e) * e;
+      }
+      if (error >= best) continue;
+      best = error;
+      coded.scales[o] = static_cast<uint8_t>(scale);
+      for (int j = 0; j < columns; ++j) {
+        coded.codes[static_cast<size_t>(o) * columns + j] =
+            static_cast<int8_t>(NearestCode(row[j], alpha, max_code));
+      }
+    }
+  }
   return ToQuantizedWeights(layout, coded, WeightScheme::kInt8, 0, weight.shape());
 }
 

@@ -96,13 +96,14 @@ CodedWeights NearestWeights(const ClusterLayout& layout, int outputs, absl::Span
                             int max_code, const ScaleGrid& grid);
 
 // As stored in a graph; `shape` is the float weight's shape. `n` is stored as the cluster size (0
-// for int8, whose layout has one cluster and whose scales must be 1).
+// for int8, whose layout has one cluster and whose scales become factors of the steps).
 QuantizedWeights ToQuantizedWeights(const ClusterLayout& layout, const CodedWeights& weights,
                                     WeightScheme scheme, int n, const Shape& shape);
 
 // Per-channel int8 of any convolution or fully connected weight, grouped ones too: for each output
-// channel the better of the scales of UniformScale.
-QuantizedWeights NearestInt8(const Tensor& weight);
+// channel the better of the scales of UniformScale. For fixed point the steps are 1..127 times one
+// power of two: of the two beside UniformScale's the better one, with the codes nearest to it.
+QuantizedWeights NearestInt8(const Tensor& weight, bool fixed_point);
 
 // Multiplies the scales of coded weights by factor [o][g] (int8: [o]) and puts them on the grid
 // again.

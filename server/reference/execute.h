@@ -15,7 +15,7 @@ namespace tern::reference {
 // double. INVALID_ARGUMENT if the input's shape does not fit or the graph holds quantised nodes.
 absl::StatusOr<std::vector<Tensor>> ExecuteFloat(const graph::Graph& graph, const Tensor& input);
 
-// Runs a quantised graph by the integer definition (docs/quantisation.md, "Inference
+// Runs a quantised graph by the integer definition of its arithmetic (docs/quantisation.md, "Inference
 // arithmetic"). Values with QuantParams are u8 NCHW, others f32. The float input is quantised
 // first if the input value has QuantParams.
 //
@@ -29,6 +29,7 @@ absl::StatusOr<std::vector<Tensor>> ExecuteFloat(const graph::Graph& graph, cons
 //   y      = clamp(round_to_nearest_even(v), lo, hi), lo/hi = the clip range in codes, within
 //   [0,255]
 // A float output (no QuantParams; the logits): sy = 1, zy = 0, no rounding, clip in reals.
+// Fixed-point graphs: integers only, by server/tensor/fixed_point.h.
 absl::StatusOr<std::vector<Tensor>> ExecuteQuantized(const graph::Graph& graph,
                                                      const Tensor& input);
 

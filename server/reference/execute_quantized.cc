@@ -3,9 +3,10 @@
 #include <limits>
 
 #include "server/base/status_macros.h"
+#include "server/graph/fixed_point.h"
 #include "server/reference/execute.h"
+#include "server/reference/fixed_point.h"
 #include "server/reference/ops.h"
-#include "server/tensor/cluster.h"
 
 namespace tern::reference {
 namespace {
@@ -32,34 +33,25 @@ uint8_t Round(float v, const Limits& limits) {
   return static_cast<uint8_t>(limits.Clamp(std::nearbyint(v)));
 }
 
-// v = fma(q, multiplier, offset): a code in another quantisation.
-struct Rescale {
-  Rescale(const QuantParams& x, const QuantParams& y)
-      : multiplier(static_cast<float>(double{x.scale} / y.scale)),
-        offset(static_cast<float>(y.zero_point - x.zero_point * (double{x.scale} / y.scale))),
-        identity(x == y) {}
-  uint8_t operator()(uint8_t q) const {
-    if (identity) return q;
-    return Round(std::fma(static_cast<float>(q), multiplier, offset), {0.0f, 255.0f});
-  }
-  float multiplier, offset;
-  bool identity;
-};
+using Table = std::array<uint8_t, 256>;
 
-// The integer weights w = cluster scale * code, OIHW.
-std::vector<int32_t> IntegerWeights(const QuantizedWeights& weights) {
-  const Shape& shape = weights.codes.shape();
-  const absl::Span<const int8_t> codes = weights.codes.data<int8_t>();
-  std::vector<int32_t> result(codes.begin(), codes.end());
-  if (weights.scheme == WeightScheme::kInt8) return result;
-  const int64_t channels = shape[1], taps = shape.elements() / (shape[0] * shape[1]);
-  const ClusterMap map(static_cast<int>(channels), weights.cluster_size);
-  for (size_t i = 0; i < result.size(); ++i) {
-    const int64_t o = static_cast<int64_t>(i) / (channels * taps);
-    const int c = static_cast<int>(static_cast<int64_t>(i) / taps % channels);
-    result[i] *= weights.cluster_scales.data<int8_t>()[o * map.clusters() + map.cluster_of(c)];
+// The code in quantisation y of the real that each code of x stands for: the code itself if x == y,
+// else v = fma(q, multiplier, offset), or its integer counterpart.
+Table RescaleTable(graph::Arithmetic arithmetic, const QuantParams& x, const QuantParams& y) {
+  Table table;
+  const double ratio = double{x.scale} / y.scale;
+  for (int q = 0; q < 256; ++q) {
+    if (x == y) {
+      table[q] = static_cast<uint8_t>(q);
+    } else if (arithmetic == graph::Arithmetic::kFixedPoint) {
+      table[q] = graph::FixedPointRescale(x, y)(q);
+    } else {
+      const float offset = static_cast<float>(y.zero_point - x.zero_point * ratio);
+      table[q] = Round(std::fma(static_cast<float>(q), static_cast<float>(ratio), offset),
+                       {0.0f, 255.0f});
+    }
   }
-  return result;
+  return table;
 }
 
 // Executes one quantised graph.
@@ -127,12 +119,17 @@ class Executor {
     }
     if (node.op == OpType::kConv || node.op == OpType::kFullyConnected) {
       if (!node.quantized) return false;
-      Linear(node);
+      if (graph_.arithmetic == graph::Arithmetic::kFixedPoint) {
+        FixedPoint(node);
+      } else {
+        Linear(node);
+      }
       return true;
     }
     if (!quant(node.output)) return false;
+    if (graph_.arithmetic == graph::Arithmetic::kFixedPoint && FixedPoint(node)) return true;
     if (IsUnary(node.op)) {
-      Table(node);
+      Unary(node);
       return true;
     }
     switch (node.op) {
@@ -164,6 +161,34 @@ class Executor {
       default:
         return false;
     }
+  }
+
+  // Operators whose fixed-point rule is not a table; false for others.
+  bool FixedPoint(const Node& node) {
+    Codes inputs;
+    for (graph::ValueId id : node.inputs) inputs.push_back(codes(id));
+    const bool linear = node.op == OpType::kConv || node.op == OpType::kFullyConnected;
+    if (linear && !quant(node.output)) {
+      // Real numbers leave the integers here: one rounding to f32, and an exact power of two.
+      const float unit = std::ldexp(1.0f, graph::FixedPointOf(graph_, node).exponent);
+      const Limits limits = LimitsOf(node, {});
+      const std::vector<int64_t> sums = FixedPointSums(graph_, node, inputs, n_);
+      Tensor result(DType::kF32, graph_.shape(node.output).WithBatch(n_));
+      for (size_t i = 0; i < sums.size(); ++i) {
+        result.data<float>()[i] = limits.Clamp(static_cast<float>(sums[i]) * unit);
+      }
+      values_[node.output] = std::move(result);
+      return true;
+    }
+    const auto run = linear                                    ? FixedPointLinear
+                     : node.op == OpType::kAdd                 ? FixedPointAddition
+                     : node.op == OpType::kMul                 ? FixedPointMultiplication
+                     : node.op == OpType::kAveragePool ||
+                             node.op == OpType::kGlobalAveragePool ? FixedPointAveragePool
+                                                               : nullptr;
+    if (run == nullptr) return false;
+    run(graph_, node, inputs, n_, NewCodes(node).data());
+    return true;
   }
 
   void Linear(const Node& node) {
@@ -221,8 +246,8 @@ class Executor {
     }
   }
 
-  void Table(const Node& node) {
-    std::array<uint8_t, 256> table;
+  void Unary(const Node& node) {
+    Table table;
     for (int q = 0; q < 256; ++q) {
       const float x = quant(node.inputs[0])->Dequantize(static_cast<uint8_t>(q));
       table[q] = quant(node.output)->Quantize(static_cast<float>(UnaryFunction(node, x)));
@@ -239,6 +264,10 @@ class Executor {
     const absl::Span<uint8_t> out = NewCodes(node);
     for (size_t i = 0; i < out.size(); ++i) {
       const int64_t c = static_cast<int64_t>(i) / area % shape[0];
+      if (graph_.arithmetic == graph::Arithmetic::kFixedPoint) {
+        out[i] = graph::FixedPointBatchNorm(graph_, node, c)(codes(node.inputs[0])[i]);
+        continue;
+      }
       const double m = double{node.weight.data<float>()[c]} * x.scale / y.scale;
       const double offset =
           double{node.bias.data<float>()[c]} / y.scale + y.zero_point - x.zero_point * m;
@@ -293,11 +322,11 @@ class Executor {
     const absl::Span<uint8_t> out = NewCodes(node);
     int64_t done = 0;
     for (graph::ValueId id : node.inputs) {
-      const Rescale rescale(*quant(id), *quant(node.output));
+      const Table rescale = RescaleTable(graph_.arithmetic, *quant(id), *quant(node.output));
       const int64_t run = graph_.shape(id).elements() / outer;
       for (int64_t o = 0; o < n_ * outer; ++o) {
         for (int64_t i = 0; i < run; ++i) {
-          out[o * (shape.elements() / outer) + done + i] = rescale(codes(id)[o * run + i]);
+          out[o * (shape.elements() / outer) + done + i] = rescale[codes(id)[o * run + i]];
         }
       }
       done += run;
@@ -307,7 +336,8 @@ class Executor {
   void MaxPool(const Node& node) {
     const Shape& x = graph_.shape(node.inputs[0]);
     const Shape& shape = graph_.shape(node.output);
-    const Rescale rescale(*quant(node.inputs[0]), *quant(node.output));
+    const Table rescale =
+        RescaleTable(graph_.arithmetic, *quant(node.inputs[0]), *quant(node.output));
     const uint8_t* from = codes(node.inputs[0]);
     uint8_t* to = NewCodes(node).data();
     for (int64_t plane = 0; plane < n_ * shape[0]; ++plane, from += x[1] * x[2]) {
@@ -320,7 +350,7 @@ class Executor {
               most = std::max(most, from[h * x[2] + w]);
             }
           }
-          *to++ = rescale(most);
+          *to++ = rescale[most];
         }
       }
     }
@@ -359,14 +389,15 @@ class Executor {
   void Move(const Node& node) {
     const Shape& x = graph_.shape(node.inputs[0]);
     const Shape& shape = graph_.shape(node.output);
-    const Rescale rescale(*quant(node.inputs[0]), *quant(node.output));
+    const Table rescale =
+        RescaleTable(graph_.arithmetic, *quant(node.inputs[0]), *quant(node.output));
     const uint8_t pad = quant(node.output)->Quantize(node.pad_value);
     const absl::Span<uint8_t> out = NewCodes(node);
     for (size_t i = 0; i < out.size(); ++i) {
       const int64_t image = static_cast<int64_t>(i) / shape.elements();
       const int64_t source =
           SourceIndex(node, x, shape, static_cast<int64_t>(i) % shape.elements());
-      out[i] = source < 0 ? pad : rescale(codes(node.inputs[0])[image * x.elements() + source]);
+      out[i] = source < 0 ? pad : rescale[codes(node.inputs[0])[image * x.elements() + source]];
     }
   }
 

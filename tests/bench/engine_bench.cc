@@ -1,8 +1,9 @@
 // Milliseconds per image of one network in float, int8, ternary and 4-bit, side by side.
 //
 //   engine_bench --onnx FILE [--isa scalar|avx2|native] [--batch 1,8] [--threads 1] [--rounds 15]
-//                [--schemes float,int8,ternary:64] [--layers]
+//                [--schemes float,int8,ternary:64,int8:dfp8,ternary:4:dfp8] [--layers] [--expand]
 //
+// :dfp8 is the fixed-point form of a scheme; --expand lets ternary run as int8 where VNNI exists.
 // Rounds are interleaved, so that a slow moment of the machine meets every scheme. Weights are
 // rounded directly: the numbers are typical, the accuracy is not. First and last layers are int8 in
 // every quantised network.
@@ -22,6 +23,7 @@
 #include "absl/strings/str_split.h"
 #include "server/engine/ops.h"
 #include "server/engine/plan.h"
+#include "server/graph/fixed_point.h"
 #include "server/graph/passes.h"
 #include "server/onnx/import.h"
 #include "tests/engine/quantize_graph.h"
@@ -37,6 +39,7 @@ struct Flags {
   int threads = 1;
   int rounds = 15;
   bool layers = false;
+  bool expand = false;
 };
 
 [[noreturn]] void Fail(const std::string& message) {
@@ -63,6 +66,10 @@ Flags Parse(int argc, char** argv) {
     const std::string flag = argv[i];
     if (flag == "--layers") {
       flags.layers = true;
+      continue;
+    }
+    if (flag == "--expand") {
+      flags.expand = true;
       continue;
     }
     if (i + 1 >= argc) Fail(absl::StrCat("no value for ", flag));
@@ -120,8 +127,14 @@ graph::Graph InScheme(const graph::Graph& graph, const testing::Ranges& ranges,
   const auto scheme = schemes.find(parts[0]);
   if (scheme == schemes.end()) Fail(absl::StrCat("unknown scheme ", name));
   options.scheme = scheme->second;
-  options.cluster_size = parts.size() > 1 ? Number(parts[1]) : 4;
-  return testing::QuantizeGraph(graph, ranges, options);
+  const bool fixed_point = parts.back() == "dfp8";
+  options.cluster_size = parts.size() > (fixed_point ? 2 : 1) ? Number(parts[1]) : 4;
+  graph::Graph result = testing::QuantizeGraph(graph, ranges, options);
+  if (!fixed_point) return result;
+  if (const absl::Status status = graph::RoundToFixedPoint(result); !status.ok()) {
+    Fail(status.ToString());
+  }
+  return result;
 }
 
 struct Contender {
@@ -174,8 +187,8 @@ int Main(int argc, char** argv) {
       PlanOptions options;
       options.isa = isa;
       options.max_batch = batch;
-      // Ternary is measured on our kernels even where int8 would serve it.
-      options.expand_ternary_on_vnni = false;
+      // Ternary is measured on our kernels even where int8 would serve it, unless told otherwise.
+      options.expand_ternary_on_vnni = flags.expand;
       auto plan = Check(Plan::Create(InScheme(graph, ranges, name), options));
       Session session = Check(plan->NewSession(flags.threads));
       std::mt19937 random(2);

@@ -1,9 +1,11 @@
 #include <gtest/gtest.h>
 
 #include <cstdlib>
+#include <random>
 
 #include "absl/strings/str_replace.h"
 #include "server/engine/plan.h"
+#include "server/graph/fixed_point.h"
 #include "server/reference/execute.h"
 #include "tests/engine/graph_builder.h"
 #include "tests/engine/quantize_graph.h"
@@ -331,8 +333,217 @@ TEST_P(OneDnnLayerTest, ExtremeTernaryScalesDoNotSaturate) {
   });
 }
 
+// Networks that were quantised elsewhere may use all of s8. Without VNNI pairs of such products
+// saturate in oneDNN, so our own kernel runs them.
+TEST_P(OneDnnLayerTest, EightBitCodesAreExactOnEveryCpu) {
+  for (bool float_output : {false, true}) {
+    for (bool extreme : {false, true}) {
+      GraphBuilder b(GetParam().input);
+      QuantizeOptions quantize;
+      quantize.float_output = float_output;
+      Graph graph = Quantized(b.Finish(GetParam().build(b)), quantize);
+      for (Node& node : graph.nodes) {
+        if (!node.quantized) continue;
+        for (int8_t& code : node.quantized->codes.data<int8_t>()) {
+          code = static_cast<int8_t>(extreme ? 127 : 2 * code);
+        }
+        node.quantized->codes.data<int8_t>()[0] = -127;
+        for (float& step : node.quantized->steps) step /= extreme ? 100.0f : 2.0f;
+      }
+      Case c{std::move(graph), {}, 3, 1};
+      c.options.max_batch = 3;
+      Tensor input = InputFor(c.graph, 3);
+      if (extreme) {
+        for (float& v : input.data<float>()) v = 1e6f;  // code 255
+      }
+      const bool capped = std::getenv("ONEDNN_MAX_CPU_ISA") != nullptr ||
+                          kernels::DetectIsa() != kernels::Isa::kAvx512Vnni;
+      ForEveryNode(c, input, [&](const Node& node, const LayerInfo& layer, const Difference& d) {
+        if (node.quantized && capped) {
+          EXPECT_EQ(layer.implementation.substr(0, 9), "tern:int8");
+          EXPECT_EQ(d.worst, 0) << node.name << " by " << layer.implementation;
+        } else if (c.graph.values[node.output].quant) {
+          EXPECT_LE(d.worst, node.quantized ? 1 : 0) << node.name << " by " << layer.implementation;
+          EXPECT_LE(d.share, 0.002) << node.name << " by " << layer.implementation;
+        } else {
+          EXPECT_LE(d.worst, 1e-5) << node.name << " by " << layer.implementation;
+        }
+      });
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Layers, OneDnnLayerTest, ::testing::ValuesIn(LayerCases()),
                          [](const auto& info) { return info.param.name; });
+
+// ---- Fixed point: bit-identical to the integer reference, whatever runs a layer ------------------
+
+struct FixedPointCase {
+  std::string name;
+  Graph graph;
+  kernels::Isa isa;
+  bool expand = true;
+};
+
+void PrintTo(const FixedPointCase& c, std::ostream* out) { *out << c.name; }
+
+Graph FixedPoint(Graph graph) {
+  const absl::Status status = graph::RoundToFixedPoint(graph);
+  EXPECT_TRUE(status.ok()) << status;
+  return graph;
+}
+
+// Scales, steps and biases moved by random powers of two: sums that need 64 bits, results that
+// saturate or vanish.
+Graph Scattered(Graph graph, unsigned seed) {
+  std::mt19937 random(seed);
+  const auto power = [&](int range) {
+    return std::ldexp(1.0f, static_cast<int>(random() % (2 * range + 1)) - range);
+  };
+  for (Value& value : graph.values) {
+    if (value.quant) value.quant->scale *= power(12);
+  }
+  for (Node& node : graph.nodes) {
+    if (!node.quantized) continue;
+    const float all = power(16);
+    for (float& step : node.quantized->steps) step *= all;
+    for (float& bias : node.bias.data<float>()) bias *= power(12);
+  }
+  return FixedPoint(std::move(graph));
+}
+
+std::vector<FixedPointCase> FixedPointCases() {
+  std::vector<NamedGraph> graphs = Zoo();
+  for (NamedGraph& named : OwnLayers()) graphs.push_back(std::move(named));
+  std::vector<FixedPointCase> cases;
+  unsigned seed = 1;
+  for (const NamedGraph& named : graphs) {
+    for (WeightScheme scheme :
+         {WeightScheme::kInt8, WeightScheme::kTernaryCluster, WeightScheme::kInt4Cluster}) {
+      QuantizeOptions options;
+      options.scheme = scheme;
+      const Graph quantized = Quantized(named.graph, options);
+      const Graph regular = FixedPoint(quantized);
+      const Graph scattered = Scattered(quantized, seed++);
+      for (kernels::Isa isa : kernels::RunnableIsas()) {
+        const std::string name = absl::StrReplaceAll(
+            absl::StrCat(named.name, "_", Name(scheme), "_", kernels::IsaName(isa)), {{"-", "_"}});
+        cases.push_back({name, regular, isa});
+        cases.push_back({name + "_scattered", scattered, isa});
+        if (scheme == WeightScheme::kTernaryCluster && isa == kernels::Isa::kAvx512Vnni) {
+          cases.push_back({name + "_own", regular, isa, false});
+        }
+      }
+    }
+  }
+  return cases;
+}
+
+class FixedPointPlanTest : public ::testing::TestWithParam<FixedPointCase> {};
+
+TEST_P(FixedPointPlanTest, IsBitIdenticalToTheReference) {
+  for (int batch : {1, 3, 7}) {
+    Case c{GetParam().graph, {}, batch, batch == 3 ? 2 : 1};
+    c.options.isa = GetParam().isa;
+    c.options.expand_ternary_on_vnni = GetParam().expand;
+    c.options.max_batch = 7;
+    // What follows a float island inherits its rounding.
+    std::vector<bool> exact(c.graph.values.size(), true);
+    ForEveryNode(c, InputFor(c.graph, batch),
+                 [&](const Node& node, const LayerInfo& layer, const Difference& d) {
+                   bool integer = true;
+                   for (ValueId id : node.inputs) {
+                     integer = integer && exact[id] && c.graph.values[id].quant;
+                   }
+                   integer = integer && node.op != OpType::kSoftmax && node.op != OpType::kSub &&
+                             node.op != OpType::kReduceMean && node.op != OpType::kDiv;
+                   integer = integer && (node.quantized || c.graph.values[node.output].quant);
+                   exact[node.output] = integer;
+                   if (!integer) return;
+                   EXPECT_EQ(d.worst, 0) << node.name << " by " << layer.implementation
+                                         << ", batch " << batch;
+                   EXPECT_NE(layer.implementation.substr(0, 12), "float-island") << node.name;
+                 });
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Zoo, FixedPointPlanTest, ::testing::ValuesIn(FixedPointCases()),
+                         [](const auto& info) { return info.param.name; });
+
+TEST_P(OneDnnLayerTest, FixedPointIsBitIdenticalToTheReference) {
+  for (bool float_output : {false, true}) {
+    for (WeightScheme scheme : {WeightScheme::kInt8, WeightScheme::kTernaryCluster}) {
+      for (bool extreme : {false, true}) {
+        GraphBuilder b(GetParam().input);
+        QuantizeOptions quantize;
+        quantize.scheme = scheme;
+        quantize.float_output = float_output;
+        Graph graph = Quantized(b.Finish(GetParam().build(b)), quantize);
+        for (Node& node : graph.nodes) {
+          if (!extreme || !node.quantized) continue;
+          const int code = node.quantized->scheme == WeightScheme::kInt8 ? 63 : 1;
+          for (int8_t& c : node.quantized->codes.data<int8_t>()) c = static_cast<int8_t>(code);
+        }
+        Case c{FixedPoint(std::move(graph)), {}, 3, 1};
+        c.options.max_batch = 3;
+        Tensor input = InputFor(c.graph, 3);
+        if (extreme) {
+          for (float& v : input.data<float>()) v = 1e6f;  // code 255
+        }
+        ForEveryNode(c, input, [&](const Node& node, const LayerInfo& layer, const Difference& d) {
+          EXPECT_EQ(d.worst, 0) << node.name << " by " << layer.implementation;
+        });
+      }
+    }
+  }
+}
+
+// Images whose sums exceed the cache are computed in bands of rows, with padding at both ends only.
+TEST(FixedPointPlanTest, LargeImagesAreExactBandByBand) {
+  ConvAttributes uneven = Strided(2, 1);
+  uneven.pad_top = 2;
+  uneven.pad_bottom = 0;
+  uneven.dilation_h = 2;
+  ConvAttributes beyond = Strided(1, 1);  // rows of nothing but padding
+  beyond.pad_top = beyond.pad_bottom = 4;
+  for (const ClipRange& clip : {kReluRange, ClipRange{-kInfinity, kInfinity}}) {
+    GraphBuilder b({3, 101, 90});
+    ValueId x = b.Conv(b.input(), 16, 3, Strided(1, 1), clip);
+    x = b.Conv(x, 24, 1, {}, clip);
+    x = b.Conv(x, 24, 5, Strided(1, 2, 24), clip, x);
+    x = b.Conv(x, 24, 3, beyond, clip);
+    x = b.Conv(x, 130, 3, uneven, clip);
+    x = b.FullyConnected(b.Flatten(b.GlobalAverage(x)), 5);
+    Case c{FixedPoint(Quantized(b.Finish(x), {})), {}, 2, 2};
+    c.options.max_batch = 2;
+    ForEveryNode(c, InputFor(c.graph, 2),
+                 [&](const Node& node, const LayerInfo& layer, const Difference& d) {
+                   EXPECT_EQ(d.worst, 0) << node.name << " by " << layer.implementation;
+                 });
+  }
+}
+
+// f32, through which oneDNN's sums go, holds integers up to 2^24 only.
+TEST(FixedPointPlanTest, SumsBeyondTwentyFourBitsAreExact) {
+  GraphBuilder b({3000, 1, 1});
+  Graph graph = b.Finish(b.FullyConnected(b.Flatten(b.input()), 21));
+  graph = Quantized(graph, {});
+  for (Node& node : graph.nodes) {
+    if (!node.quantized) continue;
+    for (int8_t& code : node.quantized->codes.data<int8_t>()) {
+      code = static_cast<int8_t>(std::abs(code));
+    }
+  }
+  Case c{FixedPoint(std::move(graph)), {}, 2, 1};
+  Tensor input = InputFor(c.graph, 2);
+  for (float& v : input.data<float>()) v = std::abs(v);
+  ForEveryNode(c, input, [&](const Node& node, const LayerInfo& layer, const Difference& d) {
+    EXPECT_EQ(d.worst, 0) << node.name << " by " << layer.implementation;
+    if (node.quantized) {
+      EXPECT_EQ(layer.implementation.substr(0, 9), "tern:int8");
+    }
+  });
+}
 
 TEST(QuantizedPlanTest, KeepsDataIntegerExceptInNamedIslands) {
   GraphBuilder b({16, 8, 8});

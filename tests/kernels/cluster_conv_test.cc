@@ -255,7 +255,66 @@ void ScaleToU8(Problem& problem, const std::vector<int32_t>& accumulators, uint3
   problem.hi = static_cast<float>(Draw(random, 230, 255));
 }
 
-// The accumulators as f32 and a u8 result, against guards on either side.
+// The fixed-point epilogue with random constants that fit 32 bits, against 64-bit integers; and the
+// sums themselves.
+void CheckFixedPoint(const Problem& problem, const std::vector<int32_t>& accumulators, Isa isa,
+                     bool with_residual) {
+  std::mt19937 random(static_cast<uint32_t>(accumulators.size()) + with_residual);
+  int64_t largest = 1;
+  for (int32_t acc : accumulators) largest = std::max<int64_t>(largest, std::abs(acc));
+  FixedPointLayer layer;
+  // Multipliers beyond 16 bits where the sums are small.
+  const int64_t room = std::min<int64_t>((int64_t{1} << 29) / largest, 127 << 24);
+  layer.residual_multiplier = with_residual ? int64_t{1} << Draw(random, 0, 20) : 0;
+  int64_t top = 1;
+  for (int o = 0; o < problem.g.oc; ++o) {
+    layer.multiplier.push_back(static_cast<int32_t>(
+        std::max<int64_t>(1, Draw(random, 1, static_cast<int>(std::max<int64_t>(1, room))))));
+    layer.offset.push_back(Draw(random, -(1 << 28), 1 << 28));
+    top = std::max(top, largest * layer.multiplier.back());
+  }
+  layer.narrow_offset.assign(layer.offset.begin(), layer.offset.end());
+  while (top >> layer.shift > 300) ++layer.shift;
+  layer.lo = Draw(random, 0, 20);
+  layer.hi = Draw(random, 230, 255);
+  std::vector<uint8_t> residual(with_residual ? accumulators.size() : 0);
+  for (uint8_t& r : residual) r = static_cast<uint8_t>(Draw(random, 0, 255));
+  std::vector<float> expected(accumulators.size());
+  for (size_t i = 0; i < expected.size(); ++i) {
+    const size_t o = i % problem.g.oc;
+    int64_t sum = int64_t{accumulators[i]} * layer.multiplier[o] + layer.offset[o];
+    if (with_residual) sum += residual[i] * layer.residual_multiplier;
+    expected[i] =
+        static_cast<float>(std::clamp<int64_t>(sum >> layer.shift, layer.lo, layer.hi));
+  }
+
+  const PackedClusterConv conv = PackClusterConv(problem.g, problem.weights, isa);
+  const Guard guard = with_residual ? Guard::kBefore : Guard::kAfter;
+  GuardedBuffer<uint8_t> dst(std::vector<uint8_t>(accumulators.size(), 77), guard);
+  GuardedBuffer<int32_t> sums(std::vector<int32_t>(accumulators.size(), 77), guard);
+  AlignedBuffer scratch(ClusterConvScratchBytes(conv));
+  ClusterConvArgs args;
+  args.src = problem.src.data();
+  args.batch = problem.batch;
+  args.src_zero_point = problem.zero_point;
+  args.scratch = scratch.as<void>();
+  args.dst_s32 = sums.data();
+  RunClusterConv(conv, args, 0, problem.pixels(), 0, OutputBlocks(problem.g));
+  args.dst_s32 = nullptr;
+  args.fixed = &layer;
+  args.dst = dst.data();
+  if (with_residual) {
+    std::copy(residual.begin(), residual.end(), dst.data());
+    args.residual = dst.data();
+  }
+  RunClusterConv(conv, args, 0, problem.pixels(), 0, OutputBlocks(problem.g));
+  EXPECT_TRUE(dst.SlackIsUntouched());
+  EXPECT_TRUE(sums.SlackIsUntouched());
+  ASSERT_EQ(sums.ToVector(), accumulators) << Describe(problem);
+  ExpectSame(std::vector<float>(dst.data(), dst.data() + expected.size()), expected, problem);
+}
+
+// The accumulators as f32, a u8 result and a fixed-point one, against guards on either side.
 void Check(Problem problem, Isa isa) {
   const std::vector<int32_t> accumulators = Accumulators(problem);
   ExpectSame(RunVariant(problem, isa), Expected(problem, accumulators), problem);
@@ -263,6 +322,9 @@ void Check(Problem problem, Isa isa) {
   RunOptions options;
   options.guard = Guard::kBefore;
   ExpectSame(RunVariant(problem, isa, options), Expected(problem, accumulators), problem);
+  for (bool with_residual : {false, true}) {
+    CheckFixedPoint(problem, accumulators, isa, with_residual);
+  }
 }
 
 class ClusterConvTest : public IsaTest {};

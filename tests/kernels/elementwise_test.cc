@@ -8,6 +8,7 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "server/kernels/int8_conv.h"
 #include "tests/kernels/isa_test.h"
 #include "tests/testing/guarded_buffer.h"
 
@@ -222,6 +223,134 @@ TEST_P(ElementwiseTest, EachFmaRoundsOnce) {
     ASSERT_THAT(dst, Each(expected));
   }
   EXPECT_GT(telling, 10);
+}
+
+// Constants that 32 bits hold, and ones that need 64, down to the limits of FixedPointLayer.
+TEST_P(ElementwiseTest, RequantizesSumsWithIntegersAlone) {
+  for (bool narrow : {true, false}) {
+    for (size_t channels : {1, 3, 8, 15, 16, 17, 27, 40, 64}) {
+      for (bool with_residual : {false, true}) {
+        std::mt19937_64 random(channels);
+        const auto draw = [&](int64_t lo, int64_t hi) {
+          return lo + static_cast<int64_t>(random() % static_cast<uint64_t>(hi - lo + 1));
+        };
+        constexpr size_t kPixels = 19;
+        const int64_t top = narrow ? 1 << 22 : std::numeric_limits<int32_t>::max();
+        FixedPointLayer layer;
+        layer.shift = narrow ? 20 : 40;
+        layer.residual_multiplier = with_residual ? int64_t{1} << (narrow ? 20 : 40) : 0;
+        layer.lo = 3;
+        layer.hi = 250;
+        for (size_t c = 0; c < channels; ++c) {
+          layer.multiplier.push_back(static_cast<int32_t>(draw(1, narrow ? 127 : 127 << 24)));
+          layer.offset.push_back(draw(-(int64_t{1} << (narrow ? 29 : 58)), 1 << 29));
+        }
+        if (narrow) layer.narrow_offset.assign(layer.offset.begin(), layer.offset.end());
+        std::vector<int32_t> acc(kPixels * channels);
+        for (int32_t& a : acc) a = static_cast<int32_t>(draw(-top, top));
+        const std::vector<uint8_t> residual = RandomCodes(acc.size(), 4);
+        for (Guard guard : kGuards) {
+          const GuardedBuffer<int32_t> src(acc, guard);
+          GuardedBuffer<uint8_t> dst(residual, guard);
+          RequantizeS32(GetParam(), src.data(), with_residual ? dst.data() : nullptr, layer, kPixels,
+                        channels, dst.data());
+          for (size_t i = 0; i < acc.size(); ++i) {
+            const size_t c = i % channels;
+            __int128 sum = __int128{acc[i]} * layer.multiplier[c] + layer.offset[c];
+            if (with_residual) sum += __int128{residual[i]} * layer.residual_multiplier;
+            const __int128 y = sum >> layer.shift;
+            ASSERT_EQ(dst.data()[i], static_cast<int>(y < 3 ? 3 : y > 250 ? 250 : y))
+                << channels << " channels, element " << i;
+          }
+          ASSERT_TRUE(dst.SlackIsUntouched());
+        }
+      }
+    }
+  }
+}
+
+TEST_P(ElementwiseTest, AddsAndMultipliesWithIntegersAlone) {
+  for (int exponent : {0, 3, 14, 22, 23, 30, 40}) {
+    for (size_t n : kSizes) {
+      const std::vector<uint8_t> a = RandomCodes(n, 5), b = RandomCodes(n, 6);
+      FixedPointAdd add;
+      add.multiplier_a = int64_t{1} << exponent;
+      add.multiplier_b = exponent > 2 ? 4 : 1;
+      add.shift = exponent;
+      add.offset = (int64_t{1} << exponent) / 2 - 30 * add.multiplier_b;
+      add.lo = 7;
+      add.hi = 201;
+      // (a - 100) (b - 40) in units that the result counts in 2^12, or far coarser or finer ones.
+      FixedPointMap map;
+      map.multiplier = add.multiplier_a;
+      map.shift = std::min(exponent + 12, kMaxShift);
+      map.offset = (int64_t{5} << map.shift) + (int64_t{1} << map.shift) / 2;
+      for (Guard guard : kGuards) {
+        const GuardedBuffer<uint8_t> p(a, guard), q(b, guard);
+        GuardedBuffer<uint8_t> sum(std::vector<uint8_t>(n), guard);
+        GuardedBuffer<uint8_t> product(std::vector<uint8_t>(2 * n), guard);
+        AddFixedU8(GetParam(), p.data(), q.data(), add, n, sum.data());
+        std::vector<uint8_t> twice = a;
+        twice.insert(twice.end(), a.begin(), a.end());
+        MulChannelsFixedU8(GetParam(), twice.data(), 100, q.data(), 40, map, 2, n, product.data());
+        for (size_t i = 0; i < n; ++i) {
+          const int64_t s =
+              (a[i] * add.multiplier_a + b[i] * add.multiplier_b + add.offset) >> add.shift;
+          ASSERT_EQ(sum.data()[i], std::clamp<int64_t>(s, 7, 201)) << exponent;
+          const int64_t v =
+              ((a[i] - 100) * (b[i] - 40) * map.multiplier + map.offset) >> map.shift;
+          ASSERT_EQ(product.data()[i], std::clamp<int64_t>(v, 0, 255)) << exponent;
+          ASSERT_EQ(product.data()[n + i], product.data()[i]) << exponent;
+        }
+        ASSERT_TRUE(sum.SlackIsUntouched());
+        ASSERT_TRUE(product.SlackIsUntouched());
+      }
+    }
+  }
+}
+
+// Every s8 weight beside every u8 code: nothing saturates.
+TEST_P(ElementwiseTest, Int8ConvolutionIsExactForFullEightBitWeights) {
+  for (int groups : {1, 2, 6}) {
+    for (bool extreme : {false, true}) {
+      ConvGeometry g;
+      g.ih = 5, g.iw = 6, g.ic = 6 * 19, g.oc = 18, g.kh = 3, g.kw = 2;
+      g.stride_h = 2, g.pad_top = 1, g.pad_left = 1, g.dilation_w = 2;
+      g.oh = 3, g.ow = 5;
+      const int channels = g.ic / groups;
+      std::mt19937 random(7);
+      std::vector<int8_t> weights(static_cast<size_t>(g.oc) * channels * g.kh * g.kw);
+      for (int8_t& w : weights) {
+        w = extreme ? int8_t{-128} : static_cast<int8_t>(random() % 256 - 128);
+      }
+      std::vector<uint8_t> x = RandomCodes(2 * g.ih * g.iw * g.ic, 8);
+      if (extreme) x.assign(x.size(), 255);
+      const GuardedBuffer<uint8_t> src(x, Guard::kAfter);
+      const size_t outputs = 2 * g.oh * g.ow * g.oc;
+      GuardedBuffer<int32_t> dst(std::vector<int32_t>(outputs, 77), Guard::kAfter);
+      const PackedInt8Conv conv = PackInt8Conv(g, groups, weights, 99, GetParam());
+      RunInt8Conv(conv, src.data(), 0, 11, dst.data());
+      RunInt8Conv(conv, src.data(), 11, 2 * g.oh * g.ow, dst.data());
+      for (size_t i = 0; i < outputs; ++i) {
+        const int o = static_cast<int>(i) % g.oc, p = static_cast<int>(i) / g.oc;
+        const int image = p / (g.oh * g.ow), oy = p / g.ow % g.oh, ox = p % g.ow;
+        int64_t sum = 0;
+        for (int c = 0; c < channels; ++c) {
+          for (int ky = 0; ky < g.kh; ++ky) {
+            for (int kx = 0; kx < g.kw; ++kx) {
+              const int iy = 2 * oy - 1 + ky, ix = ox - 1 + 2 * kx;
+              const bool inside = iy >= 0 && iy < g.ih && ix >= 0 && ix < g.iw;
+              const int in = o / (g.oc / groups) * channels + c;
+              const int code = inside ? x[((image * g.ih + iy) * g.iw + ix) * g.ic + in] : 99;
+              sum += code * weights[((o * channels + c) * g.kh + ky) * g.kw + kx];
+            }
+          }
+        }
+        ASSERT_EQ(dst.data()[i], sum) << groups << " groups, element " << i;
+      }
+      ASSERT_TRUE(dst.SlackIsUntouched());
+    }
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Isas, ElementwiseTest, kAllIsas, IsaSuffix);

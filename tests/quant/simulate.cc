@@ -1,5 +1,7 @@
 #include "tests/quant/simulate.h"
 
+#include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 
@@ -10,6 +12,15 @@ namespace {
 
 void RoundToCodes(const QuantParams& params, Tensor& tensor) {
   for (float& v : tensor.data<float>()) v = params.Dequantize(params.Quantize(v));
+}
+
+// The result of an operator: fixed point rounds ties upwards.
+void RoundResult(graph::Arithmetic arithmetic, const QuantParams& params, Tensor& tensor) {
+  if (arithmetic != graph::Arithmetic::kFixedPoint) return RoundToCodes(params, tensor);
+  for (float& v : tensor.data<float>()) {
+    const float code = std::floor(v / params.scale + 0.5f) + static_cast<float>(params.zero_point);
+    v = params.Dequantize(static_cast<uint8_t>(std::min(255.0f, std::max(0.0f, code))));
+  }
 }
 
 }  // namespace
@@ -45,7 +56,7 @@ Tensor Simulate(const graph::Graph& graph, const Tensor& input, int threads) {
       }
       values[node.output] = *std::move(result);
       if (graph.values[node.output].quant)
-        RoundToCodes(*graph.values[node.output].quant, values[node.output]);
+        RoundResult(graph.arithmetic, *graph.values[node.output].quant, values[node.output]);
     }
     std::memcpy(logits.data<float>().data() + first * graph.classes(), values[graph.output].raw(),
                 n * graph.classes() * sizeof(float));

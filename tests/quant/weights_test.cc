@@ -164,7 +164,7 @@ TEST(ScaleGridTest, DynamicFixedPointHasOnePowerOfTwoStepForTheLayer) {
 TEST(NearestInt8Test, CodesUseSevenBitsAndErrorsStayWithinTheStep) {
   Normal normal(7);
   const Tensor weight = normal.Fill(Shape{6, 5, 3, 3}, 0.3f);
-  const QuantizedWeights q = NearestInt8(weight);
+  const QuantizedWeights q = NearestInt8(weight, false);
   EXPECT_EQ(q.scheme, WeightScheme::kInt8);
   EXPECT_TRUE(q.cluster_scales.empty());
   const Tensor real = Dequantize(q);
@@ -195,7 +195,7 @@ TEST(StoredBitsTest, CountsCodesAndScales) {
   const QuantizedWeights four = quantise(WeightScheme::kInt4Cluster);
   EXPECT_EQ(StoredBits(four), 4 * 8 * 144 + 8 * 8 * 4);
   EXPECT_EQ(MultiplicationsRemoved(four), 0);
-  EXPECT_EQ(StoredBits(NearestInt8(weight)), 8 * 8 * 144);
+  EXPECT_EQ(StoredBits(NearestInt8(weight, false)), 8 * 8 * 144);
 }
 
 }  // namespace
