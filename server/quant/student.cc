@@ -239,6 +239,7 @@ absl::Status Student::Backward(const NodeRange& range, const std::vector<Tensor>
     const float* w = node.weight.data<float>().data();
     const float* dw = result.weight.data<float>().data();
     const size_t columns = layer.cluster_of.size(), outputs = layer.bias.size();
+#pragma omp parallel for schedule(static) num_threads(threads_)
     for (size_t o = 0; o < outputs; ++o) {
       float* theta = &layer.theta.gradient[o * layer.clusters];
       for (size_t j = 0; j < columns; ++j)
@@ -266,8 +267,10 @@ void Student::UpdateWeights(int index) {
   const auto weight = node.weight.data<float>();
   const auto bias = node.bias.data<float>();
   const size_t columns = layer.cluster_of.size();
-  std::vector<float> factor(layer.clusters);
-  for (size_t o = 0; o < layer.bias.size(); ++o) {
+  const size_t outputs = layer.bias.size();
+#pragma omp parallel for schedule(static) num_threads(threads_)
+  for (size_t o = 0; o < outputs; ++o) {
+    std::vector<float> factor(layer.clusters);
     for (int g = 0; g < layer.clusters; ++g)
       factor[g] = std::exp(layer.theta.value[o * layer.clusters + g]);
     for (size_t j = 0; j < columns; ++j)

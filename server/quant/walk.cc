@@ -27,7 +27,7 @@ using graph::OpType;
 using graph::ValueId;
 
 // Activations of the calibration images may take this much memory; fewer images are used otherwise.
-constexpr int64_t kMemoryLimit = int64_t{6} << 30;
+constexpr int64_t kMemoryLimit = int64_t{2304} << 20;
 // Fewer calibration images than this are used twice, the second time mirrored.
 constexpr int64_t kFewImages = 1000;
 // Elements of the network's input in one batch, about.
@@ -132,6 +132,34 @@ Tensor ToReal(const Tensor& codes, const QuantParams& params) {
 
 }  // namespace
 
+PackedTensor Pack(const Tensor& tensor) {
+  PackedTensor packed;
+  packed.shape = tensor.shape();
+  const auto values = tensor.data<float>();
+  float largest = 0;
+  bool finite = true;
+  for (float v : values) {
+    finite &= std::fabs(v) <= FLT_MAX;
+    largest = std::max(largest, std::fabs(v));
+  }
+  packed.finite = finite;
+  packed.codes.resize(values.size());
+  if (!finite || largest < 1e-30f) return packed;
+  packed.scale = largest / 32767.0f;
+  const float inverse = 32767.0f / largest;
+  for (size_t i = 0; i < values.size(); ++i)
+    packed.codes[i] = static_cast<int16_t>(RoundToEven(values[i] * inverse));
+  return packed;
+}
+
+Tensor Unpack(const PackedTensor& packed) {
+  Tensor tensor(DType::kF32, packed.shape);
+  const auto values = tensor.data<float>();
+  for (size_t i = 0; i < values.size(); ++i)
+    values[i] = packed.scale * static_cast<float>(packed.codes[i]);
+  return tensor;
+}
+
 Walk::Walk(const graph::Graph& graph, const Tensor& calibration, const QuantizeOptions& options)
     : graph_(graph),
       calibration_(calibration),
@@ -200,12 +228,12 @@ void Walk::Warn(std::string message) {
 
 void Walk::ChooseImages() {
   const int nodes = static_cast<int>(graph_.nodes.size());
-  // Bytes per image at the fullest moment: an f32 and a u8 copy of each live value, and the layer's
+  // Bytes per image at the fullest moment: a 16-bit and a u8 copy of each live value, and the layer's
   // f32 result before its range is known.
   const auto bytes = [&](ValueId id) {
     const int64_t quantised =
         placement_.values[id] == Codes::kFloat || placement_.values[id] == Codes::kConcat ? 4 : 1;
-    return graph_.shape(id).elements() * (4 + quantised);
+    return graph_.shape(id).elements() * (2 + quantised);
   };
   int64_t live = bytes(graph_.input), peak = live;
   for (int i = 0; i < nodes; ++i) {
@@ -312,7 +340,7 @@ absl::Status Walk::StartWithInput() {
         std::reverse(target + row, target + row + width);
     }
     input.quantised.push_back(batch);
-    input.reference.push_back(std::move(batch));
+    input.reference.push_back(Pack(batch));
   }
   if (placement_.values[graph_.input] != Codes::kFloat) Observe(graph_.input);
   return absl::OkStatus();
@@ -329,7 +357,8 @@ absl::StatusOr<std::vector<Tensor>> Walk::RunNodeOn(const Node& node, bool refer
       if (graph_.values[id].constant) {
         inputs.push_back(&*graph_.values[id].constant);
       } else if (reference) {
-        inputs.push_back(&live_[id].reference[b]);
+        reals.push_back(Unpack(live_[id].reference[b]));
+        inputs.push_back(&reals.back());
       } else if (live_[id].quantised[b].dtype() == DType::kF32) {
         inputs.push_back(&live_[id].quantised[b]);
       } else {
@@ -347,7 +376,8 @@ absl::StatusOr<std::vector<Tensor>> Walk::RunNodeOn(const Node& node, bool refer
 absl::Status Walk::RunOther(int index) {
   const Node& node = graph_.nodes[index];
   Activation& out = live_[node.output];
-  TERN_ASSIGN_OR_RETURN(out.reference, RunNodeOn(node, true));
+  TERN_ASSIGN_OR_RETURN(const std::vector<Tensor> reference, RunNodeOn(node, true));
+  for (const Tensor& batch : reference) out.reference.push_back(Pack(batch));
   TERN_RETURN_IF_ERROR(CheckFinite(node, out));
   TERN_ASSIGN_OR_RETURN(out.quantised, RunNodeOn(node, false));
   if (placement_.values[node.output] == Codes::kPassThrough) {
@@ -377,12 +407,13 @@ absl::Status Walk::RunReference(LayerData& data, const ClusterLayout& layout, Mo
   std::vector<float> x, z;
   for (int b = 0; b < batch_count(); ++b) {
     TERN_RETURN_IF_ERROR(CheckCancelled());
+    const Tensor x_float = Unpack(live_[node.inputs[0]].reference[b]);
     TERN_ASSIGN_OR_RETURN(Tensor y,
-                          engine::RunFloatNode(graph_, plain, {&live_[node.inputs[0]].reference[b]},
+                          engine::RunFloatNode(graph_, plain, {&x_float},
                                                options_.threads));
     Tensor target = y;
     if (residual != graph::kNoValue) {
-      Accumulate(live_[residual].reference[b], 1.0f, y);
+      Accumulate(Unpack(live_[residual].reference[b]), 1.0f, y);
       if (data.method == v1::COMPENSATED) {
         // The layer also repairs what the skip connection has lost so far.
         target = y;
@@ -412,7 +443,7 @@ absl::Status Walk::RunReference(LayerData& data, const ClusterLayout& layout, Mo
       }
     }
     ApplyClip(node.clip, y);
-    out.reference.push_back(std::move(y));
+    out.reference.push_back(Pack(y));
   }
   return CheckFinite(node, out);
 }
@@ -587,7 +618,8 @@ absl::Status Walk::RunWeighted(int index) {
   for (int b = 0; b < batch_count(); ++b) {
     const Tensor real = Real(node.output, b);
     const auto got = real.data<float>();
-    const auto wanted = out.reference[b].data<float>();
+    const Tensor reference = Unpack(out.reference[b]);
+    const auto wanted = reference.data<float>();
     double signal = 0, noise = 0;
     for (size_t i = 0; i < got.size(); ++i) {
       const double error = static_cast<double>(got[i]) - wanted[i];
@@ -647,10 +679,8 @@ void Walk::SetParams(ValueId id, const QuantParams& params) {
 }
 
 absl::Status Walk::CheckFinite(const Node& node, const Activation& activation) const {
-  for (const Tensor& batch : activation.reference) {
-    bool finite = true;
-    for (float v : batch.data<float>()) finite &= std::fabs(v) <= FLT_MAX;
-    if (!finite) {
+  for (const PackedTensor& batch : activation.reference) {
+    if (!batch.finite) {
       return absl::FailedPreconditionError(
           absl::StrCat("the float network produces non-finite values on the calibration images in ",
                        node.name, " (", graph::Name(node.op), ")"));
@@ -716,7 +746,8 @@ void Walk::FillReport() {
   for (int b = 0; b < batch_count(); ++b) {
     const Tensor real = Real(graph_.output, b);
     const float* got = real.data<float>().data();
-    const float* wanted = output.reference[b].data<float>().data();
+    const Tensor reference = Unpack(output.reference[b]);
+    const float* wanted = reference.data<float>().data();
     for (int i = 0; i < batch_images(b); ++i, got += classes, wanted += classes) {
       for (int64_t k = 0; k < classes; ++k) {
         signal += static_cast<double>(wanted[k]) * wanted[k];

@@ -3,8 +3,9 @@
 #ifndef TERN_SERVER_QUANT_WALK_H_
 #define TERN_SERVER_QUANT_WALK_H_
 
-#include <string>
+#include <cstdint>
 #include <functional>
+#include <string>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -15,10 +16,20 @@
 
 namespace tern::quant {
 
+// An f32 tensor in half the memory: 16-bit codes with one scale, 2^-15 of the largest magnitude.
+struct PackedTensor {
+  Shape shape;
+  float scale = 0;
+  bool finite = true;  // false: it held an infinity or a NaN, and is not to be used
+  std::vector<int16_t> codes;
+};
+PackedTensor Pack(const Tensor& tensor);
+Tensor Unpack(const PackedTensor& packed);
+
 // A tensor on the calibration images, in batches: in the float network, and in the quantised one,
 // as u8 codes with the value's parameters or as f32 where it has none (yet).
 struct Activation {
-  std::vector<Tensor> reference;
+  std::vector<PackedTensor> reference;
   std::vector<Tensor> quantised;
 };
 

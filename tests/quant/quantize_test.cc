@@ -25,6 +25,7 @@ QuantizeOptions Options(v1::WeightType weights, int n = 4, v1::Method method = v
   options.recipe.set_weights(weights);
   options.recipe.set_cluster_size(n);
   options.recipe.set_method(method);
+  options.recipe.set_distillation(v1::DISTILL_OFF);  // has its own test
   return options;
 }
 
@@ -249,7 +250,6 @@ TEST(QuantizeTest, IsDeterministic) {
 TEST(QuantizeTest, ReportAddsUp) {
   const graph::Graph graph = SmallNetwork();
   QuantizeOptions options = Options(v1::TERNARY_CLUSTER, 4);
-  options.recipe.set_distillation(v1::DISTILL_OFF);  // which keeps images apart
   const v1::QuantizationReport report =
       MustQuantize(graph, SmoothImages(120, kSample, 2), options).report;
   double weights = 0, bits = 0, macs = 0, removed = 0;
