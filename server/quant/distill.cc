@@ -10,6 +10,7 @@
 #include "absl/time/clock.h"
 #include "server/base/status_macros.h"
 #include "server/engine/plan.h"
+#include "server/graph/fixed_point.h"
 #include "server/quant/student.h"
 
 namespace tern::quant {
@@ -419,6 +420,9 @@ absl::StatusOr<v1::DistillationReport> Distill(const Graph& reference, const Ten
           : TrainNetwork(reference, images, train, options, student, teacher, report));
   Graph trained = quantised;
   student.Store(options.power_of_two_steps, trained);
+  if (trained.arithmetic == graph::Arithmetic::kFixedPoint) {
+    TERN_RETURN_IF_ERROR(graph::RoundToFixedPoint(trained));
+  }
 
   Closeness after;
   if (!held_out.empty()) {
