@@ -420,7 +420,9 @@ absl::StatusOr<v1::DistillationReport> Distill(const Graph& reference, const Ten
           : TrainNetwork(reference, images, train, options, student, teacher, report));
   Graph trained = quantised;
   student.Store(options.power_of_two_steps, trained);
-  if (options.power_of_two_steps) TERN_RETURN_IF_ERROR(graph::RoundToFixedPoint(trained));
+  if (trained.arithmetic == graph::Arithmetic::kFixedPoint) {
+    TERN_RETURN_IF_ERROR(graph::RoundToFixedPoint(trained));
+  }
 
   Closeness after;
   if (!held_out.empty()) {

@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "server/base/log.h"
 #include "server/base/status_macros.h"
 #include "server/quant/distill.h"
 #include "server/quant/mixed.h"
@@ -25,6 +26,8 @@ constexpr int64_t kLeastForDistillation = 100;
 // Mixed precision needs some to build layers with, to measure and to judge.
 constexpr int64_t kLeastForMixed = 50;
 constexpr int64_t kMostHeldOut = 100;
+// A network that agrees with the float one on so large a share of images is not distilled.
+constexpr double kNothingToWin = 0.97;
 
 // What the recipe's wish comes to.
 v1::Distillation DistillationFor(const v1::Recipe& recipe, int64_t images) {
@@ -121,6 +124,14 @@ absl::Status CheckLayers(const v1::Recipe& recipe) {
   return absl::OkStatus();
 }
 
+absl::StatusOr<QuantizeResult> Logged(const graph::Graph& graph,
+                                      absl::StatusOr<QuantizeResult> result) {
+  if (!result.ok()) return result;
+  for (const std::string& warning : result->report.warnings())
+    TERN_LOG_WARN("quantising {}: {}", graph.name, warning);
+  return result;
+}
+
 }  // namespace
 
 absl::Status ValidateRecipe(const v1::Recipe& recipe) {
@@ -196,13 +207,13 @@ absl::StatusOr<QuantizeResult> Quantize(const graph::Graph& graph, const Tensor&
   std::vector<int64_t> all(got[0]), train, held_out;
   std::iota(all.begin(), all.end(), 0);
   if (!mixed && DistillationFor(options.recipe, got[0]) == v1::DISTILL_OFF)
-    return QuantizeAndDistill(graph, calibration, all, {}, options);
+    return Logged(graph, QuantizeAndDistill(graph, calibration, all, {}, options));
   // Every k-th image is kept apart, to judge by.
   const int64_t apart = std::min(got[0] / 10, kMostHeldOut);
   for (int64_t i = 0; i < got[0]; ++i)
     (i * apart / got[0] != (i + 1) * apart / got[0] ? held_out : train).push_back(i);
-  return mixed ? QuantizeMixed(graph, calibration, train, held_out, options)
-               : QuantizeAndDistill(graph, calibration, train, held_out, options);
+  return Logged(graph, mixed ? QuantizeMixed(graph, calibration, train, held_out, options)
+                             : QuantizeAndDistill(graph, calibration, train, held_out, options));
 }
 
 absl::StatusOr<QuantizeResult> QuantizeAndDistill(const graph::Graph& graph,
@@ -216,7 +227,10 @@ absl::StatusOr<QuantizeResult> QuantizeAndDistill(const graph::Graph& graph,
       QuantizeResult result,
       whole ? Walk(graph, calibration, options).Run()
             : Walk(graph, TakeImages(calibration, train), options).Run());
-  if (kind == v1::DISTILL_OFF) return result;
+  if (kind == v1::DISTILL_OFF || (kind == v1::DISTILL_AUTO &&
+                                  result.report.calibration_agreement().value() >= kNothingToWin)) {
+    return result;
+  }
   DistillOptions distill;
   distill.kind = kind;
   distill.seed = options.recipe.seed();

@@ -222,7 +222,6 @@ void Walk::ReportProgress(const Node* node) {
 }
 
 void Walk::Warn(std::string message) {
-  TERN_LOG_WARN("quantising {}: {}", graph_.name, message);
   result_.report.add_warnings(std::move(message));
 }
 

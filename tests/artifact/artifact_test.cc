@@ -15,6 +15,7 @@
 #include "absl/strings/str_cat.h"
 #include "server/artifact/packing.h"
 #include "server/base/file.h"
+#include "server/graph/fixed_point.h"
 #include "server/tensor/cluster.h"
 #include "tern/v1/artifact.pb.h"
 
@@ -365,6 +366,30 @@ TEST(ArtifactTest, EveryOperatorSurvivesTheRoundTrip) {
   EXPECT_EQ(seen.size(), static_cast<size_t>(OpType::kReduceMean) + 1);
 }
 
+TEST(ArtifactTest, TheArithmeticSurvivesTheRoundTrip) {
+  Builder b(1);
+  b.Add(OpType::kFullyConnected, {b.Input({6})}, [&](Node& node) {
+    node.quantized = b.Quantized({2, 6}, WeightScheme::kInt8, 0);
+    node.bias = b.Floats({2});
+  });
+  b.graph.values[b.graph.input].quant = QuantParams{0.01f, 100};
+  Artifact artifact;
+  artifact.graph = std::move(b.graph);
+  for (bool fixed_point : {false, true}) {
+    if (fixed_point) {
+      ASSERT_EQ(graph::RoundToFixedPoint(artifact.graph), absl::OkStatus());
+    }
+    const auto back = Parse(Serialize(artifact), "file");
+    ASSERT_TRUE(back.ok()) << back.status();
+    EXPECT_EQ(back->graph.arithmetic, fixed_point ? graph::Arithmetic::kFixedPoint
+                                                  : graph::Arithmetic::kFloatEpilogue);
+  }
+  // Files from before the field existed have float epilogues: 0 is not written at all.
+  v1::ArtifactHeader header;
+  header.mutable_graph()->set_arithmetic(0);
+  EXPECT_EQ(header.graph().ByteSizeLong(), 0u);
+}
+
 TEST(ArtifactTest, EqualArtifactsGiveEqualBytes) {
   const std::string bytes = Serialize(EveryOperator(3));
   EXPECT_EQ(bytes, Serialize(EveryOperator(3)));
@@ -456,6 +481,8 @@ TEST(ArtifactTest, HostileHeadersAreRefused) {
   const auto codes = [&](Header& h) { return node(h, 0)->mutable_quantized()->mutable_codes(); };
   const std::pair<const char*, std::function<void(Header&)>> cases[] = {
       {"no graph", [](Header& h) { h.clear_graph(); }},
+      {"unknown arithmetic", [](Header& h) { h.mutable_graph()->set_arithmetic(2); }},
+      {"fixed point off its grid", [](Header& h) { h.mutable_graph()->set_arithmetic(1); }},
       {"no nodes", [](Header& h) { h.mutable_graph()->clear_nodes(); }},
       {"no values", [](Header& h) { h.mutable_graph()->clear_values(); }},
       {"input out of range", [](Header& h) { h.mutable_graph()->set_input(99); }},

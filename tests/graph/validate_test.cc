@@ -169,6 +169,18 @@ INSTANTIATE_TEST_SUITE_P(
                "both float and quantised", true}),
     [](const auto& info) { return info.param.name; });
 
+// Networks that were quantised elsewhere use 8 bits; -128 has no counterpart.
+TEST(ValidateTest, Int8CodesMayUseEightBits) {
+  GraphBuilder b({3});
+  Graph graph = b.Finish(b.FullyConnected(b.input(), 1));
+  graph.nodes[0].weight = Tensor();
+  graph.nodes[0].quantized =
+      QuantizedWeights{.codes = Tensor::Of<int8_t>({1, 3}, {127, -127, 5}), .steps = {1.0f}};
+  EXPECT_EQ(Validate(graph), absl::OkStatus());
+  graph.nodes[0].quantized->codes.data<int8_t>()[2] = -128;
+  EXPECT_THAT(std::string(Validate(graph).message()), HasSubstr("weight code is 128"));
+}
+
 TEST(ValidateTest, RejectsWeightsWhoseSumsOverflow) {
   // 2^31 / 255 / 63 = 133677 products of the largest int8 code are too many.
   GraphBuilder b({133680});

@@ -225,6 +225,41 @@ TEST_P(ElementwiseTest, EachFmaRoundsOnce) {
   EXPECT_GT(telling, 10);
 }
 
+TEST_P(ElementwiseTest, FinishesSumsAsTheConvolutionsDo) {
+  std::mt19937 random(3);
+  for (size_t channels : {1, 7, 8, 20, 32}) {
+    constexpr size_t kPixels = 11;
+    std::vector<int32_t> acc(kPixels * channels);
+    for (int32_t& a : acc) a = static_cast<int32_t>(random()) >> 8;
+    std::vector<float> multiplier(channels), offset(channels);
+    for (float& m : multiplier) m = std::ldexp(static_cast<float>(random() % 1000 + 500), -25);
+    for (float& c : offset) c = static_cast<float>(random() % 256) - 0.5f;
+    const std::vector<uint8_t> residual = RandomCodes(acc.size(), 5);
+    for (bool with_residual : {false, true}) {
+      const FloatEpilogue epilogue{multiplier.data(), offset.data(), 0.37f, 5.0f, 240.0f};
+      for (Guard guard : kGuards) {
+        const GuardedBuffer<int32_t> src(acc, guard);
+        GuardedBuffer<uint8_t> dst(residual, guard);
+        GuardedBuffer<float> real(std::vector<float>(acc.size()), guard);
+        const GuardedBuffer<uint8_t> r(residual, guard);
+        FinishS32(GetParam(), src.data(), with_residual ? dst.data() : nullptr, epilogue, kPixels,
+                  channels, dst.data(), nullptr);
+        FinishS32(GetParam(), src.data(), with_residual ? r.data() : nullptr, epilogue, kPixels,
+                  channels, nullptr, real.data());
+        for (size_t i = 0; i < acc.size(); ++i) {
+          float v = std::fma(static_cast<float>(acc[i]), multiplier[i % channels],
+                             offset[i % channels]);
+          if (with_residual) v = std::fma(static_cast<float>(residual[i]), 0.37f, v);
+          ASSERT_EQ(dst.data()[i], ToU8(v, 5.0f, 240.0f)) << channels << " " << i;
+          ASSERT_EQ(real.data()[i], std::min(std::max(v, 5.0f), 240.0f)) << channels << " " << i;
+        }
+        ASSERT_TRUE(dst.SlackIsUntouched());
+        ASSERT_TRUE(real.SlackIsUntouched());
+      }
+    }
+  }
+}
+
 // Constants that 32 bits hold, and ones that need 64, down to the limits of FixedPointLayer.
 TEST_P(ElementwiseTest, RequantizesSumsWithIntegersAlone) {
   for (bool narrow : {true, false}) {

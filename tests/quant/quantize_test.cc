@@ -216,6 +216,25 @@ TEST(QuantizeTest, DynamicFixedPointUsesPowersOfTwo) {
   }
 }
 
+// The quantiser leaves a valid fixed-point graph, and so does distillation, which moves scales and
+// biases afterwards.
+TEST(QuantizeTest, DynamicFixedPointNetworksRunOnIntegers) {
+  for (auto weights : {v1::INT8, v1::INT4_CLUSTER, v1::TERNARY_CLUSTER}) {
+    for (auto distillation : {v1::DISTILL_OFF, v1::DISTILL_NETWORK}) {
+      QuantizeOptions options = Options(weights);
+      options.recipe.set_activations(v1::DFP8);
+      options.recipe.set_distillation(distillation);
+      const graph::Graph quantised =
+          MustQuantize(SmallNetwork(), SmoothImages(110, kSample, 2), options).graph;
+      EXPECT_EQ(quantised.arithmetic, graph::Arithmetic::kFixedPoint);
+      EXPECT_EQ(graph::Validate(quantised), absl::OkStatus());
+    }
+  }
+  EXPECT_EQ(MustQuantize(SmallNetwork(), SmoothImages(32, kSample, 2), Options(v1::INT8))
+                .graph.arithmetic,
+            graph::Arithmetic::kFloatEpilogue);
+}
+
 std::string Fingerprint(const QuantizeResult& result) {
   std::string bytes;
   for (const graph::Node& node : result.graph.nodes) {

@@ -161,6 +161,39 @@ TEST(ScaleGridTest, DynamicFixedPointHasOnePowerOfTwoStepForTheLayer) {
   EXPECT_EQ(weights.scales, (std::vector<uint8_t>{64, 32, 19, 1}));
 }
 
+// Channels whose magnitudes differ by a factor of 50: the small ones get a coarse multiplier, and
+// codes to go with it.
+TEST(NearestInt8Test, FixedPointStepsAreMultiplesOfOnePowerOfTwo) {
+  constexpr int kOutputs = 12, kColumns = 9;
+  std::vector<float> values(kOutputs * kColumns);
+  std::mt19937 random(3);
+  std::uniform_real_distribution<float> uniform(-1.0f, 1.0f);
+  for (size_t i = 0; i < values.size(); ++i) {
+    values[i] = uniform(random) / (1.0f + 50.0f / 11.0f * static_cast<float>(i / kColumns));
+  }
+  const Tensor weight = Tensor::Of<float>({kOutputs, 1, 3, 3}, values);
+  const QuantizedWeights q = NearestInt8(weight, true);
+  int exponent = 0;  // the smallest with 127 * 2^exponent above every step
+  std::frexp(*std::max_element(q.steps.begin(), q.steps.end()) / 127.0f, &exponent);
+  for (float step : q.steps) {
+    const float multiplier = std::ldexp(step, -exponent);
+    EXPECT_EQ(multiplier, std::nearbyint(multiplier));
+    EXPECT_GE(multiplier, 1.0f);
+    EXPECT_LE(multiplier, 127.0f);
+  }
+  const Tensor real = Dequantize(q);
+  for (int o = 0; o < kOutputs; ++o) {
+    float largest = 0;
+    for (int j = 0; j < kColumns; ++j)
+      largest = std::max(largest, std::abs(values[o * kColumns + j]));
+    for (int j = 0; j < kColumns; ++j) {
+      EXPECT_LE(std::abs(real.data<float>()[o * kColumns + j] - values[o * kColumns + j]),
+                0.06f * largest)
+          << o;
+    }
+  }
+}
+
 TEST(NearestInt8Test, CodesUseSevenBitsAndErrorsStayWithinTheStep) {
   Normal normal(7);
   const Tensor weight = normal.Fill(Shape{6, 5, 3, 3}, 0.3f);
