@@ -121,6 +121,28 @@ int FuseResidualAdds(Graph& graph) {
   return EraseNodes(graph, removed);
 }
 
+int FuseQuantization(Graph& graph) {
+  Wiring wiring(graph);
+  std::vector<bool> removed(graph.nodes.size());
+  for (size_t i = 0; i < graph.nodes.size(); ++i) {
+    const Node& node = graph.nodes[i];
+    if (node.op != OpType::kReshape) continue;
+    const ValueId x = node.inputs[0], y = node.output;
+    if (graph.shape(x) != graph.shape(y) || !graph.values[y].quant || graph.values[x].quant ||
+        wiring.reads[x] != 1) {
+      continue;
+    }
+    if (x == graph.input) {
+      graph.input = y;
+    } else {
+      graph.nodes[wiring.producer[x]].output = y;
+      wiring.producer[y] = wiring.producer[x];
+    }
+    removed[i] = true;
+  }
+  return EraseNodes(graph, removed);
+}
+
 void Optimize(Graph& graph) {
   RemoveDeadCode(graph);
   RecogniseHardSwish(graph);
@@ -128,6 +150,7 @@ void Optimize(Graph& graph) {
   FoldBatchNorm(graph);
   FuseActivations(graph);
   FuseResidualAdds(graph);
+  FuseQuantization(graph);
   RemoveDeadCode(graph);
 }
 
