@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cmath>
 #include <optional>
 #include <utility>
@@ -66,12 +67,17 @@ std::optional<Affine> AsAffine(const Graph& graph, const Node& node, ValueId* x)
   }
 }
 
-// Whether the steps of quantised weights can take the factors: they must stay positive and finite.
+// Whether quantised weights can take the factors: steps must stay positive and finite, and -128 has no
+// opposite.
 bool CanFold(const Affine& affine, const Node& node) {
   if (!node.quantized) return true;
   for (size_t o = 0; o < affine.scale.size(); ++o) {
     const float step = static_cast<float>(node.quantized->steps[o] * std::fabs(affine.scale[o]));
     if (!(step > 0) || !std::isfinite(step)) return false;
+    const absl::Span<const int8_t> codes = node.quantized->codes.data<int8_t>();
+    const size_t row = codes.size() / affine.scale.size();
+    const auto own = codes.subspan(o * row, row);
+    if (affine.scale[o] < 0 && std::find(own.begin(), own.end(), -128) != own.end()) return false;
   }
   return true;
 }

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <limits>
 #include <unordered_map>
 
@@ -151,6 +150,12 @@ class Exporter {
     Initializer(name, &value, sizeof(value), TensorProto::FLOAT, {});
     return name;
   }
+  std::string Int8(const std::string& wanted, const std::vector<int8_t>& values,
+                   const std::vector<int64_t>& dims) {
+    const std::string name = Unique(wanted);
+    Initializer(name, values.data(), values.size(), TensorProto::INT8, dims);
+    return name;
+  }
   std::string Ints(const std::string& wanted, const std::vector<int64_t>& values) {
     const std::string name = Unique(wanted);
     Initializer(name, values.data(), values.size() * sizeof(int64_t), TensorProto::INT64,
@@ -217,21 +222,36 @@ class Exporter {
     const std::vector<int32_t> integers = IntegerWeights(weights);
     const std::vector<int64_t>& dims = weights.codes.shape().dims();
     const bool narrow = std::all_of(integers.begin(), integers.end(),
-                                    [](int32_t w) { return std::abs(w) <= 127; });
-    const std::string codes = Unique(base + "/codes");
-    std::vector<std::string> inputs{codes, Floats(base + "/steps", Tensor::Of({dims[0]}, weights.steps))};
+                                    [](int32_t w) { return w >= -128 && w <= 127; });
+    const std::string steps = Floats(base + "/steps", Tensor::Of({dims[0]}, weights.steps));
+    const std::string zeros = Int8(base + "/zero_points", std::vector<int8_t>(dims[0]), {dims[0]});
     if (narrow) {
-      const std::vector<int8_t> bytes(integers.begin(), integers.end());
-      Initializer(codes, bytes.data(), bytes.size(), TensorProto::INT8, dims);
-      const std::vector<int8_t> zeros(dims[0], 0);
-      inputs.push_back(Unique(base + "/zero_points"));
-      Initializer(inputs.back(), zeros.data(), zeros.size(), TensorProto::INT8, {dims[0]});
-    } else {
-      Initializer(codes, integers.data(), integers.size() * sizeof(int32_t), TensorProto::INT32,
-                  dims);
+      const std::vector<int8_t> products(integers.begin(), integers.end());
+      return Emit("DequantizeLinear", Unique(base + "/dequantize"),
+                  {Int8(base + "/codes", products, dims), steps, zeros}, Unique(base),
+                  {{"axis", int64_t{0}}});
     }
-    return Emit("DequantizeLinear", Unique(base + "/dequantize"), inputs, Unique(base),
-                {{"axis", int64_t{0}}});
+    const absl::Span<const int8_t> codes = weights.codes.data<int8_t>();
+    const std::string unscaled =
+        Emit("DequantizeLinear", Unique(base + "/dequantize"),
+             {Int8(base + "/codes", {codes.begin(), codes.end()}, dims), steps, zeros},
+             Unique(base + "/unscaled"), {{"axis", int64_t{0}}});
+    const ClusterMap map(static_cast<int>(dims[1]), weights.cluster_size);
+    std::vector<int8_t> scales(dims[0] * dims[1]);
+    for (size_t i = 0; i < scales.size(); ++i) {
+      const int64_t o = static_cast<int64_t>(i) / dims[1];
+      scales[i] = weights.cluster_scales
+                      .data<int8_t>()[o * map.clusters() + map.cluster_of(i % dims[1])];
+    }
+    std::vector<int64_t> scale_dims(dims.size(), 1);
+    scale_dims[0] = dims[0];
+    scale_dims[1] = dims[1];
+    const std::string scale =
+        Emit("DequantizeLinear", Unique(base + "/dequantize_scales"),
+             {Int8(base + "/scales", scales, scale_dims), Scalar(base + "/one", 1.0f),
+              Int8(base + "/zero_point", {0}, {})},
+             Unique(base + "/scale"));
+    return Emit("Mul", Unique(base + "/multiply"), {unscaled, scale}, Unique(base));
   }
 
   void Clip(const Node& node, const std::string& x, bool fused) {

@@ -16,8 +16,10 @@ namespace tern::onnx {
 //
 // A value held as codes passes QuantizeLinear and DequantizeLinear (u8, its scale and zero point)
 // where it is produced, and every reader takes the latter's result. Quantised weights are
-// DequantizeLinear of cluster scale x code along axis 0 with the steps as scales: int8 with zero
-// points 0 where all products of the layer fit -127..127, else int32 without zero points. Biases
+// DequantizeLinear of int8 along axis 0 with the steps as scales and zero points 0: of cluster
+// scale x code where all products of the layer fit int8; else of the codes alone, and a Mul with
+// the cluster scales [o,c,1,1], int8 dequantised with scale 1, follows. (int32 products would be
+// the same, but onnxruntime's optimiser turns them into an operator that does not take them.) Biases
 // stay float. A fused residual is an Add, a fused activation a Relu or Clip; ceil_mode is written as
 // the pads that it comes to, so that the runtimes' different readings of it do not matter.
 //

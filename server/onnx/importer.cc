@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "server/base/status_macros.h"
+#include "server/tensor/cluster.h"
 
 namespace tern::onnx {
 namespace {
@@ -222,6 +223,32 @@ absl::Status Importer::Charge(int64_t elements) {
       "the model's shared and computed constants take more than ", kMaxCharged * 4, " bytes"));
 }
 
+// Fills scheme, cluster size and cluster scales. The file does not say N: any that the scales allow
+// means the same, and larger ones have fewer scales. All channels and powers of two are tried, which
+// bounds the time; N = 1 always fits.
+void SetClusters(const Dequantized& source, QuantizedWeights& weights) {
+  const int64_t outputs = source.cluster_scales.shape()[0];
+  const int channels = static_cast<int>(source.cluster_scales.shape()[1]);
+  const absl::Span<const int8_t> scales = source.cluster_scales.data<int8_t>();
+  weights.scheme = source.largest > 1 ? WeightScheme::kInt4Cluster : WeightScheme::kTernaryCluster;
+  int next = 1;
+  while (next < channels) next *= 2;
+  for (weights.cluster_size = channels;; weights.cluster_size = next) {
+    next /= 2;
+    const ClusterMap map(channels, weights.cluster_size);
+    weights.cluster_scales = Tensor(DType::kS8, {outputs, map.clusters()});
+    const absl::Span<int8_t> found = weights.cluster_scales.data<int8_t>();
+    bool fits = true;
+    for (int64_t i = 0; i < outputs * channels && fits; ++i) {
+      int8_t& scale =
+          found[i / channels * map.clusters() + map.cluster_of(static_cast<int>(i % channels))];
+      if (scale == 0) scale = scales[i];
+      fits = scale == scales[i];
+    }
+    if (fits) return;
+  }
+}
+
 // ---- Op ----
 
 std::string Op::Prefix() const {
@@ -292,6 +319,9 @@ absl::StatusOr<const Constant*> Op::ConstantInput(int i) const {
     const double code = narrow ? source.codes.data<int8_t>()[k] : source.codes.data<int32_t>()[k];
     const size_t j = source.scales.size() == 1 ? 0 : k / inner % source.scales.size();
     to[k] = static_cast<float>(code * source.scales[j]);
+    if (!source.cluster_scales.empty()) {
+      to[k] *= source.cluster_scales.data<int8_t>()[k / (n / source.cluster_scales.elements())];
+    }
   }
   reals_[i] = std::move(constant);
   return reals_[i].get();
@@ -317,7 +347,7 @@ absl::StatusOr<std::optional<QuantizedWeights>> Op::CodedWeights(int i, int axis
   TERN_RETURN_IF_ERROR(Annotate(graph::CheckExtents(shape), Prefix() + "weight"));
   if (source.codes.dtype() != DType::kS8) {
     return Unimplemented("weight codes are up to ", source.largest,
-                         " from their zero point, Tern takes symmetric weights of -127..127");
+                         " from their zero point, Tern takes symmetric weights of -128..127");
   }
   if (source.scales.size() != 1 && source.axis != axis) {
     return Unimplemented("weight scales lie along axis ", source.axis,
@@ -326,6 +356,13 @@ absl::StatusOr<std::optional<QuantizedWeights>> Op::CodedWeights(int i, int axis
   TERN_RETURN_IF_ERROR(importer_.Charge((source.codes.elements() + 3) / 4));
   QuantizedWeights weights;
   weights.codes = source.codes;
+  if (!source.cluster_scales.empty()) {
+    if (axis != 0 || source.largest > 7) {
+      return Unimplemented("weights with cluster scales have codes up to ", source.largest,
+                           " and output channels along axis ", axis, ", wanted 7 and axis 0");
+    }
+    SetClusters(source, weights);
+  }
   if (axis == 1) {
     const int64_t rows = shape[0], columns = shape[1];
     weights.codes = Tensor(DType::kS8, {columns, rows});

@@ -22,12 +22,14 @@
 namespace tern::onnx {
 
 // What DequantizeLinear makes of constant codes: real = scales[j] * codes, j the position along
-// `axis`, or 0 if there is one scale. The zero points are subtracted already.
+// `axis`, or 0 if there is one scale. The zero points are subtracted already. Weights of clusters,
+// as Export writes them, are also multiplied by the scale of their output and input channel.
 struct Dequantized {
-  Tensor codes;  // s8 if all lie in -127..127, else s32
+  Tensor codes;  // s8 if all fit, else s32
   std::vector<float> scales;
   int axis = 0;
-  int64_t largest = 0;  // magnitude of a code
+  int64_t largest = 0;    // magnitude of a code
+  Tensor cluster_scales;  // s8 [o, c] in 1..127 beside codes [o, c, ...]; empty: all 1
 };
 
 // What an ONNX name stands for: a value of the graph (its axis 0, the batch, is not part of
@@ -113,7 +115,8 @@ class Op {
   absl::StatusOr<Tensor> Weights(int i);
   // A constant input that DequantizeLinear made, as the weights of a layer whose output channels
   // lie along `axis` of it (the result's first; `axis` 1 of a matrix is transposed); nothing for
-  // other inputs. UNIMPLEMENTED: codes beyond -127..127, scales along another axis.
+  // other inputs. UNIMPLEMENTED: codes beyond -128..127 (with cluster scales -7..7), scales along
+  // another axis.
   absl::StatusOr<std::optional<QuantizedWeights>> CodedWeights(int i, int axis) const;
   // A constant integer input, flattened.
   absl::StatusOr<std::vector<BatchInt>> BatchInts(int i) const;
@@ -174,6 +177,10 @@ struct Operator {
   int least_inputs, most_inputs;
   absl::Status (*handler)(Op& op);
 };
+
+// The product of two constants as weights of clusters: `codes` s8 [o, c, ...] with one scale per o,
+// times `scales` s8 [o, c, 1, ...] of 1..127 with scale 1. Null for any other two.
+std::shared_ptr<Dequantized> ClusterProduct(const Dequantized& codes, const Dequantized& scales);
 
 absl::Span<const Operator> LayerOperators();       // convolution, pooling, normalisation, ...
 absl::Span<const Operator> ArithmeticOperators();  // element-wise

@@ -175,10 +175,11 @@ absl::Status DequantizeConstant(Op& op, const Constant& constant) {
     const size_t j = parameters.scales.size() == 1 ? 0 : i / inner % parameters.scales.size();
     return codes[i] - parameters.zero_points[j];
   };
+  bool narrow = true;
   for (size_t i = 0; i < codes.size(); ++i) {
     out->largest = std::max<int64_t>(out->largest, std::abs(code(i)));
+    narrow = narrow && code(i) >= -128 && code(i) <= 127;
   }
-  const bool narrow = out->largest <= 127;
   const int64_t n = static_cast<int64_t>(codes.size());
   TERN_RETURN_IF_ERROR(op.Charge(narrow ? (n + 3) / 4 : n));
   out->codes = Tensor(narrow ? DType::kS8 : DType::kS32, shape);
@@ -208,6 +209,23 @@ absl::Status DequantizeLinear(Op& op) {
 }
 
 }  // namespace
+
+std::shared_ptr<Dequantized> ClusterProduct(const Dequantized& codes, const Dequantized& scales) {
+  const Shape &a = codes.codes.shape(), &b = scales.codes.shape();
+  if (a.rank() < 2 || a.rank() != b.rank() || a[0] != b[0] || a[1] != b[1] ||
+      b.elements() != b[0] * b[1] || b.elements() == 0 || codes.codes.dtype() != DType::kS8 ||
+      scales.codes.dtype() != DType::kS8 || codes.axis != 0 ||
+      static_cast<int64_t>(codes.scales.size()) != a[0] || !codes.cluster_scales.empty() ||
+      !scales.cluster_scales.empty() || scales.scales != std::vector<float>{1.0f}) {
+    return nullptr;
+  }
+  for (const int8_t scale : scales.codes.data<int8_t>()) {
+    if (scale < 1) return nullptr;
+  }
+  auto product = std::make_shared<Dequantized>(codes);
+  product->cluster_scales = scales.codes.Reshaped({b[0], b[1]});
+  return product;
+}
 
 absl::Span<const Operator> QuantizationOperators() {
   static constexpr Operator kOperators[] = {

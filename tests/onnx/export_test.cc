@@ -13,8 +13,7 @@
 #include "server/graph/passes.h"
 #include "server/onnx/import.h"
 #include "server/reference/execute.h"
-#include "tests/engine/graph_builder.h"
-#include "tests/engine/quantize_graph.h"
+#include "tests/onnx/export_zoo.h"
 
 namespace tern::onnx {
 namespace {
@@ -25,34 +24,11 @@ using engine::testing::QuantizeOptions;
 using graph::Graph;
 using graph::OpType;
 using graph::ValueId;
+using testing::Flattened;
+using testing::Quantised;
+using testing::RandomInput;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
-
-// Networks end in a list of classes.
-Graph Flattened(Graph graph) {
-  graph::Node node;
-  node.name = "classes";
-  node.op = OpType::kReshape;
-  node.inputs = {graph.output};
-  node.output = graph.AddValue({"logits", Shape{graph.classes()}, {}, {}});
-  graph.output = node.output;
-  graph.nodes.push_back(std::move(node));
-  graph::Optimize(graph);
-  return graph;
-}
-
-Tensor RandomInput(const Graph& graph, int64_t n) {
-  GraphBuilder random(Shape{1}, 7);
-  return random.Random(graph.shape(graph.input).WithBatch(n), -2.0f, 2.0f);
-}
-
-Graph Quantised(const Graph& graph, const Tensor& input, WeightScheme scheme) {
-  const auto values = reference::ExecuteFloat(graph, input);
-  EXPECT_TRUE(values.ok()) << values.status();
-  QuantizeOptions options;
-  options.scheme = scheme;
-  return QuantizeGraph(graph, engine::testing::RangesOf(*values), options);
-}
 
 std::vector<float> Logits(const Graph& graph, const Tensor& input) {
   const auto values = graph.values[graph.input].quant
@@ -82,7 +58,7 @@ absl::StatusOr<Graph> RoundTrip(const Graph& graph) {
 
 TEST(ExportTest, AFloatNetworkOfEveryOperatorComesBackWithItsResults) {
   std::set<OpType> seen;
-  for (const NamedGraph& named : engine::testing::Zoo()) {
+  for (const NamedGraph& named : testing::ExportZoo()) {
     SCOPED_TRACE(named.name);
     const Graph graph = Flattened(named.graph);
     for (const graph::Node& node : graph.nodes) seen.insert(node.op);
@@ -97,8 +73,9 @@ TEST(ExportTest, AFloatNetworkOfEveryOperatorComesBackWithItsResults) {
 }
 
 TEST(ExportTest, AQuantisedNetworkComesBackWithTheSameCodesWeightsAndLogits) {
-  for (const WeightScheme scheme : {WeightScheme::kInt8, WeightScheme::kTernaryCluster}) {
-    for (const NamedGraph& named : engine::testing::Zoo()) {
+  for (const WeightScheme scheme :
+       {WeightScheme::kInt8, WeightScheme::kInt4Cluster, WeightScheme::kTernaryCluster}) {
+    for (const NamedGraph& named : testing::ExportZoo()) {
       SCOPED_TRACE(absl::StrCat(named.name, " ", Name(scheme)));
       const Graph plain = Flattened(named.graph);
       const Tensor input = RandomInput(plain, 2);
@@ -112,7 +89,8 @@ TEST(ExportTest, AQuantisedNetworkComesBackWithTheSameCodesWeightsAndLogits) {
         ASSERT_EQ(nodes.count(node.name), 1u) << node.name;
         const graph::Node& other = *nodes[node.name];
         ASSERT_TRUE(other.quantized) << node.name;
-        EXPECT_EQ(other.quantized->scheme, WeightScheme::kInt8);
+        EXPECT_EQ(other.quantized->scheme,
+                  scheme == WeightScheme::kInt4Cluster ? node.quantized->scheme : WeightScheme::kInt8);
         EXPECT_EQ(other.quantized->steps, node.quantized->steps);
         EXPECT_EQ(other.has_residual(), node.has_residual());
         EXPECT_EQ(other.clip, node.clip);
@@ -131,18 +109,27 @@ TEST(ExportTest, AQuantisedNetworkComesBackWithTheSameCodesWeightsAndLogits) {
   }
 }
 
-TEST(ExportTest, FourBitProductsBeyondInt8BecomeInt32AndAreNotTakenBack) {
-  const Graph plain = Flattened(engine::testing::Zoo()[0].graph);
-  const Graph graph = Quantised(plain, RandomInput(plain, 1), WeightScheme::kInt4Cluster);
-  const ::onnx::ModelProto model = Parsed(graph);
-  int wide = 0;
-  for (const auto& tensor : model.graph().initializer()) {
-    wide += tensor.data_type() == ::onnx::TensorProto::INT32;
-  }
-  EXPECT_GT(wide, 0);
+TEST(ExportTest, FourBitProductsBeyondInt8KeepTheirClusterScalesBeside) {
+  const Graph plain = Flattened(testing::ExportZoo()[0].graph);
+  const Tensor input = RandomInput(plain, 1);
+  const Graph graph = Quantised(plain, input, WeightScheme::kInt4Cluster);
   const auto again = RoundTrip(graph);
-  EXPECT_EQ(again.status().code(), absl::StatusCode::kUnimplemented);
-  EXPECT_THAT(again.status().message(), HasSubstr("(Conv): weight codes are up to"));
+  ASSERT_TRUE(again.ok()) << again.status();
+  int clustered = 0;
+  for (size_t i = 0; i < graph.nodes.size(); ++i) {
+    if (!graph.nodes[i].quantized) continue;
+    ASSERT_EQ(again->nodes[i].name, graph.nodes[i].name);
+    const QuantizedWeights &wanted = *graph.nodes[i].quantized, &got = *again->nodes[i].quantized;
+    EXPECT_EQ(got.scheme, WeightScheme::kInt4Cluster);
+    EXPECT_EQ(got.codes.data<int8_t>(), wanted.codes.data<int8_t>());
+    if (wanted.cluster_size < wanted.codes.shape()[1]) {
+      EXPECT_EQ(got.cluster_size, wanted.cluster_size);
+      EXPECT_EQ(got.cluster_scales.data<int8_t>(), wanted.cluster_scales.data<int8_t>());
+      ++clustered;
+    }
+  }
+  EXPECT_GT(clustered, 0);
+  EXPECT_EQ(Logits(*again, input), Logits(graph, input));
 }
 
 TEST(ExportTest, NamesMetadataAndShapesAreTheGraphsOwn) {

@@ -131,6 +131,25 @@ TEST(ImportQuantizedTest, SymmetricUnsignedWeightsAreTaken) {
   EXPECT_THAT(Evaluate(c.Bytes_(), {1.0f, -0.6f}), ElementsAre(21.5f, -11.25f));
 }
 
+// uint8 with zero point 128 has one code more below it than above.
+TEST(ImportQuantizedTest, TheLeastCodeIsTakenButNotNegated) {
+  Convolution c;
+  c.weights = Bytes(TensorProto::UINT8, {2, 2, 1, 1}, {0, 1, 131, 192});
+  c.weight_zeros = Bytes(TensorProto::UINT8, {2}, {128, 128});
+  ModelBuilder m = c.Build();
+  m.Weight("s", Floats({2}, {-2, 0.5f})).Weight("o", Floats({2}, {0, 0}));
+  m.Weight("zero", Floats({2}, {0, 0})).Weight("one", Floats({2}, {1, 1}));
+  m.Node("Conv", {"x", "wd", "bd"}, {"c"});
+  m.Node("BatchNormalization", {"c", "s", "o", "zero", "one"}, {"n"}, {{"epsilon", 0.0f}});
+  const std::string bytes = m.Finish("n");
+  const auto graph = Optimised(bytes);
+  ASSERT_TRUE(graph.ok()) << graph.status();
+  EXPECT_THAT(graph->nodes[0].quantized->codes.data<int8_t>(), ElementsAre(-128, -127, 3, 64));
+  EXPECT_EQ(graph->nodes[1].op, OpType::kBatchNorm);
+  // -16 + 7.9375 + 1 = -7.0625 and -11.25, times -2 and 0.5.
+  EXPECT_THAT(Evaluate(bytes, {1.0f, -0.6f}), ElementsAre(14.125f, -5.625f));
+}
+
 TEST(ImportQuantizedTest, OneScaleForAllWeightsIsSpreadOverTheChannels) {
   Convolution c;
   c.weight_scales = Floats({}, {0.125f});
@@ -280,14 +299,15 @@ void ExpectRefused(const std::string& bytes, absl::StatusCode code, const std::s
   EXPECT_THAT(std::string(graph.status().message()), HasSubstr(words));
 }
 
-TEST(ImportQuantizedTest, RefusesWeightsThatAreNotSymmetricSevenBitsAndASign) {
+TEST(ImportQuantizedTest, RefusesWeightsThatAreNotSymmetric) {
   Convolution c;
   c.weights = Bytes(TensorProto::UINT8, {2, 2, 1, 1}, {255, 1, 131, 192});
   c.weight_zeros = Bytes(TensorProto::UINT8, {2}, {100, 128});
   ExpectRefused(c.Bytes_(), absl::StatusCode::kUnimplemented,
                 "'Conv_5' (Conv): weight codes are up to 155 from their zero point");
   c = {};
-  c.weights = Bytes(TensorProto::INT8, {2, 2, 1, 1}, {-128, 1, 2, 3});
+  c.weights = Bytes(TensorProto::UINT8, {2, 2, 1, 1}, {255, 1, 131, 192});
+  c.weight_zeros = Bytes(TensorProto::UINT8, {2}, {127, 128});  // 128 after subtraction
   ExpectRefused(c.Bytes_(), absl::StatusCode::kUnimplemented, "up to 128 from");
 }
 
