@@ -98,9 +98,9 @@ class Server:
         deadline = time.monotonic() + 120
         while not os.path.exists(ports):
             if self.process.poll() is not None or time.monotonic() > deadline:
-                raise AssertionError("ternd did not get ready: " + open(f"{self.folder}/log").read())
+                raise AssertionError("ternd did not get ready: " + pathlib.Path(self.folder, "log").read_text())
             time.sleep(0.02)
-        found = json.load(open(ports))
+        found = json.loads(pathlib.Path(ports).read_text())
         self.env = dict(os.environ, TERN_SERVER=f"127.0.0.1:{found['port']}",
                         TERN_ADMIN=f"127.0.0.1:{found['admin_port']}")
 
