@@ -112,9 +112,8 @@ int RunReport(const Cli& cli, const ModelArgs& args) {
   }
   PrintVersion(*version, "model");
   if (!version->has_report()) {
-    std::cout << (version->scheme() == "fp32"
-                      ? "a float network: it has no quantisation report\n"
-                      : "imported quantised: Tern has no report of how\n");
+    std::cout << (version->scheme() == "fp32" ? "a float network: it has no quantisation report\n"
+                                              : "imported quantised: Tern has no report of how\n");
     return kOk;
   }
   PrintReport(version->report(), std::cout);
@@ -220,7 +219,8 @@ void AddRegistryCommands(CLI::App& app, Cli& cli) {
     auto args = std::make_shared<ImportArgs>();
     command->add_option("--name,-n", args->name, "The model's name: [a-z0-9][a-z0-9._-]{0,63}")
         ->required();
-    command->add_option("--onnx", args->onnx, "ONNX file, float or int8 in QDQ form, weights inside")
+    command
+        ->add_option("--onnx", args->onnx, "ONNX file, float or int8 in QDQ form, weights inside")
         ->required()
         ->check(CLI::ExistingFile);
     command

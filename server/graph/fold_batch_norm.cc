@@ -67,8 +67,8 @@ std::optional<Affine> AsAffine(const Graph& graph, const Node& node, ValueId* x)
   }
 }
 
-// Whether quantised weights can take the factors: steps must stay positive and finite, and -128 has no
-// opposite.
+// Whether quantised weights can take the factors: steps must stay positive and finite, and -128 has
+// no opposite.
 bool CanFold(const Affine& affine, const Node& node) {
   if (!node.quantized) return true;
   for (size_t o = 0; o < affine.scale.size(); ++o) {

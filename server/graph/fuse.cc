@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <limits>
+#include <optional>
 #include <utility>
 
 #include "server/graph/passes.h"
@@ -11,6 +12,13 @@ namespace {
 bool TakesActivation(const Node& node) {
   return node.op == OpType::kConv || node.op == OpType::kFullyConnected ||
          node.op == OpType::kAdd || node.op == OpType::kBatchNorm;
+}
+
+// Every element of the result is one of the input, or zero.
+bool MovesCodes(const Node& node) {
+  return node.op == OpType::kSlice || node.op == OpType::kReshape ||
+         node.op == OpType::kTranspose || node.op == OpType::kMaxPool ||
+         (node.op == OpType::kPad && node.pad_value == 0.0f);
 }
 
 // `outer` after `inner`. Clipping is monotone, so clipping the bounds composes the two.
@@ -140,7 +148,15 @@ int FuseQuantization(Graph& graph) {
     }
     removed[i] = true;
   }
-  return EraseNodes(graph, removed);
+  int changed = EraseNodes(graph, removed);
+  for (const Node& node : graph.nodes) {
+    const std::optional<QuantParams>& x = graph.values[node.inputs[0]].quant;
+    std::optional<QuantParams>& y = graph.values[node.output].quant;
+    if (!MovesCodes(node) || !x || y || node.output == graph.output) continue;
+    y = x;
+    ++changed;
+  }
+  return changed;
 }
 
 void Optimize(Graph& graph) {

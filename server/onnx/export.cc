@@ -46,7 +46,6 @@ struct Attribute {
 };
 using Attributes = std::vector<Attribute>;
 
-
 // The integer weights w = cluster scale * code, OIHW: at most 127 * 7.
 std::vector<int32_t> IntegerWeights(const QuantizedWeights& weights) {
   const Shape& shape = weights.codes.shape();
@@ -193,25 +192,19 @@ class Exporter {
     return Emit(type, name, inputs, output, attributes);
   }
 
-  // `real` rounded to codes and back, as `output`.
-  std::string RoundTrip(const std::string& base, const std::string& real, const QuantParams& quant,
-                        const std::string& output) {
-    const uint8_t zero = static_cast<uint8_t>(quant.zero_point);
-    const std::string scale = Scalar(base + "/scale", quant.scale);
+  // Rounds a value that is held as codes.
+  void Quantise(ValueId id) {
+    const std::optional<QuantParams>& quant = graph_.values[id].quant;
+    if (!quant) return;
+    const Names names = NameOf(id);
+    const std::string& base = id == graph_.output ? names.read : names.written;
+    const uint8_t zero = static_cast<uint8_t>(quant->zero_point);
+    const std::string scale = Scalar(base + "/scale", quant->scale);
     const std::string zero_point = Unique(base + "/zero_point");
     Initializer(zero_point, &zero, 1, TensorProto::UINT8, {});
-    const std::string codes =
-        Emit("QuantizeLinear", Unique(base + "/quantize"), {real, scale, zero_point},
-             Unique(base + "/codes"));
-    return Emit("DequantizeLinear", Unique(base + "/dequantize"), {codes, scale, zero_point},
-                output);
-  }
-  void Quantise(ValueId id) {
-    const graph::Value& value = graph_.values[id];
-    const Names names = NameOf(id);
-    if (!value.quant) return;
-    RoundTrip(id == graph_.output ? names.read : names.written, names.written, *value.quant,
-              names.read);
+    const std::string codes = Emit("QuantizeLinear", Unique(base + "/quantize"),
+                                   {names.written, scale, zero_point}, Unique(base + "/codes"));
+    Emit("DequantizeLinear", Unique(base + "/dequantize"), {codes, scale, zero_point}, names.read);
   }
 
   // The weight of a convolution or fully connected layer as reals.
@@ -240,8 +233,8 @@ class Exporter {
     std::vector<int8_t> scales(dims[0] * dims[1]);
     for (size_t i = 0; i < scales.size(); ++i) {
       const int64_t o = static_cast<int64_t>(i) / dims[1];
-      scales[i] = weights.cluster_scales
-                      .data<int8_t>()[o * map.clusters() + map.cluster_of(i % dims[1])];
+      scales[i] =
+          weights.cluster_scales.data<int8_t>()[o * map.clusters() + map.cluster_of(i % dims[1])];
     }
     std::vector<int64_t> scale_dims(dims.size(), 1);
     scale_dims[0] = dims[0];
@@ -264,10 +257,8 @@ class Exporter {
       }
     };
     if (range == graph::ClipRange{0.0f, kInfinity}) return emit("Relu", {x});
-    const std::string lo =
-        range.lo == -kInfinity ? "" : Scalar(node.name + "/lowest", range.lo);
-    const std::string hi =
-        range.hi == kInfinity ? "" : Scalar(node.name + "/highest", range.hi);
+    const std::string lo = range.lo == -kInfinity ? "" : Scalar(node.name + "/lowest", range.lo);
+    const std::string hi = range.hi == kInfinity ? "" : Scalar(node.name + "/highest", range.hi);
     if (!hi.empty()) return emit("Clip", {x, lo, hi});
     if (!lo.empty()) return emit("Clip", {x, lo});
     emit("Clip", {x});
@@ -291,17 +282,8 @@ class Exporter {
     std::vector<int64_t> target{0};
     target.insert(target.end(), missing, 1);
     target.insert(target.end(), shape.dims().begin(), shape.dims().end());
-    const std::string reshaped = Helper("Reshape", node, "align",
-                                        {Read(id), Ints(node.name + "/aligned", target)}, false);
-    return Requantised(node, id, reshaped);
-  }
-
-  // A helper that moves the codes of `id` (and zeros) without changing them says so, for readers
-  // of this file that keep codes.
-  std::string Requantised(const Node& node, ValueId id, const std::string& moved) {
-    const std::optional<QuantParams>& quant = graph_.values[id].quant;
-    if (!quant) return moved;
-    return RoundTrip(moved, moved, *quant, Unique(moved + "/dequantized"));
+    return Helper("Reshape", node, "align", {Read(id), Ints(node.name + "/aligned", target)},
+                  false);
   }
 
   void Pool(const Node& node) {
@@ -316,14 +298,13 @@ class Exporter {
         // The declared zeros count in the mean, what ceil_mode adds does not.
         const std::vector<int64_t> all{0, 0, pads[0], pads[1], 0, 0, pads[2], pads[3]};
         if (all != std::vector<int64_t>(8, 0)) {
-          x = Requantised(node, node.inputs[0],
-                          Helper("Pad", node, "pad", {x, Ints(node.name + "/pads", all)}, false));
+          x = Helper("Pad", node, "pad", {x, Ints(node.name + "/pads", all)}, false);
         }
         count_pads = false;
       }
       const bool written = average && pool.count_include_pad;
-      const auto after = [&](int64_t extent, int64_t windows, int kernel, int stride, int64_t before,
-                             int64_t behind) {
+      const auto after = [&](int64_t extent, int64_t windows, int kernel, int stride,
+                             int64_t before, int64_t behind) {
         return std::max<int64_t>(
             0, (windows - 1) * stride + kernel - extent - before - (written ? behind : 0));
       };
@@ -346,8 +327,8 @@ class Exporter {
         const Attributes attributes{
             {"kernel_shape", std::vector<int64_t>{w[2], w[3]}},
             {"strides", std::vector<int64_t>{conv.stride_h, conv.stride_w}},
-            {"pads", std::vector<int64_t>{conv.pad_top, conv.pad_left, conv.pad_bottom,
-                                          conv.pad_right}},
+            {"pads",
+             std::vector<int64_t>{conv.pad_top, conv.pad_left, conv.pad_bottom, conv.pad_right}},
             {"dilations", std::vector<int64_t>{conv.dilation_h, conv.dilation_w}},
             {"group", int64_t{conv.groups}}};
         const std::vector<std::string> inputs{Read(node.inputs[0]), Weight(node),
@@ -457,8 +438,7 @@ class Exporter {
         }
         std::vector<int64_t> axes;
         for (int axis : node.axes) axes.push_back(axis + 1);
-        const bool keep =
-            graph_.shape(node.output).rank() == graph_.shape(node.inputs[0]).rank();
+        const bool keep = graph_.shape(node.output).rank() == graph_.shape(node.inputs[0]).rank();
         Main("ReduceMean", node, {Read(node.inputs[0])}, true,
              {{"axes", axes}, {"keepdims", int64_t{keep}}});
         return;

@@ -19,9 +19,10 @@ namespace tern::onnx {
 // DequantizeLinear of int8 along axis 0 with the steps as scales and zero points 0: of cluster
 // scale x code where all products of the layer fit int8; else of the codes alone, and a Mul with
 // the cluster scales [o,c,1,1], int8 dequantised with scale 1, follows. (int32 products would be
-// the same, but onnxruntime's optimiser turns them into an operator that does not take them.) Biases
-// stay float. A fused residual is an Add, a fused activation a Relu or Clip; ceil_mode is written as
-// the pads that it comes to, so that the runtimes' different readings of it do not matter.
+// the same, but onnxruntime's optimiser turns them into an operator that does not take them.)
+// Biases stay float. A fused residual is an Add, a fused activation a Relu or Clip; ceil_mode is
+// written as the pads that it comes to, so that the runtimes' different readings of it do not
+// matter.
 //
 // `metadata` becomes the model's metadata_props. Deterministic. INVALID_ARGUMENT if the graph is
 // not valid; RESOURCE_EXHAUSTED beyond protobuf's 2 GiB. Thread safe.

@@ -14,12 +14,12 @@ namespace tern::onnx {
 // Unsqueeze, Concat, Reshape) with the batch kept symbolic. The result is valid (Validate) and not
 // optimised (run Optimize). It is float unless the file is quantised.
 //
-// Quantised files are those with QuantizeLinear and DequantizeLinear around float operators ("QDQ"),
-// as onnxruntime's quantize_static and Export() write them. Values between the two hold u8 codes
-// (int8 ones with 128 added to code and zero point) with one scale; constant codes of -128..127
-// around their zero points, with one scale or one per output channel, are the quantised weights of
-// the convolution, Gemm or MatMul that reads them (4-bit and ternary ones where Export wrote cluster
-// scales beside them); other constants are turned back into floats.
+// Quantised files are those with QuantizeLinear and DequantizeLinear around float operators
+// ("QDQ"), as onnxruntime's quantize_static and Export() write them. Values between the two hold u8
+// codes (int8 ones with 128 added to code and zero point) with one scale; constant codes of
+// -128..127 around their zero points, with one scale or one per output channel, are the quantised
+// weights of the convolution, Gemm or MatMul that reads them (4-bit and ternary ones where Export
+// wrote cluster scales beside them); other constants are turned back into floats.
 //
 // INVALID_ARGUMENT: not an ONNX model, damaged, opset out of range, shapes that do not fit,
 //   external data, several inputs/outputs; names the node.

@@ -224,8 +224,8 @@ absl::Status Importer::Charge(int64_t elements) {
 }
 
 // Fills scheme, cluster size and cluster scales. The file does not say N: any that the scales allow
-// means the same, and larger ones have fewer scales. All channels and powers of two are tried, which
-// bounds the time; N = 1 always fits.
+// means the same, and larger ones have fewer scales. All channels and powers of two are tried,
+// which bounds the time; N = 1 always fits.
 void SetClusters(const Dequantized& source, QuantizedWeights& weights) {
   const int64_t outputs = source.cluster_scales.shape()[0];
   const int channels = static_cast<int>(source.cluster_scales.shape()[1]);

@@ -111,8 +111,7 @@ absl::StatusOr<QuantParams> ActivationParameters(Op& op, const Parameters& param
                             " scales; one per tensor is supported");
   }
   const int64_t shift = parameters.type == TensorProto::INT8 ? 128 : 0;
-  return QuantParams{parameters.scales[0],
-                     static_cast<int32_t>(parameters.zero_points[0] + shift)};
+  return QuantParams{parameters.scales[0], static_cast<int32_t>(parameters.zero_points[0] + shift)};
 }
 
 absl::Status QuantizeConstant(Op& op, const Parameters& parameters) {

@@ -682,9 +682,9 @@ absl::StatusOr<Repository::FloatSource> Repository::ReadFloatSource(absl::string
   auto graph = onnx::Import(bytes);
   if (!graph.ok()) return Annotate(graph.status(), file.path);
   if (IsQuantized(*graph)) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("model '", info.model, "' version ", info.version,
-                     " was imported quantised (", info.scheme, "), want a float version"));
+    return absl::FailedPreconditionError(absl::StrCat("model '", info.model, "' version ",
+                                                      info.version, " was imported quantised (",
+                                                      info.scheme, "), want a float version"));
   }
   FloatSource source{*std::move(graph), Sha256Hex(bytes), info.version};
   graph::Optimize(source.graph);

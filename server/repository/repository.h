@@ -3,7 +3,8 @@
 //   <root>/<model>/config.textproto          v1::ModelConfig
 //   <root>/<model>/labels.txt                one class per line (name from the config)
 //   <root>/<model>/default                   the default version, decimal; absent = lowest usable
-//   version <root>/<model>/<version>/model.onnx      a network as it was imported (float, or int8 in
+//   version <root>/<model>/<version>/model.onnx      a network as it was imported (float, or int8
+//   in
 //                                                    QDQ form), or
 //   <root>/<model>/<version>/model.tern      one that Tern quantised
 // Names starting with '.' are the repository's own: .tmp-* is unfinished work of a process that

@@ -152,8 +152,7 @@ grpc::Status RegistryService::Delete(grpc::ServerContext* context,
   return timer.Finish(removed.status());
 }
 
-grpc::Status RegistryService::Export(grpc::ServerContext* context,
-                                     const v1::ExportRequest* request,
+grpc::Status RegistryService::Export(grpc::ServerContext* context, const v1::ExportRequest* request,
                                      grpc::ServerWriter<v1::ExportResponse>* writer) {
   RequestTimer timer(metrics_, "Export");
   return timer.Finish(DoExport(*request, writer));

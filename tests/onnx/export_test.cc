@@ -24,16 +24,15 @@ using engine::testing::QuantizeOptions;
 using graph::Graph;
 using graph::OpType;
 using graph::ValueId;
+using ::testing::ElementsAre;
 using testing::Flattened;
+using ::testing::HasSubstr;
 using testing::Quantised;
 using testing::RandomInput;
-using ::testing::ElementsAre;
-using ::testing::HasSubstr;
 
 std::vector<float> Logits(const Graph& graph, const Tensor& input) {
-  const auto values = graph.values[graph.input].quant
-                          ? reference::ExecuteQuantized(graph, input)
-                          : reference::ExecuteFloat(graph, input);
+  const auto values = graph.values[graph.input].quant ? reference::ExecuteQuantized(graph, input)
+                                                      : reference::ExecuteFloat(graph, input);
   EXPECT_TRUE(values.ok()) << values.status();
   const Tensor& y = (*values)[graph.output];
   EXPECT_EQ(y.dtype(), DType::kF32);
@@ -65,7 +64,8 @@ TEST(ExportTest, AFloatNetworkOfEveryOperatorComesBackWithItsResults) {
     const Tensor input = RandomInput(graph, 2);
     const auto again = RoundTrip(graph);
     ASSERT_TRUE(again.ok()) << again.status();
-    EXPECT_LE(engine::testing::RelativeDifference(Logits(*again, input), Logits(graph, input)), 1e-5f);
+    EXPECT_LE(engine::testing::RelativeDifference(Logits(*again, input), Logits(graph, input)),
+              1e-5f);
   }
   for (int op = 0; op <= static_cast<int>(OpType::kReduceMean); ++op) {
     EXPECT_EQ(seen.count(static_cast<OpType>(op)), 1u) << graph::Name(static_cast<OpType>(op));
@@ -89,8 +89,9 @@ TEST(ExportTest, AQuantisedNetworkComesBackWithTheSameCodesWeightsAndLogits) {
         ASSERT_EQ(nodes.count(node.name), 1u) << node.name;
         const graph::Node& other = *nodes[node.name];
         ASSERT_TRUE(other.quantized) << node.name;
-        EXPECT_EQ(other.quantized->scheme,
-                  scheme == WeightScheme::kInt4Cluster ? node.quantized->scheme : WeightScheme::kInt8);
+        EXPECT_EQ(other.quantized->scheme, scheme == WeightScheme::kInt4Cluster
+                                               ? node.quantized->scheme
+                                               : WeightScheme::kInt8);
         EXPECT_EQ(other.quantized->steps, node.quantized->steps);
         EXPECT_EQ(other.has_residual(), node.has_residual());
         EXPECT_EQ(other.clip, node.clip);

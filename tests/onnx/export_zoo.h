@@ -64,7 +64,8 @@ inline std::vector<engine::testing::NamedGraph> ExportZoo() {
     GraphBuilder b({4, 5, 6});
     ValueId x = b.BatchNorm(b.input());
     for (const graph::ClipRange range :
-         {graph::ClipRange{-engine::testing::kInfinity, 0.5f}, graph::ClipRange{-0.75f, engine::testing::kInfinity},
+         {graph::ClipRange{-engine::testing::kInfinity, 0.5f},
+          graph::ClipRange{-0.75f, engine::testing::kInfinity},
           graph::ClipRange{-engine::testing::kInfinity, engine::testing::kInfinity}}) {
       x = b.Conv(x, 8, 1, {}, range);
     }

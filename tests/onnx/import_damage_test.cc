@@ -60,7 +60,8 @@ std::string ValidQuantized() {
   m.Weight("zs", Bytes(kS8, {}, {-5}));
   m.Weight("w", Bytes(kS8, {4, 3, 3, 3}, std::vector<int>(108, -77)));
   m.Weight("ws", Floats({4}, {0.1f, 0.2f, 0.3f, 0.4f})).Weight("wz", Bytes(kS8, {4}, {0, 0, 0, 0}));
-  m.Weight("b", Ints32({4}, {1, -2, 3, -4})).Weight("fc", Bytes(kU8, {4, 5}, std::vector<int>(20, 1)));
+  m.Weight("b", Ints32({4}, {1, -2, 3, -4}))
+      .Weight("fc", Bytes(kU8, {4, 5}, std::vector<int>(20, 1)));
   m.Weight("real", Floats({4, 4, 1, 1}, std::vector<float>(16, 0.7f))).Weight("axis", List({2, 3}));
   m.Weight("fz", Bytes(kU8, {}, {127}));
   m.Node("QuantizeLinear", {"input", "s", "z"}, {"xq"});

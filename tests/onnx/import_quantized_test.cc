@@ -15,12 +15,12 @@ namespace {
 
 using graph::Graph;
 using graph::OpType;
+using ::onnx::TensorProto;
 using tern::testing::Bytes;
 using tern::testing::Floats;
 using tern::testing::Ints32;
 using tern::testing::List;
 using tern::testing::ModelBuilder;
-using ::onnx::TensorProto;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
@@ -201,7 +201,8 @@ TEST(ImportQuantizedTest, BatchNormalisationGoesIntoTheStepsAndSigns) {
       m.Node("BatchNormalization", {"c", "s", "o", "zero", "one"}, {"other"}, {{"epsilon", 0.0f}});
     }
     m.Node("BatchNormalization", {"c", "s", "o", "zero", "one"}, {"n"}, {{"epsilon", 0.0f}});
-    return folded ? m.Finish("n") : m.Node("Concat", {"n", "other"}, {"j"}, {{"axis", 1}}).Finish("j");
+    return folded ? m.Finish("n")
+                  : m.Node("Concat", {"n", "other"}, {"j"}, {{"axis", 1}}).Finish("j");
   };
   const auto graph = Optimised(build(true));
   ASSERT_TRUE(graph.ok()) << graph.status();
@@ -276,16 +277,46 @@ TEST(ImportQuantizedTest, AnOperandStoredAsCodesIsAFloatConstant) {
 TEST(ImportQuantizedTest, AValueThatFloatNodesAlsoReadStaysFloatForThem) {
   ModelBuilder m(13, {2, 1, 1});
   m.Weight("s", Floats({}, {1})).Weight("z", Bytes(TensorProto::UINT8, {}, {0}));
-  m.Node("QuantizeLinear", {"input", "s", "z"}, {"q"}).Node("DequantizeLinear", {"q", "s", "z"}, {"d"});
+  m.Node("QuantizeLinear", {"input", "s", "z"}, {"q"})
+      .Node("DequantizeLinear", {"q", "s", "z"}, {"d"});
   m.Node("Add", {"d", "input"}, {"y"});
   EXPECT_THAT(Evaluate(m.Finish("y"), {1.25f, 2.75f}), ElementsAre(2.25f, 5.75f));
+}
+
+// A slice of two axes is two nodes here; padding and pools that nobody quantises again move codes
+// too.
+TEST(ImportQuantizedTest, WhatOnlyMovesCodesNeedsNoQuantisationOfItsOwn) {
+  ModelBuilder m(13, {2, 4, 4});
+  m.Weight("s", Floats({}, {1})).Weight("z", Bytes(TensorProto::UINT8, {}, {7}));
+  m.Weight("starts", List({1, 0})).Weight("ends", List({4, 4})).Weight("axes", List({2, 3}));
+  m.Weight("steps", List({2, 2})).Weight("pads", List({0, 0, 1, 0, 0, 0, 0, 0}));
+  m.Node("QuantizeLinear", {"input", "s", "z"}, {"q"});
+  m.Node("DequantizeLinear", {"q", "s", "z"}, {"d"});
+  m.Node("Slice", {"d", "starts", "ends", "axes", "steps"}, {"c"});
+  m.Node("Pad", {"c", "pads"}, {"p"}).Node("MaxPool", {"p"}, {"m"}, {{"kernel_shape", {2, 1}}});
+  m.Node("Transpose", {"m"}, {"t"}, {{"perm", {0, 1, 3, 2}}}).Node("Relu", {"t"}, {"r"});
+  m.Node("QuantizeLinear", {"r", "s", "z"}, {"rq"});
+  m.Node("DequantizeLinear", {"rq", "s", "z"}, {"rd"});
+  const std::string bytes = m.Finish("rd");
+  const auto graph = Optimised(bytes);
+  ASSERT_TRUE(graph.ok()) << graph.status();
+  for (const graph::Node& node : graph->nodes) {
+    if (node.output == graph->output) continue;
+    EXPECT_TRUE(graph->values[node.output].quant) << node.name;
+  }
+  // Rows 1 and 3, columns 0 and 2 of each plane, as codes: -1.4 -> -1, 0.6 -> 1, 6.6 -> 7, 8.6 ->
+  // 9; the largest of a zero above and row 1, then of rows 1 and 3; transposed.
+  std::vector<float> image;
+  for (int i = 0; i < 32; ++i) image.push_back(static_cast<float>(i % 16) - 5.4f);
+  EXPECT_THAT(Evaluate(bytes, image), ElementsAre(0, 7, 1, 9, 0, 7, 1, 9));
 }
 
 TEST(ImportQuantizedTest, ASecondQuantisationWithOtherParametersRoundsAgain) {
   ModelBuilder m(13, {2, 1, 1});
   m.Weight("s", Floats({}, {1})).Weight("z", Bytes(TensorProto::UINT8, {}, {0}));
   m.Weight("s2", Floats({}, {4})).Weight("z2", Bytes(TensorProto::INT8, {}, {-128}));
-  m.Node("QuantizeLinear", {"input", "s", "z"}, {"q"}).Node("DequantizeLinear", {"q", "s", "z"}, {"d"});
+  m.Node("QuantizeLinear", {"input", "s", "z"}, {"q"})
+      .Node("DequantizeLinear", {"q", "s", "z"}, {"d"});
   m.Node("QuantizeLinear", {"d", "s2", "z2"}, {"q2"});
   m.Node("DequantizeLinear", {"q2", "s2", "z2"}, {"d2"});
   EXPECT_THAT(Evaluate(m.Finish("d2"), {5.6f, 8.9f}), ElementsAre(8, 8));  // 6 -> 1.5 -> 2; 9 -> 2
@@ -333,8 +364,9 @@ TEST(ImportQuantizedTest, RefusesOperatorsOnCodes) {
   ExpectRefused(start().Node("MaxPool", {"q"}, {"y"}, {{"kernel_shape", {1, 1}}}).Finish("y"),
                 absl::StatusCode::kUnimplemented,
                 "(MaxPool): input 0 is codes of QuantizeLinear, which only DequantizeLinear");
-  ExpectRefused(start().Node("QLinearConv", {"q", "s", "z", "z", "s", "z", "s", "z"}, {"y"}).Finish("y"),
-                absl::StatusCode::kUnimplemented, "QLinearConv is not supported");
+  ExpectRefused(
+      start().Node("QLinearConv", {"q", "s", "z", "z", "s", "z", "s", "z"}, {"y"}).Finish("y"),
+      absl::StatusCode::kUnimplemented, "QLinearConv is not supported");
   ExpectRefused(start().Node("Add", {"input", "z"}, {"y"}).Finish("y"),
                 absl::StatusCode::kUnimplemented, "(Add): input 1 holds u8 codes");
   ModelBuilder m = start();
@@ -346,7 +378,9 @@ TEST(ImportQuantizedTest, RefusesOperatorsOnCodes) {
 TEST(ImportQuantizedTest, RefusesParametersThatAreNone) {
   const auto build = [](TensorProto scale, TensorProto zero, TensorProto other_scale) {
     ModelBuilder m(13, {2, 1, 1});
-    m.Weight("s", std::move(scale)).Weight("z", std::move(zero)).Weight("s2", std::move(other_scale));
+    m.Weight("s", std::move(scale))
+        .Weight("z", std::move(zero))
+        .Weight("s2", std::move(other_scale));
     m.Node("QuantizeLinear", {"input", "s", "z"}, {"q"});
     return m.Node("DequantizeLinear", {"q", "s2", "z"}, {"d"}).Finish("d");
   };

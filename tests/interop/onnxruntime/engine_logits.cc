@@ -109,9 +109,8 @@ absl::StatusOr<nlohmann::json> WriteZoo(const std::string& folder) {
     const Tensor input = onnx::testing::RandomInput(plain, 2);
     for (const int scheme : {-1, 0, 1, 2}) {
       const graph::Graph graph =
-          scheme < 0
-              ? plain
-              : onnx::testing::Quantised(plain, input, static_cast<WeightScheme>(scheme));
+          scheme < 0 ? plain
+                     : onnx::testing::Quantised(plain, input, static_cast<WeightScheme>(scheme));
       const std::string name = absl::StrCat(
           named.name, "-", scheme < 0 ? "fp32" : Name(static_cast<WeightScheme>(scheme)));
       TERN_ASSIGN_OR_RETURN(const std::string bytes, onnx::Export(graph, {}));

@@ -39,6 +39,8 @@ CIFAR = os.environ.get("TERN_CIFAR_DIR")
 # Same top-1 on this share of the evaluation images: of what Tern quantised, and of what onnxruntime did. Its optimiser
 # replaces floats by integers (biases become multiples of input scale x weight step), which turns a few near ties.
 OUT_AGREEMENT, OUT_OPTIMISED_AGREEMENT, IN_AGREEMENT = 0.995, 0.97, 0.99
+# Among the 1000 classes of ImageNet near ties are common, and the sample has only 250 images (0.4 % each).
+IMAGENET_SLACK = 0.01
 # Difference of logits over the largest logit: mean and worst. onnxruntime computes the same network, but rounds
 # sums in another order, so a few codes differ by one.
 MEAN_DIFFERENCE, WORST_DIFFERENCE = 0.01, 0.15
@@ -52,7 +54,8 @@ mean: 1 mean: 1 mean: 1"""
 class Images:
     """Paths for calibration and evaluation; labels (class indices) of the latter."""
 
-    def __init__(self, calibration, evaluation, labels):
+    def __init__(self, calibration, evaluation, labels, slack=0.0):
+        self.slack = slack
         self.calibration, self.evaluation, self.labels = calibration, evaluation, labels
 
 
@@ -80,7 +83,8 @@ def imagenet_images(offset):
     lines = [line.split() for line in (pathlib.Path(SHARED) / "imagenet-sample/labels.txt").read_text().splitlines()]
     samples = [(f"{SHARED}/imagenet-sample/{name}", int(label) + offset) for name, label in lines]
     evaluation = samples[1::2]
-    return Images([p for p, _ in samples[0::5]], [p for p, _ in evaluation], [label for _, label in evaluation])
+    return Images([p for p, _ in samples[0::5]], [p for p, _ in evaluation], [label for _, label in evaluation],
+                  IMAGENET_SLACK)
 
 
 class Server:
@@ -224,10 +228,11 @@ class NetworkTest(unittest.TestCase):
 
     def check_export(self, model, images, recipes):
         calibration = self.folder("calibration", images.calibration)
-        for weights, cluster in recipes:
-            with self.subTest(f"{model} {weights} N={cluster}"):
+        for weights, cluster, activations in recipes:
+            name = f"{model} {weights} N={cluster} {activations}"
+            with self.subTest(name):
                 version = self.server.json("quantize", "--model", model, "--from", 1, "--weights", weights, "--cluster",
-                                           cluster, "--activations", "affine", "--calibration", calibration,
+                                           cluster, "--activations", activations, "--calibration", calibration,
                                            "--seed", 0)["version"]
                 stored, exported = self.path(f"{version}.tern"), self.path(f"{version}.onnx")
                 self.server.json("export", "--model", model, "--version", version, "--output", stored)
@@ -236,9 +241,10 @@ class NetworkTest(unittest.TestCase):
                 inputs, logits, _ = self.engine(model, stored, images.evaluation)
                 for optimise in (False, True):
                     comparison = Comparison(logits, infer(exported, inputs, optimise), images.labels)
-                    print(f"out: {model} {weights} N={cluster}, onnxruntime {'optimised' if optimise else 'as written'}: "
-                          f"{comparison}", flush=True)
-                    self.assertGreaterEqual(comparison.agreement, OUT_OPTIMISED_AGREEMENT if optimise else OUT_AGREEMENT)
+                    print(f"out: {name}, onnxruntime {'optimised' if optimise else 'as written'}: {comparison}",
+                          flush=True)
+                    wanted = OUT_OPTIMISED_AGREEMENT if optimise else OUT_AGREEMENT
+                    self.assertGreaterEqual(comparison.agreement, wanted - images.slack)
                     self.assertLess(comparison.mean, MEAN_DIFFERENCE)
                     self.assertLess(comparison.worst, WORST_DIFFERENCE)
                 again = self.server.run("import", "--name", model, "--onnx", exported, "--preprocess",
@@ -246,7 +252,10 @@ class NetworkTest(unittest.TestCase):
                 self.assertEqual(again.returncode, 0, again.stderr)
                 self.assertEqual(json.loads(again.stdout)["scheme"], "int4-cluster" if weights == "int4" else "int8")
                 _, back, _ = self.engine(model, exported, images.evaluation)
-                np.testing.assert_array_equal(back, logits)
+                if activations == "affine":
+                    np.testing.assert_array_equal(back, logits)
+                else:  # comes back with the float epilogue, which rounds a few codes to the other side
+                    self.assertGreaterEqual(Comparison(logits, back, images.labels).agreement, OUT_AGREEMENT)
 
     def contract(self, model):
         """The model's contract as a file of its own."""
@@ -281,7 +290,7 @@ class NetworkTest(unittest.TestCase):
                 self.assertEqual(islands, [])
                 comparison = Comparison(logits, infer(file, evaluation), images.labels)
                 print(f"in: {model} {label}: {comparison}, {len(weighted)} integer layers", flush=True)
-                self.assertGreaterEqual(comparison.agreement, IN_AGREEMENT)
+                self.assertGreaterEqual(comparison.agreement, IN_AGREEMENT - images.slack)
                 self.assertAlmostEqual(*comparison.top1, delta=0.01)
 
     def variants(self):
@@ -296,7 +305,7 @@ class NetworkTest(unittest.TestCase):
                                extra_options={"WeightSymmetric": True}),
         }
 
-    RECIPES = [("int8", 1), ("int4", 16), ("ternary", 4)]
+    RECIPES = [("int8", 1, "affine"), ("int4", 16, "affine"), ("ternary", 4, "affine"), ("ternary", 4, "dfp8")]
 
     def test_demo_export(self):
         self.check_export("demo", demo_images(), self.RECIPES)
@@ -318,14 +327,14 @@ class NetworkTest(unittest.TestCase):
         images = imagenet_images(0)
         onnx = f"{SHARED}/models/squeezenet1.1-imagenet.onnx"
         self.import_float("squeezenet", onnx, IMAGENET_BGR)
-        self.check_export("squeezenet", images, [("int8", 1)])
+        self.check_export("squeezenet", images, [("int8", 1, "affine")])
 
     @unittest.skipUnless(SHARED, "TERN_SHARED_DATA is not set")
     def test_mobilenet(self):
         images = imagenet_images(1)
         onnx = f"{SHARED}/models/mobilenet_v2-imagenet.onnx"
         self.import_float("mobilenet", onnx, IMAGENET_HALF)
-        self.check_export("mobilenet", images, [("int8", 1)])
+        self.check_export("mobilenet", images, [("int8", 1, "affine")])
         self.check_import("mobilenet", onnx, images, {"u8 per channel": self.variants()["u8 per channel"]})
 
 
