@@ -9,7 +9,7 @@ JOBS ?= $(shell nproc)
 help:
 	@echo "make demo       build, start a server with the demo model, quantise and classify (KEEP=1: leave it running)"
 	@echo "make test       build and run unit, kernel, integration and end-to-end tests"
-	@echo "make test-full  the tests that need torch: ONNX parity with torchvision, preprocessing parity with Pillow"
+	@echo "make test-full  the tests against others: ONNX with torchvision and onnxruntime, preprocessing with Pillow"
 	@echo "make build      only build: $(BUILD)/bin/ternd, $(BUILD)/bin/ternctl"
 	@echo "make bench      kernel and engine benchmarks"
 	@echo "PRESET=release|dev|ci|asan-ubsan|tsan  JOBS=$(JOBS)"

@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <fstream>
 #include <iostream>
+#include <map>
 #include <memory>
 
 #include "absl/strings/str_cat.h"
@@ -111,7 +112,8 @@ int RunReport(const Cli& cli, const ModelArgs& args) {
   }
   PrintVersion(*version, "model");
   if (!version->has_report()) {
-    std::cout << "a float network: it has no quantisation report\n";
+    std::cout << (version->scheme() == "fp32" ? "a float network: it has no quantisation report\n"
+                                              : "imported quantised: Tern has no report of how\n");
     return kOk;
   }
   PrintReport(version->report(), std::cout);
@@ -119,14 +121,14 @@ int RunReport(const Cli& cli, const ModelArgs& args) {
 }
 
 absl::StatusOr<std::string> Export(const Cli& cli, const ModelArgs& args,
-                                   const std::string& output) {
+                                   v1::ExportRequest::Format format, const std::string& output) {
   TERN_CLIENT_ASSIGN_OR_RETURN(auto client, cli.Connect());
-  if (output == "-") return client->Export(args.model, args.version, std::cout);
+  if (output == "-") return client->Export(args.model, args.version, format, std::cout);
   // Beside the target first, so that a broken transfer leaves no half file under the name.
   const std::string temporary = absl::StrCat(output, ".part.", getpid());
   std::ofstream file(temporary, std::ios::binary | std::ios::trunc);
   if (!file) return absl::NotFoundError(absl::StrCat(temporary, ": ", std::strerror(errno)));
-  absl::StatusOr<std::string> name = client->Export(args.model, args.version, file);
+  absl::StatusOr<std::string> name = client->Export(args.model, args.version, format, file);
   file.close();
   std::error_code code;
   if (name.ok() && !file) name = absl::DataLossError(absl::StrCat("writing ", output, " failed"));
@@ -139,12 +141,13 @@ absl::StatusOr<std::string> Export(const Cli& cli, const ModelArgs& args,
   return name;
 }
 
-int RunExport(const Cli& cli, const ModelArgs& args, const std::string& output) {
+int RunExport(const Cli& cli, const ModelArgs& args, v1::ExportRequest::Format format,
+              const std::string& output) {
   if (cli.json && output == "-") {
     std::cerr << "ternctl: --json and --output - both want standard output\n";
     return kUsage;
   }
-  const absl::StatusOr<std::string> name = Export(cli, args, output);
+  const absl::StatusOr<std::string> name = Export(cli, args, format, output);
   if (!name.ok()) return cli.Fail(name.status());
   if (output == "-") return kOk;
   std::error_code code;
@@ -216,7 +219,8 @@ void AddRegistryCommands(CLI::App& app, Cli& cli) {
     auto args = std::make_shared<ImportArgs>();
     command->add_option("--name,-n", args->name, "The model's name: [a-z0-9][a-z0-9._-]{0,63}")
         ->required();
-    command->add_option("--onnx", args->onnx, "ONNX file, weights inside")
+    command
+        ->add_option("--onnx", args->onnx, "ONNX file, float or int8 in QDQ form, weights inside")
         ->required()
         ->check(CLI::ExistingFile);
     command
@@ -257,13 +261,24 @@ void AddRegistryCommands(CLI::App& app, Cli& cli) {
     command->callback([&cli, args] { cli.run = [&cli, args] { return RunReport(cli, *args); }; });
   }
   {
-    CLI::App* command = app.add_subcommand("export", "Downloads a version's file (.tern or ONNX)");
+    CLI::App* command = app.add_subcommand(
+        "export", "Downloads a version: its stored file (.tern or ONNX), or any version as ONNX");
+    command->footer(
+        "Example:\n  ternctl export --model r20 --version 3 --format onnx --output r20-v3.onnx");
     auto args = std::make_shared<ModelArgs>();
     auto output = std::make_shared<std::string>();
     AddModelArgs(command, args.get(), "Version; 0 = the default");
     command->add_option("--output,-o", *output, "File to write, - for standard output")->required();
-    command->callback([&cli, args, output] {
-      cli.run = [&cli, args, output] { return RunExport(cli, *args, *output); };
+    auto format = std::make_shared<v1::ExportRequest::Format>(v1::ExportRequest::STORED);
+    const std::map<std::string, v1::ExportRequest::Format> formats{
+        {"stored", v1::ExportRequest::STORED}, {"onnx", v1::ExportRequest::ONNX}};
+    command
+        ->add_option("--format", *format,
+                     "stored (default), or onnx: quantised versions with QuantizeLinear and "
+                     "DequantizeLinear")
+        ->transform(CLI::CheckedTransformer(formats));
+    command->callback([&cli, args, output, format] {
+      cli.run = [&cli, args, output, format] { return RunExport(cli, *args, *format, *output); };
     });
   }
   AddVersionCommand(app, cli, "set-default", "Makes a version the one served by default", "Version",

@@ -368,12 +368,13 @@ absl::StatusOr<v1::DeleteResponse> Client::Delete(const std::string& model, uint
 }
 
 absl::StatusOr<std::string> Client::Export(const std::string& model, uint64_t version,
-                                           std::ostream& out) {
+                                           v1::ExportRequest::Format format, std::ostream& out) {
   grpc::ClientContext context;
   SetDeadline(context, impl_->options.transfer_deadline);
   v1::ExportRequest request;
   request.set_model(model);
   request.set_version(version);
+  request.set_format(format);
   auto reader = impl_->registry->Export(&context, request);
   v1::ExportResponse response;
   std::string name;

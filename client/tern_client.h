@@ -90,8 +90,9 @@ class Client {
   absl::StatusOr<v1::ModelVersion> Load(const std::string& model, uint64_t version);
   absl::StatusOr<v1::ModelVersion> Unload(const std::string& model, uint64_t version);
   absl::StatusOr<v1::DeleteResponse> Delete(const std::string& model, uint64_t version);
-  // Writes the stored file to `out`, as it arrives; returns the file's name on the server.
-  absl::StatusOr<std::string> Export(const std::string& model, uint64_t version, std::ostream& out);
+  // Writes the version to `out`, as it arrives: the stored file or ONNX; returns the file's name.
+  absl::StatusOr<std::string> Export(const std::string& model, uint64_t version,
+                                     v1::ExportRequest::Format format, std::ostream& out);
 
   // `progress` (may be null) is called from the calling thread.
   absl::StatusOr<QuantizeOutcome> Quantize(const v1::QuantizeStart& start,

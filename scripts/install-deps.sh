@@ -11,7 +11,7 @@ build=(g++ cmake ninja-build make pkgconf
   prometheus-cpp-dev libspdlog-dev nlohmann-json3-dev libcli11-dev libeigen3-dev libisal-dev libssl-dev)
 demo=(curl)
 test=(libgtest-dev libgmock-dev python3 python3-yaml curl)
-full=(python3-torch python3-torchvision python3-pil python3-numpy libopenblas0-pthread)
+full=(python3-torch python3-torchvision python3-pil python3-numpy python3-venv libopenblas0-pthread)
 
 case "${1:-build}" in
   build) packages=("${build[@]}") ;;

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# test-full.sh BUILD: makes the fixtures that need Debian's torch and Pillow (once per build folder), then
-# runs the tests labelled `full`.
+# test-full.sh BUILD: makes the fixtures that need Debian's torch and Pillow and PyPI's onnxruntime (once per build
+# folder), then runs the tests labelled `full`.
 set -euo pipefail
 build=$(realpath "$1")
 source=$(realpath "$(dirname "$0")/..")
@@ -30,6 +30,14 @@ if [ -n "${TERN_SHARED_DATA:-}" ] && [ -z "${TERN_CIFAR_DIR:-}" ] && [ -e "$TERN
     touch "$fixtures/cifar/.done"
   fi
   export TERN_CIFAR_DIR=$fixtures/cifar
+fi
+if [ -z "${TERN_ORT_PYTHON:-}" ]; then
+  # Its own environment: onnxruntime is not in Debian. The test skips, and says so, without one.
+  if "$source/tests/interop/onnxruntime/make_venv.sh" "$fixtures/onnxruntime"; then
+    export TERN_ORT_PYTHON=$fixtures/onnxruntime/bin/python
+  else
+    echo "onnxruntime cannot be installed from PyPI: its tests are skipped"
+  fi
 fi
 export TERN_TORCH_FIXTURES=$fixtures/torch TERN_PARITY_FIXTURES=$fixtures/parity
 ctest --test-dir "$build" --output-on-failure -L full

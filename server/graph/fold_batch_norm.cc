@@ -1,3 +1,5 @@
+#include <algorithm>
+#include <cmath>
 #include <optional>
 #include <utility>
 
@@ -65,8 +67,37 @@ std::optional<Affine> AsAffine(const Graph& graph, const Node& node, ValueId* x)
   }
 }
 
+// Whether quantised weights can take the factors: steps must stay positive and finite, and -128 has
+// no opposite.
+bool CanFold(const Affine& affine, const Node& node) {
+  if (!node.quantized) return true;
+  for (size_t o = 0; o < affine.scale.size(); ++o) {
+    const float step = static_cast<float>(node.quantized->steps[o] * std::fabs(affine.scale[o]));
+    if (!(step > 0) || !std::isfinite(step)) return false;
+    const absl::Span<const int8_t> codes = node.quantized->codes.data<int8_t>();
+    const size_t row = codes.size() / affine.scale.size();
+    const auto own = codes.subspan(o * row, row);
+    if (affine.scale[o] < 0 && std::find(own.begin(), own.end(), -128) != own.end()) return false;
+  }
+  return true;
+}
+
 // Grouped or not, output channel o owns row o of an OIHW weight.
 void Fold(const Affine& affine, Node& node) {
+  if (node.quantized) {
+    const absl::Span<int8_t> codes = node.quantized->codes.data<int8_t>();
+    const absl::Span<float> bias = node.bias.data<float>();
+    const size_t row = codes.size() / bias.size();
+    for (size_t o = 0; o < bias.size(); ++o) {
+      float& step = node.quantized->steps[o];
+      step = static_cast<float>(step * std::fabs(affine.scale[o]));
+      if (affine.scale[o] < 0) {
+        for (int8_t& code : codes.subspan(o * row, row)) code = static_cast<int8_t>(-code);
+      }
+      bias[o] = static_cast<float>(bias[o] * affine.scale[o] + affine.shift[o]);
+    }
+    return;
+  }
   const absl::Span<float> weight = node.weight.data<float>();
   const absl::Span<float> bias = node.bias.data<float>();
   const size_t row = weight.size() / bias.size();
@@ -87,8 +118,8 @@ int FoldBatchNorm(Graph& graph) {
     const std::optional<Affine> affine = AsAffine(graph, node, &x);
     if (!affine || !IsPrivate(graph, wiring, x)) continue;
     Node& layer = graph.nodes[wiring.producer[x]];
-    if ((layer.op != OpType::kConv && layer.op != OpType::kFullyConnected) || layer.quantized ||
-        layer.clip || layer.has_residual()) {
+    if ((layer.op != OpType::kConv && layer.op != OpType::kFullyConnected) || layer.clip ||
+        layer.has_residual() || !CanFold(*affine, layer)) {
       continue;
     }
     Fold(*affine, layer);

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <limits>
+#include <optional>
 #include <utility>
 
 #include "server/graph/passes.h"
@@ -11,6 +12,13 @@ namespace {
 bool TakesActivation(const Node& node) {
   return node.op == OpType::kConv || node.op == OpType::kFullyConnected ||
          node.op == OpType::kAdd || node.op == OpType::kBatchNorm;
+}
+
+// Every element of the result is one of the input, or zero.
+bool MovesCodes(const Node& node) {
+  return node.op == OpType::kSlice || node.op == OpType::kReshape ||
+         node.op == OpType::kTranspose || node.op == OpType::kMaxPool ||
+         (node.op == OpType::kPad && node.pad_value == 0.0f);
 }
 
 // `outer` after `inner`. Clipping is monotone, so clipping the bounds composes the two.
@@ -121,6 +129,36 @@ int FuseResidualAdds(Graph& graph) {
   return EraseNodes(graph, removed);
 }
 
+int FuseQuantization(Graph& graph) {
+  Wiring wiring(graph);
+  std::vector<bool> removed(graph.nodes.size());
+  for (size_t i = 0; i < graph.nodes.size(); ++i) {
+    const Node& node = graph.nodes[i];
+    if (node.op != OpType::kReshape) continue;
+    const ValueId x = node.inputs[0], y = node.output;
+    if (graph.shape(x) != graph.shape(y) || !graph.values[y].quant || graph.values[x].quant ||
+        wiring.reads[x] != 1) {
+      continue;
+    }
+    if (x == graph.input) {
+      graph.input = y;
+    } else {
+      graph.nodes[wiring.producer[x]].output = y;
+      wiring.producer[y] = wiring.producer[x];
+    }
+    removed[i] = true;
+  }
+  int changed = EraseNodes(graph, removed);
+  for (const Node& node : graph.nodes) {
+    const std::optional<QuantParams>& x = graph.values[node.inputs[0]].quant;
+    std::optional<QuantParams>& y = graph.values[node.output].quant;
+    if (!MovesCodes(node) || !x || y || node.output == graph.output) continue;
+    y = x;
+    ++changed;
+  }
+  return changed;
+}
+
 void Optimize(Graph& graph) {
   RemoveDeadCode(graph);
   RecogniseHardSwish(graph);
@@ -128,6 +166,7 @@ void Optimize(Graph& graph) {
   FoldBatchNorm(graph);
   FuseActivations(graph);
   FuseResidualAdds(graph);
+  FuseQuantization(graph);
   RemoveDeadCode(graph);
 }
 

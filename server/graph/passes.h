@@ -8,7 +8,8 @@
 namespace tern::graph {
 
 // Batch normalisation (and constant per-channel Mul/Add) after a convolution or fully connected
-// layer whose result nobody else reads goes into its weights and bias.
+// layer whose result nobody else reads goes into its weights (quantised ones: into the steps, and
+// the codes' signs) and bias.
 int FoldBatchNorm(Graph& graph);
 
 // Recognises clip(x+3,0,6)/6 -> kHardSigmoid, then x*hardsigmoid(x) and x*clip(x+3,0,6)/6 ->
@@ -27,6 +28,12 @@ int FusePads(Graph& graph);
 // two convolutions takes the other as its residual). The convolution moves to the Add's place
 // in the order, so that `skip` is computed before it; the Add's own activation moves with it.
 int FuseResidualAdds(Graph& graph);
+
+// A copy that only quantises (a reshape to the same shape whose result alone is held as codes) of
+// a value that nobody else reads: what computes the value, or the image, becomes the codes itself.
+// And what only moves codes (slice, reshape, transpose, zero padding, max pool) keeps them as codes.
+// After the other fusions, which need a float value between their two nodes.
+int FuseQuantization(Graph& graph);
 
 // Removes nodes whose results nobody reads, identities (reshapes, transposes, 1x1 pools) and
 // unused values.

@@ -52,7 +52,7 @@ absl::Status CheckQuantized(const Node& node) {
   int limit = 0;
   switch (q.scheme) {
     case WeightScheme::kInt8:
-      limit = 127;
+      limit = 128;
       break;
     case WeightScheme::kInt4Cluster:
       limit = 7;

@@ -15,6 +15,13 @@ using graph::ValueId;
 
 absl::Status Arithmetic(Op& op) {
   const bool add = op.type() == "Add", sub = op.type() == "Sub", mul = op.type() == "Mul";
+  if (mul && op.item(0).dequantized != nullptr && op.item(1).dequantized != nullptr) {
+    auto weights = ClusterProduct(*op.item(0).dequantized, *op.item(1).dequantized);
+    if (weights != nullptr) {
+      TERN_RETURN_IF_ERROR(op.Charge((weights->codes.elements() + 3) / 4));
+      return op.Define(0, std::shared_ptr<const Dequantized>(std::move(weights)));
+    }
+  }
   if (op.AllConstant()) {
     TERN_ASSIGN_OR_RETURN(const Constant* a, op.ConstantInput(0));
     TERN_ASSIGN_OR_RETURN(const Constant* b, op.ConstantInput(1));

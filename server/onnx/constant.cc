@@ -124,9 +124,23 @@ bool HoldsElements(const TensorProto& proto, int64_t n) {
          n <= proto.int64_data_size();
 }
 
+absl::Status ReadCodes(const TensorProto& proto, int64_t n, Constant& out) {
+  const auto read = [&](DType type, auto sample) {
+    using T = decltype(sample);
+    out.codes = Tensor(type, Shape(out.dims));
+    const absl::Span<T> to = out.codes.data<T>();
+    return Read<T>(proto, proto.int32_data(), n,
+                   [&](int64_t i, int64_t value) { to[i] = static_cast<T>(value); });
+  };
+  if (proto.data_type() == TensorProto::INT8) return read(DType::kS8, int8_t{});
+  if (proto.data_type() == TensorProto::UINT8) return read(DType::kU8, uint8_t{});
+  return read(DType::kS32, int32_t{});
+}
+
 }  // namespace
 
 int64_t Constant::elements() const {
+  if (!codes.empty()) return codes.elements();
   return integer ? static_cast<int64_t>(ints.size()) : floats.elements();
 }
 
@@ -174,6 +188,9 @@ absl::StatusOr<Constant> ToConstant(TensorProto& proto) {
     } else {
       TERN_RETURN_IF_ERROR(Read<double>(proto, proto.double_data(), n, take));
     }
+  } else if (type == TensorProto::INT8 || type == TensorProto::UINT8 ||
+             (type == TensorProto::INT32 && n > kMaxInts)) {
+    TERN_RETURN_IF_ERROR(ReadCodes(proto, n, out));
   } else if (type == TensorProto::INT64 || type == TensorProto::INT32 ||
              type == TensorProto::BOOL) {
     if (n > kMaxInts) {
@@ -193,8 +210,8 @@ absl::StatusOr<Constant> ToConstant(TensorProto& proto) {
   } else {
     return absl::UnimplementedError(absl::StrCat("tensor '", proto.name(), "' has element type ",
                                                  type,
-                                                 "; float, double, int32, int64 and bool "
-                                                 "are known"));
+                                                 "; float, double, int8, uint8, int32, int64 "
+                                                 "and bool are known"));
   }
   proto.Clear();
   return out;

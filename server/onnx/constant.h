@@ -31,13 +31,15 @@ inline constexpr int64_t kMaxInts = 65536;
 // Most elements of one float constant that folding computes (512 MiB).
 inline constexpr int64_t kMaxFolded = int64_t{1} << 27;
 
-// A tensor known at import: f32, or integers of any width and booleans. Extents may be 0 (an
-// empty list). A value type.
+// A tensor known at import: f32, or integers of any width and booleans, or codes: int8 and uint8
+// tensors, and int32 ones too large for a shape, which stand for reals (DequantizeLinear). Extents
+// may be 0 (an empty list). A value type. The functions below take no codes.
 struct Constant {
   std::vector<int64_t> dims;
   bool integer = false;
-  Tensor floats;               // f32 of shape `dims`, unless integer
+  Tensor floats;               // f32 of shape `dims`, unless integer or codes
   std::vector<BatchInt> ints;  // if integer
+  Tensor codes;                // s8, u8 or s32 of shape `dims`; empty otherwise
 
   int64_t elements() const;
   int rank() const { return static_cast<int>(dims.size()); }
@@ -50,8 +52,9 @@ struct Constant {
 absl::StatusOr<int64_t> CheckedElements(const std::vector<int64_t>& dims);
 
 // Converts an initialiser or attribute and releases its bytes in `proto`. f32 and f64 become
-// floats; s64, s32 and bool integers. INVALID_ARGUMENT: external data, bytes that do not match
-// the extents. UNIMPLEMENTED: another type; more than kMaxInts integers.
+// floats; s64, s32 and bool integers; s8, u8 and more than kMaxInts s32 codes. INVALID_ARGUMENT:
+// external data, bytes that do not match the extents. UNIMPLEMENTED: another type; more than
+// kMaxInts integers of 64 bits.
 absl::StatusOr<Constant> ToConstant(::onnx::TensorProto& proto);
 
 // All below: INVALID_ARGUMENT if shapes or kinds do not fit or integers overflow;

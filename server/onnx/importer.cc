@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "server/base/status_macros.h"
+#include "server/tensor/cluster.h"
 
 namespace tern::onnx {
 namespace {
@@ -33,7 +34,7 @@ const Operator* FindOperator(const std::string& type) {
   static const auto* const kOperators = [] {
     auto* operators = new std::unordered_map<std::string, const Operator*>;
     for (absl::Span<const Operator> table :
-         {LayerOperators(), ArithmeticOperators(), MovementOperators()}) {
+         {LayerOperators(), ArithmeticOperators(), MovementOperators(), QuantizationOperators()}) {
       for (const Operator& entry : table) operators->emplace(entry.type, &entry);
     }
     return operators;
@@ -150,6 +151,10 @@ absl::Status Importer::SetOutput() {
   }
   const std::string name = CleanName(proto.output(0).name());
   TERN_ASSIGN_OR_RETURN(const Item* item, Find(proto.output(0).name()));
+  if (item->code_type != 0) {
+    return absl::UnimplementedError(
+        absl::StrCat("output '", name, "' is codes of QuantizeLinear, wanted reals"));
+  }
   if (item->value == graph::kNoValue || item->value == graph_.input) {
     return absl::InvalidArgumentError(
         absl::StrCat("output '", name, "' is not computed from the image"));
@@ -218,6 +223,32 @@ absl::Status Importer::Charge(int64_t elements) {
       "the model's shared and computed constants take more than ", kMaxCharged * 4, " bytes"));
 }
 
+// Fills scheme, cluster size and cluster scales. The file does not say N: any that the scales allow
+// means the same, and larger ones have fewer scales. All channels and powers of two are tried,
+// which bounds the time; N = 1 always fits.
+void SetClusters(const Dequantized& source, QuantizedWeights& weights) {
+  const int64_t outputs = source.cluster_scales.shape()[0];
+  const int channels = static_cast<int>(source.cluster_scales.shape()[1]);
+  const absl::Span<const int8_t> scales = source.cluster_scales.data<int8_t>();
+  weights.scheme = source.largest > 1 ? WeightScheme::kInt4Cluster : WeightScheme::kTernaryCluster;
+  int next = 1;
+  while (next < channels) next *= 2;
+  for (weights.cluster_size = channels;; weights.cluster_size = next) {
+    next /= 2;
+    const ClusterMap map(channels, weights.cluster_size);
+    weights.cluster_scales = Tensor(DType::kS8, {outputs, map.clusters()});
+    const absl::Span<int8_t> found = weights.cluster_scales.data<int8_t>();
+    bool fits = true;
+    for (int64_t i = 0; i < outputs * channels && fits; ++i) {
+      int8_t& scale =
+          found[i / channels * map.clusters() + map.cluster_of(static_cast<int>(i % channels))];
+      if (scale == 0) scale = scales[i];
+      fits = scale == scales[i];
+    }
+    if (fits) return;
+  }
+}
+
 // ---- Op ----
 
 std::string Op::Prefix() const {
@@ -246,29 +277,104 @@ absl::Status Op::Resolve(int least, int most) {
 }
 
 bool Op::AllConstant() const {
-  return std::all_of(inputs_.begin(), inputs_.end(),
-                     [](const Item* item) { return item == nullptr || item->constant != nullptr; });
+  for (int i = 0; i < inputs(); ++i) {
+    if (inputs_[i] != nullptr && !IsConstant(i)) return false;
+  }
+  return true;
 }
 
 absl::StatusOr<ValueId> Op::Variable(int i) const {
   if (IsConstant(i)) return Unimplemented("input ", i, " is a constant");
+  if (inputs_[i]->code_type != 0) {
+    return Unimplemented("input ", i,
+                         " is codes of QuantizeLinear, which only DequantizeLinear may read");
+  }
   return inputs_[i]->value;
 }
 
 absl::StatusOr<const Constant*> Op::ConstantInput(int i) const {
   if (!IsConstant(i)) return Unimplemented("input ", i, " is not a constant");
-  return inputs_[i]->constant.get();
+  if (inputs_[i]->dequantized == nullptr) {
+    const Constant* constant = inputs_[i]->constant.get();
+    if (!constant->codes.empty()) {
+      return Unimplemented("input ", i, " holds ", tern::Name(constant->codes.dtype()),
+                           " codes, which only DequantizeLinear may read");
+    }
+    return constant;
+  }
+  reals_.resize(inputs_.size());
+  if (reals_[i] != nullptr) return reals_[i].get();
+  const Dequantized& source = *inputs_[i]->dequantized;
+  const Shape& shape = source.codes.shape();
+  const int64_t n = source.codes.elements();
+  TERN_RETURN_IF_ERROR(importer_.Charge(n));
+  int64_t inner = 1;
+  for (int d = source.axis + 1; d < shape.rank(); ++d) inner *= shape[d];
+  auto constant = std::make_shared<Constant>();
+  constant->dims = shape.dims();
+  constant->floats = Tensor(DType::kF32, shape);
+  const absl::Span<float> to = constant->floats.data<float>();
+  const bool narrow = source.codes.dtype() == DType::kS8;
+  for (int64_t k = 0; k < n; ++k) {
+    const double code = narrow ? source.codes.data<int8_t>()[k] : source.codes.data<int32_t>()[k];
+    const size_t j = source.scales.size() == 1 ? 0 : k / inner % source.scales.size();
+    to[k] = static_cast<float>(code * source.scales[j]);
+    if (!source.cluster_scales.empty()) {
+      to[k] *= source.cluster_scales.data<int8_t>()[k / (n / source.cluster_scales.elements())];
+    }
+  }
+  reals_[i] = std::move(constant);
+  return reals_[i].get();
 }
 
 absl::StatusOr<Tensor> Op::Weights(int i) {
   TERN_ASSIGN_OR_RETURN(const Constant* constant, ConstantInput(i));
   if (constant->integer) return Invalid("input ", i, " holds integers, wanted floats");
+  if (inputs_[i]->dequantized != nullptr) return std::move(reals_[i]->floats);
   const std::string& name = proto_.input(i);
   if (importer_.mentions_[name] == 1 && inputs_[i]->constant.use_count() == 1) {
     return std::move(inputs_[i]->constant->floats);
   }
   TERN_RETURN_IF_ERROR(importer_.Charge(constant->elements()));
   return constant->floats;
+}
+
+absl::StatusOr<std::optional<QuantizedWeights>> Op::CodedWeights(int i, int axis) const {
+  if (inputs_[i]->dequantized == nullptr) return std::nullopt;
+  const Dequantized& source = *inputs_[i]->dequantized;
+  const Shape& shape = source.codes.shape();
+  if (shape.rank() < 2) return Unimplemented("weight has shape ", shape.ToString());
+  TERN_RETURN_IF_ERROR(Annotate(graph::CheckExtents(shape), Prefix() + "weight"));
+  if (source.codes.dtype() != DType::kS8) {
+    return Unimplemented("weight codes are up to ", source.largest,
+                         " from their zero point, Tern takes symmetric weights of -128..127");
+  }
+  if (source.scales.size() != 1 && source.axis != axis) {
+    return Unimplemented("weight scales lie along axis ", source.axis,
+                         ", wanted one per output channel (axis ", axis, ")");
+  }
+  TERN_RETURN_IF_ERROR(importer_.Charge((source.codes.elements() + 3) / 4));
+  QuantizedWeights weights;
+  weights.codes = source.codes;
+  if (!source.cluster_scales.empty()) {
+    if (axis != 0 || source.largest > 7) {
+      return Unimplemented("weights with cluster scales have codes up to ", source.largest,
+                           " and output channels along axis ", axis, ", wanted 7 and axis 0");
+    }
+    SetClusters(source, weights);
+  }
+  if (axis == 1) {
+    const int64_t rows = shape[0], columns = shape[1];
+    weights.codes = Tensor(DType::kS8, {columns, rows});
+    const absl::Span<int8_t> to = weights.codes.data<int8_t>();
+    const absl::Span<const int8_t> from = source.codes.data<int8_t>();
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t c = 0; c < columns; ++c) to[c * rows + r] = from[r * columns + c];
+    }
+  }
+  weights.steps = source.scales;
+  weights.steps.resize(shape[axis], source.scales[0]);
+  return weights;
 }
 
 absl::StatusOr<std::vector<BatchInt>> Op::BatchInts(int i) const {
@@ -348,6 +454,33 @@ absl::Status Op::Define(int i, absl::StatusOr<Constant> constant) {
   TERN_RETURN_IF_ERROR(importer_.Charge(constant->elements()));
   return importer_.Define(proto_.output(i),
                           {.constant = std::make_shared<Constant>(*std::move(constant))});
+}
+
+absl::Status Op::Define(int i, std::shared_ptr<const Dequantized> dequantized) {
+  return importer_.Define(proto_.output(i), {.dequantized = std::move(dequantized)});
+}
+
+// A copy that is rounded: graph::FuseQuantization lets what computes `x` write the codes instead
+// where nobody else reads it.
+absl::Status Op::Quantize(ValueId x, const QuantParams& quant, int code_type) {
+  graph::Graph& graph = importer_.graph_;
+  Node node{.name = name_, .op = OpType::kReshape, .inputs = {x}};
+  node.output = graph.AddValue({.name = graph.values[x].name, .shape = graph.shape(x)});
+  graph.values[node.output].quant = quant;
+  TERN_RETURN_IF_ERROR(
+      importer_.Define(proto_.output(0), {.value = node.output, .code_type = code_type}));
+  graph.nodes.push_back(std::move(node));
+  return absl::OkStatus();
+}
+
+absl::Status Op::Dequantize(ValueId codes, const QuantParams& quant) {
+  const QuantParams& written = *importer_.graph_.values[codes].quant;
+  if (written != quant) {
+    return Unimplemented("codes of scale ", written.scale, " and zero point ", written.zero_point,
+                         " (of u8) are read with scale ", quant.scale, " and zero point ",
+                         quant.zero_point);
+  }
+  return Define(0, codes);
 }
 
 absl::StatusOr<int> Op::SampleAxis(int64_t axis, ValueId value) const {

@@ -1,5 +1,5 @@
-// The state of one import, and what the operators of layers.cc, arithmetic.cc and movement.cc see
-// of it. Internal to this folder.
+// The state of one import, and what the operators of layers.cc, arithmetic.cc, movement.cc and
+// quantization.cc see of it. Internal to this folder.
 #ifndef TERN_SERVER_ONNX_IMPORTER_H_
 #define TERN_SERVER_ONNX_IMPORTER_H_
 
@@ -21,11 +21,26 @@
 
 namespace tern::onnx {
 
+// What DequantizeLinear makes of constant codes: real = scales[j] * codes, j the position along
+// `axis`, or 0 if there is one scale. The zero points are subtracted already. Weights of clusters,
+// as Export writes them, are also multiplied by the scale of their output and input channel.
+struct Dequantized {
+  Tensor codes;  // s8 if all fit, else s32
+  std::vector<float> scales;
+  int axis = 0;
+  int64_t largest = 0;    // magnitude of a code
+  Tensor cluster_scales;  // s8 [o, c] in 1..127 beside codes [o, c, ...]; empty: all 1
+};
+
 // What an ONNX name stands for: a value of the graph (its axis 0, the batch, is not part of
 // its shape), a constant, or a weight not yet converted.
 struct Item {
   graph::ValueId value = graph::kNoValue;
   std::shared_ptr<Constant> constant;
+  std::shared_ptr<const Dequantized> dequantized;
+  // UINT8 or INT8 (TensorProto) if the name stands for the codes of `value`, as QuantizeLinear
+  // writes them, and not for its reals.
+  int code_type = 0;
   ::onnx::TensorProto* initializer = nullptr;
   bool unsupported = false;  // an output that Tern does not compute, such as MaxPool's indices
 };
@@ -87,14 +102,22 @@ class Op {
 
   // Whether the optional input is given.
   bool Has(int i) const { return i < inputs() && inputs_[i] != nullptr; }
-  bool IsConstant(int i) const { return inputs_[i]->constant != nullptr; }
+  const Item& item(int i) const { return *inputs_[i]; }
+  bool IsConstant(int i) const {
+    return inputs_[i]->constant != nullptr || inputs_[i]->dequantized != nullptr;
+  }
   bool AllConstant() const;
-  // UNIMPLEMENTED if the input is a constant.
+  // UNIMPLEMENTED if the input is a constant, or codes.
   absl::StatusOr<graph::ValueId> Variable(int i) const;
-  // UNIMPLEMENTED if it is computed from the image.
+  // UNIMPLEMENTED if it is computed from the image, or codes.
   absl::StatusOr<const Constant*> ConstantInput(int i) const;
   // A constant f32 input, moved out of the file's weights if nobody else reads it.
   absl::StatusOr<Tensor> Weights(int i);
+  // A constant input that DequantizeLinear made, as the weights of a layer whose output channels
+  // lie along `axis` of it (the result's first; `axis` 1 of a matrix is transposed); nothing for
+  // other inputs. UNIMPLEMENTED: codes beyond -128..127 (with cluster scales -7..7), scales along
+  // another axis.
+  absl::StatusOr<std::optional<QuantizedWeights>> CodedWeights(int i, int axis) const;
   // A constant integer input, flattened.
   absl::StatusOr<std::vector<BatchInt>> BatchInts(int i) const;
   absl::StatusOr<std::vector<int64_t>> Ints(int i) const;  // that do not depend on the batch
@@ -114,6 +137,13 @@ class Op {
   absl::Status Forward(int i = 0);
   absl::Status Define(int i, graph::ValueId value);
   absl::Status Define(int i, absl::StatusOr<Constant> constant);
+  absl::Status Define(int i, std::shared_ptr<const Dequantized> dequantized);
+  // Output 0 is the codes of `x`, or their reals again. UNIMPLEMENTED if other parameters read them
+  // than wrote them.
+  absl::Status Quantize(graph::ValueId x, const QuantParams& quant, int code_type);
+  absl::Status Dequantize(graph::ValueId codes, const QuantParams& quant);
+  // As Importer::Charge.
+  absl::Status Charge(int64_t elements) const { return importer_.Charge(elements); }
 
   // An axis of ONNX, counted from the batch or back from the end, as an axis of the sample.
   // INVALID_ARGUMENT if there is none, UNIMPLEMENTED if it is the batch.
@@ -138,6 +168,8 @@ class Op {
   const std::string name_;
   Attributes attributes_;
   std::vector<const Item*> inputs_;  // null where left out
+  // By input: the reals of a `dequantized` one, once somebody wanted them.
+  mutable std::vector<std::shared_ptr<Constant>> reals_;
 };
 
 struct Operator {
@@ -146,9 +178,14 @@ struct Operator {
   absl::Status (*handler)(Op& op);
 };
 
+// The product of two constants as weights of clusters: `codes` s8 [o, c, ...] with one scale per o,
+// times `scales` s8 [o, c, 1, ...] of 1..127 with scale 1. Null for any other two.
+std::shared_ptr<Dequantized> ClusterProduct(const Dequantized& codes, const Dequantized& scales);
+
 absl::Span<const Operator> LayerOperators();       // convolution, pooling, normalisation, ...
 absl::Span<const Operator> ArithmeticOperators();  // element-wise
 absl::Span<const Operator> MovementOperators();    // shapes and rearrangement
+absl::Span<const Operator> QuantizationOperators();
 
 }  // namespace tern::onnx
 

@@ -86,8 +86,12 @@ Tensor Zeros(int64_t n) { return Tensor(DType::kF32, {n}); }
 
 absl::Status Conv(Op& op) {
   TERN_ASSIGN_OR_RETURN(const ValueId x, op.Variable(0));
-  TERN_ASSIGN_OR_RETURN(Tensor weight, op.Weights(1));
-  const Shape& w = weight.shape();
+  Node node{.op = OpType::kConv, .inputs = {x}};
+  TERN_ASSIGN_OR_RETURN(node.quantized, op.CodedWeights(1, 0));
+  if (!node.quantized) {
+    TERN_ASSIGN_OR_RETURN(node.weight, op.Weights(1));
+  }
+  const Shape w = node.quantized ? node.quantized->codes.shape() : node.weight.shape();
   if (w.rank() != 4) {
     return op.Unimplemented("weight has shape ", w.ToString(), "; only 2-D is supported");
   }
@@ -97,7 +101,6 @@ absl::Status Conv(Op& op) {
   if (groups < 1 || groups > w[0]) {
     return op.Invalid("group is ", groups, " for ", w[0], " output channels");
   }
-  Node node{.op = OpType::kConv, .inputs = {x}};
   node.conv = {.stride_h = window.stride[0],
                .stride_w = window.stride[1],
                .pad_top = window.pad_before[0],
@@ -114,7 +117,6 @@ absl::Status Conv(Op& op) {
       return op.Invalid("bias has shape ", node.bias.shape().ToString(), ", wanted [", w[0], "]");
     }
   }
-  node.weight = std::move(weight);
   return op.Emit(std::move(node));
 }
 
@@ -130,15 +132,23 @@ Tensor Transposed(const Tensor& matrix) {
   return out;
 }
 
-// The second operand of Gemm and MatMul as a weight [o,c].
-absl::StatusOr<Tensor> Matrix(Op& op, bool transposed) {
+// The second operand of Gemm and MatMul as the weight [o,c] of `node`; returns o.
+absl::StatusOr<int64_t> SetMatrix(Op& op, bool transposed, Node& node) {
+  if (op.item(1).dequantized != nullptr) {
+    const Shape& shape = op.item(1).dequantized->codes.shape();
+    if (shape.rank() != 2) {
+      return op.Unimplemented("input 1 has shape ", shape.ToString(), ", wanted a matrix");
+    }
+    TERN_ASSIGN_OR_RETURN(node.quantized, op.CodedWeights(1, transposed ? 0 : 1));
+    return node.quantized->codes.shape()[0];
+  }
   TERN_ASSIGN_OR_RETURN(Tensor weight, op.Weights(1));
   if (weight.shape().rank() != 2) {
     return op.Unimplemented("input 1 has shape ", weight.shape().ToString(), ", wanted a matrix");
   }
   TERN_RETURN_IF_ERROR(Annotate(graph::CheckExtents(weight.shape()), op.Prefix() + "weight"));
-  if (!transposed) weight = Transposed(weight);
-  return weight;
+  node.weight = transposed ? std::move(weight) : Transposed(weight);
+  return node.weight.shape()[0];
 }
 
 absl::StatusOr<ValueId> Vectors(Op& op) {
@@ -153,8 +163,8 @@ absl::StatusOr<ValueId> Vectors(Op& op) {
 absl::Status MatMul(Op& op) {
   TERN_ASSIGN_OR_RETURN(const ValueId x, Vectors(op));
   Node node{.op = OpType::kFullyConnected, .inputs = {x}};
-  TERN_ASSIGN_OR_RETURN(node.weight, Matrix(op, /*transposed=*/false));
-  node.bias = Zeros(node.weight.shape()[0]);
+  TERN_ASSIGN_OR_RETURN(const int64_t o, SetMatrix(op, /*transposed=*/false, node));
+  node.bias = Zeros(o);
   return op.Emit(std::move(node));
 }
 
@@ -165,13 +175,16 @@ absl::Status Gemm(Op& op) {
   }
   TERN_ASSIGN_OR_RETURN(const ValueId x, Vectors(op));
   Node node{.op = OpType::kFullyConnected, .inputs = {x}};
-  TERN_ASSIGN_OR_RETURN(node.weight, Matrix(op, op.attributes().Int("transB", 0) != 0));
+  TERN_ASSIGN_OR_RETURN(const int64_t o,
+                        SetMatrix(op, op.attributes().Int("transB", 0) != 0, node));
   const float alpha = op.attributes().Float("alpha", 1.0f);
   const float beta = op.attributes().Float("beta", 1.0f);
-  if (alpha != 1.0f) {
+  if (alpha != 1.0f && node.quantized) {
+    if (!(alpha > 0)) return op.Unimplemented("quantised weights with alpha ", alpha);
+    for (float& step : node.quantized->steps) step *= alpha;
+  } else if (alpha != 1.0f) {
     for (float& w : node.weight.data<float>()) w *= alpha;
   }
-  const int64_t o = node.weight.shape()[0];
   node.bias = Zeros(o);
   if (op.Has(2)) {
     TERN_ASSIGN_OR_RETURN(const Tensor bias, op.Weights(2));

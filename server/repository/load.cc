@@ -57,6 +57,8 @@ void Describe(const graph::Graph& graph, LoadedModel& loaded) {
   info.scheme = summary.scheme;
   info.cluster_size = summary.cluster_size;
   info.bits_per_weight = summary.bits_per_weight;
+  // Codes between float weights are no float network either: it cannot be a source of Quantize.
+  if (info.scheme == "fp32" && IsQuantized(graph)) info.scheme = Name(WeightScheme::kInt8);
   if (loaded.report.recipe().weights() != v1::WEIGHT_TYPE_UNSPECIFIED) {
     info.cluster_size = loaded.report.recipe().cluster_size();  // as asked for; 0 = all channels
   }
@@ -66,6 +68,13 @@ void Describe(const graph::Graph& graph, LoadedModel& loaded) {
 }
 
 }  // namespace
+
+bool IsQuantized(const graph::Graph& graph) {
+  return std::any_of(graph.values.begin(), graph.values.end(),
+                     [](const graph::Value& value) { return value.quant.has_value(); }) ||
+         std::any_of(graph.nodes.begin(), graph.nodes.end(),
+                     [](const graph::Node& node) { return node.quantized.has_value(); });
+}
 
 absl::Status CheckContract(const graph::Graph& graph, const v1::Preprocessing& contract) {
   const Shape& shape = graph.shape(graph.input);
@@ -102,13 +111,6 @@ absl::StatusOr<std::shared_ptr<LoadedModel>> LoadVersion(const std::string& mode
         Annotate(CheckContract(artifact->graph, loaded->preprocessing), file.path));
     auto plan = engine::Plan::Create(artifact->graph, plan_options);
     if (!plan.ok()) return Annotate(plan.status(), file.path);
-    // The engine has named them in the log.
-    for (const engine::LayerInfo& layer : (*plan)->layers()) {
-      if (options.metrics != nullptr && layer.macs > 0 &&
-          absl::StartsWith(layer.implementation, "float-island")) {
-        options.metrics->Fallback("float_island");
-      }
-    }
     TERN_RETURN_IF_ERROR(Annotate(SelfTest(*artifact, **plan), file.path));
     loaded->plan = *std::move(plan);
     loaded->labels = std::move(artifact->labels);
@@ -127,6 +129,13 @@ absl::StatusOr<std::shared_ptr<LoadedModel>> LoadVersion(const std::string& mode
     if (!plan.ok()) return Annotate(plan.status(), file.path);
     loaded->plan = *std::move(plan);
   }
+  // The engine has named them in the log.
+  for (const engine::LayerInfo& layer : loaded->plan->layers()) {
+    if (options.metrics != nullptr && layer.macs > 0 &&
+        absl::StartsWith(layer.implementation, "float-island")) {
+      options.metrics->Fallback("float_island");
+    }
+  }
   if (loaded->labels.empty()) {
     TERN_ASSIGN_OR_RETURN(loaded->labels,
                           ReadLabels(model_folder, loaded->config, graph.classes()));
@@ -139,6 +148,23 @@ absl::StatusOr<std::shared_ptr<LoadedModel>> LoadVersion(const std::string& mode
   loaded->info.file_bytes = file.bytes;
   loaded->info.state = State::kReady;
   return loaded;
+}
+
+std::vector<std::pair<std::string, std::string>> MetadataOf(const artifact::Artifact& artifact) {
+  const WeightSummary summary = Summarize(artifact.graph);
+  std::string scheme = summary.scheme;
+  if (summary.cluster_size > 0) absl::StrAppend(&scheme, " N=", summary.cluster_size);
+  v1::QuantizationReport report = artifact.report;
+  report.clear_layers();
+  report.clear_float_nodes();
+  report.clear_warnings();
+  report.clear_worst_classes();
+  report.clear_sensitivity();
+  report.clear_frontier();
+  return {{"tern.scheme", scheme},
+          {"tern.source_sha256", artifact.source_sha256},
+          {"tern.preprocessing", artifact.preprocessing.ShortDebugString()},
+          {"tern.report", report.ShortDebugString()}};
 }
 
 metrics::ReportGauges GaugesOf(const v1::QuantizationReport& report) {

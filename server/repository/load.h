@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -22,6 +23,14 @@ absl::StatusOr<std::shared_ptr<LoadedModel>> LoadVersion(const std::string& mode
 
 // INVALID_ARGUMENT unless the graph takes [3, h, w] images that `contract` can make.
 absl::Status CheckContract(const graph::Graph& graph, const v1::Preprocessing& contract);
+
+// Whether a weight or a value is held as codes.
+bool IsQuantized(const graph::Graph& graph);
+
+// Keys and values that say in an exported ONNX file where it comes from: tern.scheme ("int8",
+// "ternary-cluster N=4"), tern.source_sha256, and in protobuf text format tern.preprocessing and
+// tern.report (the report without its lists).
+std::vector<std::pair<std::string, std::string>> MetadataOf(const artifact::Artifact& artifact);
 
 // What the gauges show of a report.
 metrics::ReportGauges GaugesOf(const v1::QuantizationReport& report);

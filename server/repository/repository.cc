@@ -7,6 +7,7 @@
 #include <shared_mutex>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
@@ -17,6 +18,7 @@
 #include "server/base/status_macros.h"
 #include "server/classify/top_k.h"
 #include "server/graph/passes.h"
+#include "server/onnx/export.h"
 #include "server/onnx/import.h"
 #include "server/repository/load.h"
 #include "server/repository/storage.h"
@@ -679,6 +681,11 @@ absl::StatusOr<Repository::FloatSource> Repository::ReadFloatSource(absl::string
                         ReadRegularFile(file.path, impl_->options.max_file_bytes));
   auto graph = onnx::Import(bytes);
   if (!graph.ok()) return Annotate(graph.status(), file.path);
+  if (IsQuantized(*graph)) {
+    return absl::FailedPreconditionError(absl::StrCat("model '", info.model, "' version ",
+                                                      info.version, " was imported quantised (",
+                                                      info.scheme, "), want a float version"));
+  }
   FloatSource source{*std::move(graph), Sha256Hex(bytes), info.version};
   graph::Optimize(source.graph);
   return source;
@@ -690,6 +697,18 @@ absl::StatusOr<std::string> Repository::FilePath(absl::string_view model, uint64
       const VersionFile file,
       FindVersionFile(impl_->FolderOf(info.model, info.version), impl_->options.max_file_bytes));
   return file.path;
+}
+
+absl::StatusOr<std::string> Repository::ReadAsOnnx(absl::string_view model,
+                                                   uint64_t version) const {
+  TERN_ASSIGN_OR_RETURN(const std::string path, FilePath(model, version));
+  if (!absl::EndsWith(path, kQuantizedFile)) {
+    return ReadRegularFile(path, impl_->options.max_file_bytes);
+  }
+  TERN_ASSIGN_OR_RETURN(const artifact::Artifact artifact, artifact::Read(path));
+  auto bytes = onnx::Export(artifact.graph, MetadataOf(artifact));
+  if (!bytes.ok()) return Annotate(bytes.status(), path);
+  return bytes;
 }
 
 void Repository::Shutdown() {

@@ -3,8 +3,10 @@
 //   <root>/<model>/config.textproto          v1::ModelConfig
 //   <root>/<model>/labels.txt                one class per line (name from the config)
 //   <root>/<model>/default                   the default version, decimal; absent = lowest usable
-//   version <root>/<model>/<version>/model.onnx      a float network, or
-//   <root>/<model>/<version>/model.tern      a quantised one
+//   version <root>/<model>/<version>/model.onnx      a network as it was imported (float, or int8
+//   in
+//                                                    QDQ form), or
+//   <root>/<model>/<version>/model.tern      one that Tern quantised
 // Names starting with '.' are the repository's own: .tmp-* is unfinished work of a process that
 // died, removed at Open; .trash-* is a deletion in progress, finished at Open. Everything is
 // published by one rename of a complete, fsynced folder or file, so a crash at any moment leaves
@@ -52,7 +54,7 @@ struct LoadedModel {
   v1::ModelConfig config;
   v1::Preprocessing preprocessing;  // the artifact's own, or the config's
   std::vector<std::string> labels;
-  v1::QuantizationReport report;  // empty for float versions
+  v1::QuantizationReport report;  // empty for versions that Tern did not quantise
   std::shared_ptr<const engine::Plan> plan;
   std::string isa;  // of the plan: scalar, avx2, avx512vnni
   metrics::ModelLabels metric_labels;
@@ -136,6 +138,10 @@ class Repository {
   absl::StatusOr<FloatSource> ReadFloatSource(absl::string_view model, uint64_t version) const;
   // Path of the stored file, for export.
   absl::StatusOr<std::string> FilePath(absl::string_view model, uint64_t version) const;
+  // The version as ONNX: the stored file if it is one, else onnx::Export of the artifact, with
+  // scheme, preprocessing and the report's main figures as metadata. DATA_LOSS if the artifact is
+  // damaged; NOT_FOUND.
+  absl::StatusOr<std::string> ReadAsOnnx(absl::string_view model, uint64_t version) const;
 
   // Drains every servable; afterwards Acquire answers UNAVAILABLE. Idempotent.
   void Shutdown();

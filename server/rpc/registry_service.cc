@@ -1,5 +1,6 @@
 #include "server/rpc/registry_service.h"
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 
@@ -105,7 +106,7 @@ grpc::Status RegistryService::Get(grpc::ServerContext* context, const v1::GetReq
     if (model.ok()) {
       *response->mutable_preprocessing() = (*model)->preprocessing;
       for (const std::string& label : (*model)->labels) response->add_labels(label);
-      if (response->scheme() != "fp32") *response->mutable_report() = (*model)->report;
+      if ((*model)->report.has_recipe()) *response->mutable_report() = (*model)->report;
     }
   }
   return timer.Finish(status);
@@ -151,8 +152,7 @@ grpc::Status RegistryService::Delete(grpc::ServerContext* context,
   return timer.Finish(removed.status());
 }
 
-grpc::Status RegistryService::Export(grpc::ServerContext* context,
-                                     const v1::ExportRequest* request,
+grpc::Status RegistryService::Export(grpc::ServerContext* context, const v1::ExportRequest* request,
                                      grpc::ServerWriter<v1::ExportResponse>* writer) {
   RequestTimer timer(metrics_, "Export");
   return timer.Finish(DoExport(*request, writer));
@@ -160,14 +160,26 @@ grpc::Status RegistryService::Export(grpc::ServerContext* context,
 
 absl::Status RegistryService::DoExport(const v1::ExportRequest& request,
                                        grpc::ServerWriter<v1::ExportResponse>* writer) {
+  v1::ExportResponse response;
+  if (request.format() == v1::ExportRequest::ONNX) {
+    TERN_ASSIGN_OR_RETURN(const std::string bytes,
+                          repository_->ReadAsOnnx(request.model(), request.version()));
+    response.set_file_name("model.onnx");
+    for (size_t at = 0; at < bytes.size(); at += kChunkBytes) {
+      response.set_chunk(bytes.data() + at, std::min(kChunkBytes, bytes.size() - at));
+      if (!writer->Write(response)) return absl::CancelledError("the client went away");
+      response.clear_file_name();
+    }
+    return absl::OkStatus();
+  }
   if (request.format() != v1::ExportRequest::STORED) {
-    return absl::UnimplementedError("only the stored file can be exported");
+    return absl::InvalidArgumentError(
+        absl::StrCat("format: got ", static_cast<int>(request.format()), ", want STORED or ONNX"));
   }
   TERN_ASSIGN_OR_RETURN(const std::string path,
                         repository_->FilePath(request.model(), request.version()));
   std::ifstream file(path, std::ios::binary);
   if (!file) return absl::InternalError(absl::StrCat("cannot open ", path));
-  v1::ExportResponse response;
   response.set_file_name(std::filesystem::path(path).filename().string());
   std::string chunk(kChunkBytes, '\0');
   do {

@@ -262,7 +262,8 @@ class Registry : public v1::ModelRegistry::Service {
   Status Export(ServerContext*, const v1::ExportRequest* request,
                 grpc::ServerWriter<v1::ExportResponse>* writer) override {
     v1::ExportResponse response;
-    response.set_file_name("model.tern");
+    response.set_file_name(request->format() == v1::ExportRequest::ONNX ? "model.onnx"
+                                                                        : "model.tern");
     const std::string bytes = FakeServer::ExportedBytes();
     const size_t half = bytes.size() / 2;
     response.set_chunk(bytes.substr(0, half));

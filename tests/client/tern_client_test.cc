@@ -116,7 +116,7 @@ TEST_F(TernClientTest, ImportSendsTheFileInChunks) {
 
 TEST_F(TernClientTest, ExportGivesNameAndBytes) {
   std::ostringstream out;
-  const auto name = client_->Export("demo", 2, out);
+  const auto name = client_->Export("demo", 2, v1::ExportRequest::STORED, out);
   ASSERT_TRUE(name.ok()) << name.status();
   EXPECT_EQ(*name, "model.tern");
   EXPECT_TRUE(out.str() == FakeServer::ExportedBytes());

@@ -585,6 +585,9 @@ TEST_F(TernctlTest, ExportWritesTheWholeFileOrNone) {
   EXPECT_EQ(output.Json()["bytes"], FakeServer::ExportedBytes().size());
   const Output to_stdout = Run("export --model demo --output -");
   EXPECT_TRUE(to_stdout.out == FakeServer::ExportedBytes());
+  const Output as_onnx = Run("export --model demo --output copy.onnx --format onnx --json");
+  EXPECT_EQ(as_onnx.Json()["file_name"], "model.onnx");
+  EXPECT_EQ(Run("export --model demo --output copy.onnx --format onnxx").code, 2);
 
   const Output broken = Run("export --model missing --output half.tern");
   EXPECT_EQ(broken.code, 1);

@@ -11,9 +11,11 @@
 namespace tern::onnx {
 namespace {
 
+using tern::testing::Bytes;
 using tern::testing::Dims;
 using tern::testing::Floats;
 using tern::testing::Ints;
+using tern::testing::Ints32;
 using tern::testing::List;
 using tern::testing::ModelBuilder;
 
@@ -50,6 +52,36 @@ std::string Valid() {
   return m.Finish("y");
 }
 
+// The same for quantised files: codes of every width, scales per tensor and per channel.
+std::string ValidQuantized() {
+  constexpr auto kU8 = ::onnx::TensorProto::UINT8, kS8 = ::onnx::TensorProto::INT8;
+  ModelBuilder m(13, {3, 4, 4});
+  m.Weight("s", Floats({}, {0.05f})).Weight("z", Bytes(kU8, {}, {128}));
+  m.Weight("zs", Bytes(kS8, {}, {-5}));
+  m.Weight("w", Bytes(kS8, {4, 3, 3, 3}, std::vector<int>(108, -77)));
+  m.Weight("ws", Floats({4}, {0.1f, 0.2f, 0.3f, 0.4f})).Weight("wz", Bytes(kS8, {4}, {0, 0, 0, 0}));
+  m.Weight("b", Ints32({4}, {1, -2, 3, -4}))
+      .Weight("fc", Bytes(kU8, {4, 5}, std::vector<int>(20, 1)));
+  m.Weight("real", Floats({4, 4, 1, 1}, std::vector<float>(16, 0.7f))).Weight("axis", List({2, 3}));
+  m.Weight("fz", Bytes(kU8, {}, {127}));
+  m.Node("QuantizeLinear", {"input", "s", "z"}, {"xq"});
+  m.Node("DequantizeLinear", {"xq", "s", "z"}, {"x"});
+  m.Node("DequantizeLinear", {"w", "ws", "wz"}, {"wd"}, {{"axis", 0}});
+  m.Node("DequantizeLinear", {"b", "ws"}, {"bd"}, {{"axis", 0}});
+  m.Node("Conv", {"x", "wd", "bd"}, {"c"}, {{"pads", {1, 1, 1, 1}}});
+  m.Node("BatchNormalization", {"c", "ws", "ws", "ws", "ws"}, {"n"}).Node("Relu", {"n"}, {"r"});
+  m.Node("QuantizeLinear", {"r", "s", "zs"}, {"rq"});
+  m.Node("DequantizeLinear", {"rq", "s", "zs"}, {"rd"});
+  m.Node("QuantizeLinear", {"real", "ws", "wz"}, {"vq"}, {{"axis", 0}});
+  m.Node("DequantizeLinear", {"vq", "ws", "wz"}, {"v"}, {{"axis", 0}});
+  m.Node("Conv", {"rd", "v", "bd"}, {"d"}).Node("Add", {"d", "rd"}, {"e"});
+  m.Node("QuantizeLinear", {"e", "s", "z"}, {"eq"});
+  m.Node("DequantizeLinear", {"eq", "s", "z"}, {"ed"});
+  m.Node("GlobalAveragePool", {"ed"}, {"g"}).Node("Squeeze", {"g", "axis"}, {"f"});
+  m.Node("DequantizeLinear", {"fc", "s", "fz"}, {"fd"}).Node("MatMul", {"f", "fd"}, {"y"});
+  return m.Finish("y");
+}
+
 // Whatever is accepted must be a valid graph that the passes can take.
 void Try(const std::string& bytes) {
   absl::StatusOr<graph::Graph> graph = Import(bytes);
@@ -65,21 +97,24 @@ void Try(const std::string& bytes) {
 }
 
 TEST(ImportDamageTest, TheUndamagedModelIsAccepted) {
-  const auto graph = Import(Valid());
-  ASSERT_TRUE(graph.ok()) << graph.status();
-  EXPECT_EQ(graph->classes(), 5);
+  for (const std::string& valid : {Valid(), ValidQuantized()}) {
+    const auto graph = Import(valid);
+    ASSERT_TRUE(graph.ok()) << graph.status();
+    EXPECT_EQ(graph->classes(), 5);
+  }
 }
 
 TEST(ImportDamageTest, SurvivesTruncationAtEveryByte) {
-  const std::string valid = Valid();
-  for (size_t length = 0; length < valid.size(); ++length) Try(valid.substr(0, length));
+  for (const std::string& valid : {Valid(), ValidQuantized()}) {
+    for (size_t length = 0; length < valid.size(); ++length) Try(valid.substr(0, length));
+  }
 }
 
 TEST(ImportDamageTest, SurvivesFlippedBits) {
-  const std::string valid = Valid();
+  const std::string valid[] = {Valid(), ValidQuantized()};
   std::mt19937 random(1);
-  for (int i = 0; i < 6000; ++i) {
-    std::string bytes = valid;
+  for (int i = 0; i < 12000; ++i) {
+    std::string bytes = valid[i % 2];
     const int flips = 1 + static_cast<int>(random() % 3);
     for (int f = 0; f < flips; ++f)
       bytes[random() % bytes.size()] ^= static_cast<char>(1 << random() % 8);
@@ -90,20 +125,20 @@ TEST(ImportDamageTest, SurvivesFlippedBits) {
 // Flipped bits mostly end in the protobuf parser or in weights; these reach the numbers.
 TEST(ImportDamageTest, SurvivesRandomNumbersInEveryField) {
   std::mt19937_64 random(2);
-  const std::string valid = Valid();
+  const std::string valid[] = {Valid(), ValidQuantized()};
   const int64_t interesting[] = {
       0,         1,        -1,   2,       3,         4,         5,
       7,         100,      -100, 1 << 20, INT32_MAX, INT32_MIN, int64_t{1} << 32,
       INT64_MAX, INT64_MIN};
   const auto number = [&] { return interesting[random() % std::size(interesting)]; };
-  for (int i = 0; i < 6000; ++i) {
+  for (int i = 0; i < 12000; ++i) {
     ::onnx::ModelProto model;
-    ASSERT_TRUE(model.ParseFromString(valid));
+    ASSERT_TRUE(model.ParseFromString(valid[i % 2]));
     auto& graph = *model.mutable_graph();
     for (int change = 0; change < 2; ++change) {
       auto& node = *graph.mutable_node(random() % graph.node_size());
       auto& tensor = *graph.mutable_initializer(random() % graph.initializer_size());
-      switch (random() % 6) {
+      switch (random() % 8) {
         case 0:
           if (node.attribute_size() > 0) {
             auto& attribute = *node.mutable_attribute(random() % node.attribute_size());
@@ -133,6 +168,17 @@ TEST(ImportDamageTest, SurvivesRandomNumbersInEveryField) {
           shape->mutable_dim(random() % 4)->set_dim_value(number());
           break;
         }
+        case 5:
+          tensor.set_data_type(static_cast<int>(random() % 8));
+          break;
+        case 6:
+          if (tensor.has_raw_data() && !tensor.raw_data().empty()) {
+            auto& bytes = *tensor.mutable_raw_data();
+            bytes[random() % bytes.size()] = static_cast<char>(number());
+          } else if (tensor.int32_data_size() > 0) {
+            tensor.set_int32_data(0, static_cast<int32_t>(number()));
+          }
+          break;
         default:
           node.set_op_type(graph.node(random() % graph.node_size()).op_type());
       }

@@ -54,6 +54,22 @@ inline ::onnx::TensorProto Ints(std::vector<int64_t> dims, const std::vector<int
   for (int64_t value : values) tensor.add_int64_data(value);
   return tensor;
 }
+// int8 or uint8.
+inline ::onnx::TensorProto Bytes(::onnx::TensorProto::DataType type, std::vector<int64_t> dims,
+                                 const std::vector<int>& values) {
+  ::onnx::TensorProto tensor;
+  tensor.set_data_type(type);
+  for (int64_t dim : dims) tensor.add_dims(dim);
+  for (int value : values) tensor.mutable_raw_data()->push_back(static_cast<char>(value));
+  return tensor;
+}
+inline ::onnx::TensorProto Ints32(std::vector<int64_t> dims, const std::vector<int>& values) {
+  ::onnx::TensorProto tensor;
+  tensor.set_data_type(::onnx::TensorProto::INT32);
+  for (int64_t dim : dims) tensor.add_dims(dim);
+  for (int value : values) tensor.add_int32_data(value);
+  return tensor;
+}
 inline ::onnx::TensorProto List(const std::vector<int64_t>& values) {
   return Ints({static_cast<int64_t>(values.size())}, values);
 }

@@ -3,6 +3,7 @@
 #include <sys/stat.h>
 
 #include <atomic>
+#include <map>
 #include <set>
 #include <thread>
 
@@ -583,6 +584,39 @@ TEST_F(RepositoryTest, ReadFloatSourceGivesTheOptimisedGraphAndItsFilesChecksum)
   EXPECT_EQ(repository_->ReadFloatSource("m", 7).status().code(), absl::StatusCode::kNotFound);
   EXPECT_EQ(*repository_->FilePath("m", 1), Path("m/1/model.onnx"));
   EXPECT_EQ(*repository_->FilePath("m", 2), Path("m/2/model.tern"));
+}
+
+TEST_F(RepositoryTest, AnyVersionIsReadAsOnnxAndAQuantisedOneServesAgainAsInt8) {
+  OpenWith(1);
+  EXPECT_EQ(*repository_->ReadAsOnnx("m", 1), TinyOnnx(1));
+  const auto onnx = repository_->ReadAsOnnx("m", 2);
+  ASSERT_TRUE(onnx.ok()) << onnx.status();
+  ::onnx::ModelProto model;
+  ASSERT_TRUE(model.ParseFromString(*onnx));
+  std::map<std::string, std::string> metadata;
+  for (const auto& entry : model.metadata_props()) metadata[entry.key()] = entry.value();
+  EXPECT_EQ(metadata["tern.scheme"], "ternary-cluster N=4");
+  EXPECT_EQ(metadata["tern.source_sha256"], std::string(64, 'a'));
+  EXPECT_EQ(metadata.count("tern.report"), 1u);
+  EXPECT_EQ(metadata.count("tern.preprocessing"), 1u);
+
+  const auto again = repository_->Import("m", *onnx, Contract(), {}, false);
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_EQ(again->version, 3u);
+  EXPECT_EQ(again->scheme, "int8");
+  EXPECT_LT(again->bits_per_weight, 8.5);
+  const absl::Status refused = repository_->ReadFloatSource("m", 3).status();
+  EXPECT_EQ(refused.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(refused.message()), HasSubstr("was imported quantised (int8)"));
+  EXPECT_EQ(*repository_->ReadAsOnnx("m", 3), *onnx);
+
+  // The same logits from the artifact and from its ONNX form.
+  const artifact::Artifact artifact = TinyArtifact(10);  // version 2
+  const auto loaded = repository_->Find("m", 3);
+  ASSERT_TRUE(loaded.ok()) << loaded.status();
+  EXPECT_EQ((*loaded)->report.ByteSizeLong(), 0u);
+  EXPECT_EQ(SelfTest(artifact, *(*loaded)->plan), absl::OkStatus());
+  EXPECT_EQ(repository_->ReadAsOnnx("m", 9).status().code(), absl::StatusCode::kNotFound);
 }
 
 TEST_F(RepositoryTest, TheReportReachesTheGaugesAgainAfterReopening) {

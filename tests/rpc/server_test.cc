@@ -261,6 +261,30 @@ TEST_F(ServerTest, ExportSendsTheStoredBytes) {
   EXPECT_EQ(bytes, testing::TinyOnnx());
 }
 
+TEST_F(ServerTest, ExportAsOnnxSendsAnOnnxModelAndRefusesUnknownFormats) {
+  for (const int format : {static_cast<int>(v1::ExportRequest::ONNX), 7}) {
+    grpc::ClientContext context;
+    v1::ExportRequest request;
+    request.set_model("tiny");
+    request.set_format(static_cast<v1::ExportRequest::Format>(format));
+    auto reader = registry_->Export(&context, request);
+    v1::ExportResponse response;
+    std::string bytes, name;
+    while (reader->Read(&response)) {
+      if (!response.file_name().empty()) name = response.file_name();
+      bytes += response.chunk();
+    }
+    const grpc::Status status = reader->Finish();
+    if (format == 7) {
+      EXPECT_EQ(status.error_code(), StatusCode::INVALID_ARGUMENT);
+      continue;
+    }
+    EXPECT_TRUE(status.ok()) << status.error_message();
+    EXPECT_EQ(name, "model.onnx");
+    EXPECT_EQ(bytes, testing::TinyOnnx());
+  }
+}
+
 TEST_F(ServerTest, QuantizeStreamsProgressThenAResult) {
   grpc::ClientContext context;
   auto stream = quantizer_->Quantize(&context);
