@@ -192,11 +192,10 @@ void MultiplyCodes(kernels::Isa isa, const QuantizedOperand& a, const QuantizedO
 #pragma omp parallel for schedule(static) if (batch * pixels * channels > kParallelBytes)
     for (int64_t n = 0; n < batch; ++n) {
       if (fixed_point) {
-        kernels::MulChannelsFixedU8(isa, image.codes.data + n * y.batch_stride,
-                                    image.params.zero_point,
-                                    factors.codes.data + n * factors.codes.batch_stride,
-                                    factors.params.zero_point, map, pixels, channels,
-                                    y.data + n * y.batch_stride);
+        kernels::MulChannelsFixedU8(
+            isa, image.codes.data + n * y.batch_stride, image.params.zero_point,
+            factors.codes.data + n * factors.codes.batch_stride, factors.params.zero_point, map,
+            pixels, channels, y.data + n * y.batch_stride);
         continue;
       }
       kernels::MulChannelsU8(isa, image.codes.data + n * y.batch_stride, image.params.zero_point,

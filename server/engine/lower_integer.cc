@@ -77,8 +77,8 @@ bool Lowering::LowerInteger(const Node& node) {
         };
       } else if (fixed_point) {
         step.loop = [=, add = graph::FixedPointAddOf(graph_, node)](const RunContext& run) {
-          AddCodes(isa, add, a.At<const uint8_t>(run), b.At<const uint8_t>(run),
-                   c.At<uint8_t>(run), run.batch);
+          AddCodes(isa, add, a.At<const uint8_t>(run), b.At<const uint8_t>(run), c.At<uint8_t>(run),
+                   run.batch);
         };
       } else {
         step.loop = [=, clip = node.clip](const RunContext& run) {

@@ -195,9 +195,9 @@ onednn::Primitive Lowering::MakeWeighted(const Node& node, Format x_format, Form
   const auto type = x_format == Format::kU8 ? memory::data_type::s8 : memory::data_type::f32;
   const memory::desc weights(w_dims, type, tag::any);
   // Sums leave as they are.
-  const memory::desc bias =
-      y_format == Format::kS32 ? memory::desc()
-                               : memory::desc({y[0]}, memory::data_type::f32, tag::x);
+  const memory::desc bias = y_format == Format::kS32
+                                ? memory::desc()
+                                : memory::desc({y[0]}, memory::data_type::f32, tag::x);
   if (node.op == OpType::kFullyConnected) {
     return onednn::MakeInnerProduct(Desc(x_format, x, batch), weights, bias,
                                     Desc(y_format, y, batch), epilogue);
@@ -322,16 +322,14 @@ absl::Status Lowering::LowerInt8(const Node& node, const IntegerWeights& integer
   if (integers.largest > kMaxSaturatingCode && !onednn::ExactInt8()) {
     const int residual = node.has_residual() ? Get(node.inputs[1], Format::kU8) : -1;
     const int sums = AddInt8Sums(node, integers, Get(node.inputs[0], Format::kU8));
-    const int dst =
-        NewBuffer(codes_out ? Format::kU8 : Format::kF32, graph_.shape(node.output));
+    const int dst = NewBuffer(codes_out ? Format::kU8 : Format::kF32, graph_.shape(node.output));
     std::vector<int> reads{sums};
     if (residual >= 0) reads.push_back(residual);
     Step& step = AddStep(std::move(reads), {dst});
     if (residual >= 0 && codes_out) step.in_place = {{residual, dst}};
-    const int64_t pixels =
-        buffer(dst).sample_elements / static_cast<int64_t>(multiplier.size());
-    step.loop = [=, isa = options_.isa, ratio = static_cast<float>(residual_ratio)](
-                    const RunContext& run) {
+    const int64_t pixels = buffer(dst).sample_elements / static_cast<int64_t>(multiplier.size());
+    step.loop = [=, isa = options_.isa,
+                 ratio = static_cast<float>(residual_ratio)](const RunContext& run) {
       const kernels::FloatEpilogue epilogue{multiplier.data(), offset.data(), ratio, clamp.lo,
                                             clamp.hi};
       FinishSums(isa, epilogue, static_cast<int64_t>(multiplier.size()), run.at<int32_t>(sums),
@@ -559,9 +557,9 @@ void Lowering::AddRequantize(int acc, int residual, int dst,
   };
 }
 
-absl::StatusOr<bool> Lowering::LowerFixedPointOneDnn(
-    const Node& node, const IntegerWeights& integers,
-    std::shared_ptr<const FixedPointLayer> fixed) {
+absl::StatusOr<bool> Lowering::LowerFixedPointOneDnn(const Node& node,
+                                                     const IntegerWeights& integers,
+                                                     std::shared_ptr<const FixedPointLayer> fixed) {
   // oneDNN converts s32 results through f32, which holds every integer up to 2^24.
   if (fixed->largest_accumulator > (1 << 24)) return false;
   if (integers.largest > kMaxSaturatingCode && !onednn::ExactInt8()) return false;

@@ -23,8 +23,8 @@ constexpr int kMaxMeanShift = 48;
 
 template <typename... Args>
 absl::Status Bad(const Node& node, const Args&... what) {
-  return absl::InvalidArgumentError(absl::StrCat("fixed-point node '", node.name, "' (",
-                                                 Name(node.op), "): ", what...));
+  return absl::InvalidArgumentError(
+      absl::StrCat("fixed-point node '", node.name, "' (", Name(node.op), "): ", what...));
 }
 
 bool IsWeighted(const Node& node) {
@@ -134,7 +134,8 @@ absl::Status CheckWeighted(const Graph& graph, const Node& node) {
     const double scaled = std::ldexp(static_cast<double>(bias), -units.sum);
     if (!(std::fabs(scaled) <= static_cast<double>(kMaxFixedPointBias)) ||
         scaled != std::nearbyint(scaled)) {
-      return Bad(node, "a bias is ", bias, ", not a whole multiple of 2^", units.sum, " up to 2^56");
+      return Bad(node, "a bias is ", bias, ", not a whole multiple of 2^", units.sum,
+                 " up to 2^56");
     }
   }
   return absl::OkStatus();
@@ -167,8 +168,8 @@ void RoundSteps(QuantizedWeights& weights, int least) {
         std::clamp(CeilExponent(largest / kMaxStepMultiplier), least, kMaxExponent);
     for (float& step : steps) {
       const double multiplier = std::nearbyint(std::ldexp(static_cast<double>(step), -exponent));
-      step = static_cast<float>(std::ldexp(
-          std::clamp<double>(multiplier, 1.0, kMaxStepMultiplier), exponent));
+      step = static_cast<float>(
+          std::ldexp(std::clamp<double>(multiplier, 1.0, kMaxStepMultiplier), exponent));
     }
     return;
   }
@@ -177,7 +178,8 @@ void RoundSteps(QuantizedWeights& weights, int least) {
   const auto scales = weights.cluster_scales.data<int8_t>();
   const size_t clusters = scales.size() / steps.size();
   for (size_t i = 0; i < scales.size(); ++i) {
-    const float scaled = std::nearbyint(static_cast<float>(scales[i]) * (steps[i / clusters] / step));
+    const float scaled =
+        std::nearbyint(static_cast<float>(scales[i]) * (steps[i / clusters] / step));
     scales[i] = static_cast<int8_t>(std::clamp(scaled, 1.0f, 127.0f));
   }
   std::fill(steps.begin(), steps.end(), step);
@@ -336,8 +338,7 @@ FixedPointLayer FixedPointOf(const Graph& graph, const Node& node) {
 
 FixedPointAdd FixedPointAddOf(const Graph& graph, const Node& node) {
   const QuantParams &a = *graph.values[node.inputs[0]].quant,
-                    &b = *graph.values[node.inputs[1]].quant,
-                    &y = *graph.values[node.output].quant;
+                    &b = *graph.values[node.inputs[1]].quant, &y = *graph.values[node.output].quant;
   const int unit = std::min({Exponent(a), Exponent(b), Exponent(y)});
   FixedPointAdd add;
   add.multiplier_a = int64_t{1} << (Exponent(a) - unit);

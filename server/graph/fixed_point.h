@@ -23,15 +23,15 @@ absl::Status ValidateFixedPoint(const Graph& graph);
 
 // Puts a quantised graph (valid, of either arithmetic) on the grid and sets its arithmetic: scales
 // go up to powers of two, zero points to 0 or 128, the steps of each layer (and, where steps of a
-// cluster layer differ, its cluster scales) and the biases to the nearest point. Numbers that are on
-// the grid stay as they are, so that it may be called again after changes. Steps and scales
-// that differ by more than the limits allow are raised: such weights or results are far below the
+// cluster layer differ, its cluster scales) and the biases to the nearest point. Numbers that are
+// on the grid stay as they are, so that it may be called again after changes. Steps and scales that
+// differ by more than the limits allow are raised: such weights or results are far below the
 // rounding beside them. FAILED_PRECONDITION if a layer runs in float or the grid cannot hold it.
 absl::Status RoundToFixedPoint(Graph& graph);
 
 // The integers of an operator of a graph that passed ValidateFixedPoint; inputs (and, except for
 // FixedPointOf, the result) are u8.
-FixedPointLayer FixedPointOf(const Graph& graph, const Node& node);  // kConv, kFullyConnected
+FixedPointLayer FixedPointOf(const Graph& graph, const Node& node);   // kConv, kFullyConnected
 FixedPointAdd FixedPointAddOf(const Graph& graph, const Node& node);  // kAdd
 // On (a - z_a) (b - z_b), kMul.
 FixedPointMap FixedPointProduct(QuantParams a, QuantParams b, QuantParams y);

@@ -10,8 +10,8 @@
 //   v = fma(float(acc), multiplier[o], offset[o])
 //   v = fma(float(r), residual_multiplier, v)            if there is a residual
 //   y = clamp(round to nearest, ties to even (v), lo, hi) as u8;   or y = clamp(v, lo, hi) as f32
-// with IEEE single precision and one rounding per fma; a v that is not a number gives lo. Fixed-point
-// layers have an integer epilogue instead (ClusterConvArgs::fixed).
+// with IEEE single precision and one rounding per fma; a v that is not a number gives lo.
+// Fixed-point layers have an integer epilogue instead (ClusterConvArgs::fixed).
 //
 // Pure functions: no allocation, no threads, no errors. The caller validated the shapes.
 #ifndef TERN_SERVER_KERNELS_CLUSTER_CONV_H_
@@ -70,7 +70,7 @@ struct ClusterConvArgs {
   // Exactly one destination, dense NHWC [n, oh, ow, oc]; overwritten.
   uint8_t* dst = nullptr;
   float* dst_f32 = nullptr;
-  int32_t* dst_s32 = nullptr;  // the sums themselves: no epilogue
+  int32_t* dst_s32 = nullptr;    // the sums themselves: no epilogue
   float lo = 0.0f, hi = 255.0f;  // clamp, in codes (u8, whole numbers) or reals (f32)
   // ClusterConvScratchBytes() bytes, 64-byte aligned, private to the call.
   void* scratch = nullptr;

@@ -109,8 +109,9 @@ __attribute__((noinline)) void FinishAny(const TileArgs& args, const int32_t* ac
 
 // 8 sums of the fixed-point epilogue; `codes` are their residuals.
 TERN_INLINE __m256i FixedSum(const TileArgs& k, const int32_t* acc, int half) {
-  return _mm256_add_epi32(_mm256_mullo_epi32(Load(acc + 8 * half), Load(k.fixed_multiplier + 8 * half)),
-                          Load(k.fixed_offset + 8 * half));
+  return _mm256_add_epi32(
+      _mm256_mullo_epi32(Load(acc + 8 * half), Load(k.fixed_multiplier + 8 * half)),
+      Load(k.fixed_offset + 8 * half));
 }
 TERN_INLINE __m256i AddFixedResidual(const TileArgs& k, __m128i codes, __m256i v) {
   return _mm256_add_epi32(v, _mm256_mullo_epi32(_mm256_cvtepu8_epi32(codes),
@@ -144,9 +145,9 @@ __attribute__((noinline)) void FinishFixed(const TileArgs& args, const int32_t* 
       if (!full) {
         for (int i = 0; i < k.channels; ++i) r[i] = k.residual[at + i];
       }
-      const __m128i codes =
-          full ? _mm_loadu_si128(reinterpret_cast<const __m128i*>(k.residual + at))
-               : _mm_load_si128(reinterpret_cast<const __m128i*>(r));
+      const __m128i codes = full
+                                ? _mm_loadu_si128(reinterpret_cast<const __m128i*>(k.residual + at))
+                                : _mm_load_si128(reinterpret_cast<const __m128i*>(r));
       v0 = AddFixedResidual(k, codes, v0);
       v1 = AddFixedResidual(k, _mm_unpackhi_epi64(codes, codes), v1);
     }

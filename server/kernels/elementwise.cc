@@ -78,12 +78,10 @@ void RequantizeS32(Isa isa, const int32_t* acc, const uint8_t* residual,
 void AddFixedU8(Isa isa, const uint8_t* a, const uint8_t* b, const FixedPointAdd& add, size_t n,
                 uint8_t* dst) {
   if (255 * (add.multiplier_a + add.multiplier_b) + std::abs(add.offset) <= kMaxS32) {
-    const NarrowSum narrow{static_cast<int32_t>(add.multiplier_a),
-                           static_cast<int32_t>(add.multiplier_b),
-                           static_cast<int32_t>(add.offset),
-                           add.shift,
-                           static_cast<uint8_t>(add.lo),
-                           static_cast<uint8_t>(add.hi)};
+    const NarrowSum narrow{
+        static_cast<int32_t>(add.multiplier_a), static_cast<int32_t>(add.multiplier_b),
+        static_cast<int32_t>(add.offset),       add.shift,
+        static_cast<uint8_t>(add.lo),           static_cast<uint8_t>(add.hi)};
     TERN_DISPATCH(isa, AddFixedU8(a, b, narrow, n, dst));
   }
   for (size_t i = 0; i < n; ++i) dst[i] = add(a[i], b[i]);
@@ -93,12 +91,9 @@ void MulChannelsFixedU8(Isa isa, const uint8_t* a, int za, const uint8_t* b, int
                         const FixedPointMap& map, size_t pixels, size_t channels, uint8_t* dst) {
   if (map.multiplier <= kMaxS32 / (255 * 255) &&
       255 * 255 * map.multiplier + std::abs(map.offset) <= kMaxS32) {
-    const NarrowSum narrow{static_cast<int32_t>(map.multiplier),
-                           0,
-                           static_cast<int32_t>(map.offset),
-                           map.shift,
-                           static_cast<uint8_t>(map.lo),
-                           static_cast<uint8_t>(map.hi)};
+    const NarrowSum narrow{static_cast<int32_t>(map.multiplier), 0,
+                           static_cast<int32_t>(map.offset),     map.shift,
+                           static_cast<uint8_t>(map.lo),         static_cast<uint8_t>(map.hi)};
     TERN_DISPATCH(isa, MulChannelsFixedU8(a, za, b, zb, narrow, pixels, channels, dst));
   }
   for (size_t p = 0, i = 0; p < pixels; ++p) {

@@ -41,16 +41,16 @@ void MulChannelsU8(Isa isa, const uint8_t* a, int za, const uint8_t* b, int zb, 
 // numerator.
 void SumPixelsU8(Isa isa, const uint8_t* src, size_t pixels, size_t channels, int32_t* sums);
 
-// What follows the s32 sums of a convolution: the float epilogue of cluster_conv.h, to codes or (dst
-// null) to f32, [pixels][channels]. `residual` may be null, or be dst.
+// What follows the s32 sums of a convolution: the float epilogue of cluster_conv.h, to codes or
+// (dst null) to f32, [pixels][channels]. `residual` may be null, or be dst.
 void FinishS32(Isa isa, const int32_t* acc, const uint8_t* residual, const FloatEpilogue& epilogue,
                size_t pixels, size_t channels, uint8_t* dst, float* dst_f32);
 
 // ---- Fixed point (server/tensor/fixed_point.h): the same operators with integers alone ----------
 
 // dst[p][c] = clamp((acc[p][c] * multiplier[c] + residual[p][c] * residual_multiplier + offset[c])
-// >> shift, lo, hi) of `layer`, whose vectors have `channels` elements: what follows the s32 sums of
-// a convolution. `residual` may be null, or be dst.
+// >> shift, lo, hi) of `layer`, whose vectors have `channels` elements: what follows the s32 sums
+// of a convolution. `residual` may be null, or be dst.
 void RequantizeS32(Isa isa, const int32_t* acc, const uint8_t* residual,
                    const FixedPointLayer& layer, size_t pixels, size_t channels, uint8_t* dst);
 

@@ -40,8 +40,7 @@ inline __m256i MulAddS32(const int32_t* acc, const int32_t* multiplier, const in
   const __m256i product =
       _mm256_mullo_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(acc)),
                          _mm256_loadu_si256(reinterpret_cast<const __m256i*>(multiplier)));
-  return _mm256_add_epi32(product,
-                          _mm256_loadu_si256(reinterpret_cast<const __m256i*>(offset)));
+  return _mm256_add_epi32(product, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(offset)));
 }
 
 // 16 sums shifted right, saturated to u8 and clamped.
@@ -201,8 +200,8 @@ void FinishS32(const int32_t* acc, const uint8_t* residual, const FloatEpilogue&
     const size_t row = p * channels;
     for (size_t c = 0; c < whole; c += 8) {
       const size_t i = row + c;
-      const __m256 sums = _mm256_cvtepi32_ps(
-          _mm256_loadu_si256(reinterpret_cast<const __m256i*>(acc + i)));
+      const __m256 sums =
+          _mm256_cvtepi32_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(acc + i)));
       __m256 v = _mm256_fmadd_ps(sums, _mm256_loadu_ps(epilogue.multiplier + c),
                                  _mm256_loadu_ps(epilogue.offset + c));
       if (residual != nullptr) {
@@ -237,8 +236,8 @@ void RequantizeS32(const int32_t* acc, const uint8_t* residual, const NarrowLaye
       __m256i v0 = MulAddS32(acc + c, layer.multiplier + c, layer.offset + c);
       __m256i v1 = MulAddS32(acc + c + 8, layer.multiplier + c + 8, layer.offset + c + 8);
       if (residual != nullptr) {
-        v0 = _mm256_add_epi32(
-            v0, _mm256_mullo_epi32(LoadU8AsS32(residual + c), residual_multiplier));
+        v0 = _mm256_add_epi32(v0,
+                              _mm256_mullo_epi32(LoadU8AsS32(residual + c), residual_multiplier));
         v1 = _mm256_add_epi32(
             v1, _mm256_mullo_epi32(LoadU8AsS32(residual + c + 8), residual_multiplier));
       }
@@ -247,15 +246,17 @@ void RequantizeS32(const int32_t* acc, const uint8_t* residual, const NarrowLaye
     if (c < eights) {
       __m256i v = MulAddS32(acc + c, layer.multiplier + c, layer.offset + c);
       if (residual != nullptr) {
-        v = _mm256_add_epi32(v,
-                             _mm256_mullo_epi32(LoadU8AsS32(residual + c), residual_multiplier));
+        v = _mm256_add_epi32(v, _mm256_mullo_epi32(LoadU8AsS32(residual + c), residual_multiplier));
       }
       _mm_storel_epi64(reinterpret_cast<__m128i*>(dst + c), ShiftToU8(v, v, shift, lo, hi));
     }
     if (eights < channels) {
-      const NarrowLayer tail = {layer.multiplier + eights, layer.offset + eights,
-                                layer.residual_multiplier, layer.shift,
-                                layer.lo,                  layer.hi};
+      const NarrowLayer tail = {layer.multiplier + eights,
+                                layer.offset + eights,
+                                layer.residual_multiplier,
+                                layer.shift,
+                                layer.lo,
+                                layer.hi};
       scalar::RequantizeS32(acc + eights, residual != nullptr ? residual + eights : nullptr, tail,
                             1, channels - eights, dst + eights);
     }
@@ -278,8 +279,7 @@ void AddFixedU8(const uint8_t* a, const uint8_t* b, const NarrowSum& sum, size_t
       const __m256i q = _mm256_mullo_epi32(LoadU8AsS32(b + i + 8 * half), multiplier_b);
       v[half] = _mm256_add_epi32(_mm256_add_epi32(p, q), offset);
     }
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(dst + i),
-                     ShiftToU8(v[0], v[1], shift, lo, hi));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(dst + i), ShiftToU8(v[0], v[1], shift, lo, hi));
   }
   scalar::AddFixedU8(a + i, b + i, sum, n - i, dst + i);
 }
@@ -303,8 +303,7 @@ void MulChannelsFixedU8(const uint8_t* a, int za, const uint8_t* b, int zb, cons
         const __m256i product = _mm256_mullo_epi32(_mm256_mullo_epi32(x, y), multiplier);
         v[half] = _mm256_add_epi32(product, offset);
       }
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(dst + c),
-                       ShiftToU8(v[0], v[1], shift, lo, hi));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(dst + c), ShiftToU8(v[0], v[1], shift, lo, hi));
     }
     scalar::MulChannelsFixedU8(a + whole, za, b + whole, zb, sum, 1, channels - whole, dst + whole);
   }

@@ -15,9 +15,9 @@ namespace tern::reference {
 // double. INVALID_ARGUMENT if the input's shape does not fit or the graph holds quantised nodes.
 absl::StatusOr<std::vector<Tensor>> ExecuteFloat(const graph::Graph& graph, const Tensor& input);
 
-// Runs a quantised graph by the integer definition of its arithmetic (docs/quantisation.md, "Inference
-// arithmetic"). Values with QuantParams are u8 NCHW, others f32. The float input is quantised
-// first if the input value has QuantParams.
+// Runs a quantised graph by the integer definition of its arithmetic (docs/quantisation.md,
+// "Inference arithmetic"). Values with QuantParams are u8 NCHW, others f32. The float input is
+// quantised first if the input value has QuantParams.
 //
 // Conv / FullyConnected with quantised weights and u8 input x (zero point zx, padding = zx):
 //   acc[o] = sum over j of w[o][j] * x[j]          s32, exact, w = cluster_scale * code

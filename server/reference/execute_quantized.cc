@@ -47,8 +47,8 @@ Table RescaleTable(graph::Arithmetic arithmetic, const QuantParams& x, const Qua
       table[q] = graph::FixedPointRescale(x, y)(q);
     } else {
       const float offset = static_cast<float>(y.zero_point - x.zero_point * ratio);
-      table[q] = Round(std::fma(static_cast<float>(q), static_cast<float>(ratio), offset),
-                       {0.0f, 255.0f});
+      table[q] =
+          Round(std::fma(static_cast<float>(q), static_cast<float>(ratio), offset), {0.0f, 255.0f});
     }
   }
   return table;
@@ -180,12 +180,12 @@ class Executor {
       values_[node.output] = std::move(result);
       return true;
     }
-    const auto run = linear                                    ? FixedPointLinear
-                     : node.op == OpType::kAdd                 ? FixedPointAddition
-                     : node.op == OpType::kMul                 ? FixedPointMultiplication
-                     : node.op == OpType::kAveragePool ||
-                             node.op == OpType::kGlobalAveragePool ? FixedPointAveragePool
-                                                               : nullptr;
+    const auto run = linear                    ? FixedPointLinear
+                     : node.op == OpType::kAdd ? FixedPointAddition
+                     : node.op == OpType::kMul ? FixedPointMultiplication
+                     : node.op == OpType::kAveragePool || node.op == OpType::kGlobalAveragePool
+                         ? FixedPointAveragePool
+                         : nullptr;
     if (run == nullptr) return false;
     run(graph_, node, inputs, n_, NewCodes(node).data());
     return true;

@@ -1,5 +1,5 @@
-// The operators of fixed-point graphs on codes: docs/quantisation.md, "Fixed-point arithmetic", with
-// integers alone. Internal to this folder.
+// The operators of fixed-point graphs on codes: docs/quantisation.md, "Fixed-point arithmetic",
+// with integers alone. Internal to this folder.
 #ifndef TERN_SERVER_REFERENCE_FIXED_POINT_H_
 #define TERN_SERVER_REFERENCE_FIXED_POINT_H_
 

@@ -41,8 +41,7 @@ struct FixedPointMap {
   int32_t lo = 0, hi = 255;
 
   uint8_t operator()(int64_t v) const {
-    return static_cast<uint8_t>(
-        std::clamp<int64_t>((v * multiplier + offset) >> shift, lo, hi));
+    return static_cast<uint8_t>(std::clamp<int64_t>((v * multiplier + offset) >> shift, lo, hi));
   }
 };
 
@@ -55,8 +54,8 @@ struct FixedPointAdd {
   int32_t lo = 0, hi = 255;
 
   uint8_t operator()(uint8_t a, uint8_t b) const {
-    return static_cast<uint8_t>(std::clamp<int64_t>(
-        (a * multiplier_a + b * multiplier_b + offset) >> shift, lo, hi));
+    return static_cast<uint8_t>(
+        std::clamp<int64_t>((a * multiplier_a + b * multiplier_b + offset) >> shift, lo, hi));
   }
 };
 

@@ -376,7 +376,8 @@ TEST_P(OneDnnLayerTest, EightBitCodesAreExactOnEveryCpu) {
 INSTANTIATE_TEST_SUITE_P(Layers, OneDnnLayerTest, ::testing::ValuesIn(LayerCases()),
                          [](const auto& info) { return info.param.name; });
 
-// ---- Fixed point: bit-identical to the integer reference, whatever runs a layer ------------------
+// ---- Fixed point: bit-identical to the integer reference, whatever runs a layer
+// ------------------
 
 struct FixedPointCase {
   std::string name;
@@ -460,8 +461,8 @@ TEST_P(FixedPointPlanTest, IsBitIdenticalToTheReference) {
                    integer = integer && (node.quantized || c.graph.values[node.output].quant);
                    exact[node.output] = integer;
                    if (!integer) return;
-                   EXPECT_EQ(d.worst, 0) << node.name << " by " << layer.implementation
-                                         << ", batch " << batch;
+                   EXPECT_EQ(d.worst, 0)
+                       << node.name << " by " << layer.implementation << ", batch " << batch;
                    EXPECT_NE(layer.implementation.substr(0, 12), "float-island") << node.name;
                  });
   }

@@ -118,7 +118,8 @@ INSTANTIATE_TEST_SUITE_P(
         Damage{"ScaleNoPowerOfTwo", [](Graph& g) { Scale(g, 0) *= 1.5f; }, "power of two"},
         Damage{"ScaleOutOfRange", [](Graph& g) { Scale(g, 0) = 0x1p101f; }, "power of two"},
         Damage{"DenormalScale", [](Graph& g) { Scale(g, 0) = 0x1p-140f; }, "power of two"},
-        Damage{"ZeroPoint", [](Graph& g) { g.values[g.input].quant->zero_point = 127; }, "0 or 128"},
+        Damage{"ZeroPoint", [](Graph& g) { g.values[g.input].quant->zero_point = 127; },
+               "0 or 128"},
         Damage{"FloatWeights",
                [](Graph& g) {
                  g.nodes[0].weight = Dequantize(*g.nodes[0].quantized);
@@ -189,8 +190,8 @@ TEST(FixedPointTest, TheLargestConstantsDoNotOverflow) {
   EXPECT_EQ(layer.multiplier[0], 127 << 24);
   EXPECT_FALSE(layer.narrow());
   const __int128 product = __int128{255} * 127 * 66000 * layer.multiplier[0];
-  const __int128 offset = __int128{128} * 127 * 66000 * layer.multiplier[0] + (__int128{1} << 56) +
-                          128;
+  const __int128 offset =
+      __int128{128} * 127 * 66000 * layer.multiplier[0] + (__int128{1} << 56) + 128;
   EXPECT_EQ(static_cast<__int128>(layer.offset[0]) == offset, true);
   EXPECT_TRUE(product + offset + (__int128{1} << 48) <= std::numeric_limits<int64_t>::max());
 }

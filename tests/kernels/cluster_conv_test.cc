@@ -284,8 +284,7 @@ void CheckFixedPoint(const Problem& problem, const std::vector<int32_t>& accumul
     const size_t o = i % problem.g.oc;
     int64_t sum = int64_t{accumulators[i]} * layer.multiplier[o] + layer.offset[o];
     if (with_residual) sum += residual[i] * layer.residual_multiplier;
-    expected[i] =
-        static_cast<float>(std::clamp<int64_t>(sum >> layer.shift, layer.lo, layer.hi));
+    expected[i] = static_cast<float>(std::clamp<int64_t>(sum >> layer.shift, layer.lo, layer.hi));
   }
 
   const PackedClusterConv conv = PackClusterConv(problem.g, problem.weights, isa);

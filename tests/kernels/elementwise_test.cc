@@ -247,8 +247,8 @@ TEST_P(ElementwiseTest, FinishesSumsAsTheConvolutionsDo) {
         FinishS32(GetParam(), src.data(), with_residual ? r.data() : nullptr, epilogue, kPixels,
                   channels, nullptr, real.data());
         for (size_t i = 0; i < acc.size(); ++i) {
-          float v = std::fma(static_cast<float>(acc[i]), multiplier[i % channels],
-                             offset[i % channels]);
+          float v =
+              std::fma(static_cast<float>(acc[i]), multiplier[i % channels], offset[i % channels]);
           if (with_residual) v = std::fma(static_cast<float>(residual[i]), 0.37f, v);
           ASSERT_EQ(dst.data()[i], ToU8(v, 5.0f, 240.0f)) << channels << " " << i;
           ASSERT_EQ(real.data()[i], std::min(std::max(v, 5.0f), 240.0f)) << channels << " " << i;
@@ -287,14 +287,16 @@ TEST_P(ElementwiseTest, RequantizesSumsWithIntegersAlone) {
         for (Guard guard : kGuards) {
           const GuardedBuffer<int32_t> src(acc, guard);
           GuardedBuffer<uint8_t> dst(residual, guard);
-          RequantizeS32(GetParam(), src.data(), with_residual ? dst.data() : nullptr, layer, kPixels,
-                        channels, dst.data());
+          RequantizeS32(GetParam(), src.data(), with_residual ? dst.data() : nullptr, layer,
+                        kPixels, channels, dst.data());
           for (size_t i = 0; i < acc.size(); ++i) {
             const size_t c = i % channels;
             __int128 sum = __int128{acc[i]} * layer.multiplier[c] + layer.offset[c];
             if (with_residual) sum += __int128{residual[i]} * layer.residual_multiplier;
             const __int128 y = sum >> layer.shift;
-            ASSERT_EQ(dst.data()[i], static_cast<int>(y < 3 ? 3 : y > 250 ? 250 : y))
+            ASSERT_EQ(dst.data()[i], static_cast<int>(y < 3     ? 3
+                                                      : y > 250 ? 250
+                                                                : y))
                 << channels << " channels, element " << i;
           }
           ASSERT_TRUE(dst.SlackIsUntouched());
@@ -332,8 +334,7 @@ TEST_P(ElementwiseTest, AddsAndMultipliesWithIntegersAlone) {
           const int64_t s =
               (a[i] * add.multiplier_a + b[i] * add.multiplier_b + add.offset) >> add.shift;
           ASSERT_EQ(sum.data()[i], std::clamp<int64_t>(s, 7, 201)) << exponent;
-          const int64_t v =
-              ((a[i] - 100) * (b[i] - 40) * map.multiplier + map.offset) >> map.shift;
+          const int64_t v = ((a[i] - 100) * (b[i] - 40) * map.multiplier + map.offset) >> map.shift;
           ASSERT_EQ(product.data()[i], std::clamp<int64_t>(v, 0, 255)) << exponent;
           ASSERT_EQ(product.data()[n + i], product.data()[i]) << exponent;
         }

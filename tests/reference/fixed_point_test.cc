@@ -1,10 +1,11 @@
 // The fixed-point executor against real arithmetic: every operator of a network is repeated in
 // double on the real numbers of its operands, which for powers of two is exact, and rounded once.
+#include "server/graph/fixed_point.h"
+
 #include <gtest/gtest.h>
 
 #include <cmath>
 
-#include "server/graph/fixed_point.h"
 #include "server/reference/execute.h"
 #include "server/reference/ops.h"
 #include "tests/engine/graph_builder.h"
@@ -62,8 +63,8 @@ std::vector<Case> Cases() {
       Graph graph = QuantizeGraph(named.graph, engine::testing::RangesOf(*values), options);
       const absl::Status status = graph::RoundToFixedPoint(graph);
       EXPECT_TRUE(status.ok()) << status;
-      cases.push_back({named.name + (scheme == WeightScheme::kInt8 ? "Int8" : "Ternary"),
-                       std::move(graph)});
+      cases.push_back(
+          {named.name + (scheme == WeightScheme::kInt8 ? "Int8" : "Ternary"), std::move(graph)});
     }
   }
   return cases;
