@@ -16,8 +16,8 @@ namespace tern::finetune {
 // What was measured at the end of an epoch. Epoch 0 is the start version.
 struct EpochResult {
   int64_t epoch = 0;
-  double loss = 0;       // mean over the training images, as augmented
-  double accuracy = 0;   // top-1 on them, of the weights as they moved
+  double loss = 0;      // mean over the training images, as augmented
+  double accuracy = 0;  // top-1 on them, of the weights as they moved
   uint64_t held_out_top1 = 0;
 };
 
@@ -26,8 +26,8 @@ struct EpochResult {
 struct Checkpoint {
   // Options and inputs by name: a run is resumed only with the same ones.
   std::map<std::string, std::string> settings;
-  int64_t epoch = 1;  // in work
-  int64_t step = 0;   // batches of it that are done
+  int64_t epoch = 1;    // in work
+  int64_t step = 0;     // batches of it that are done
   double loss_sum = 0;  // over the images of this epoch so far
   uint64_t right = 0, seen = 0, unreadable = 0;
   double seconds = 0;  // of training, over all runs

@@ -81,8 +81,8 @@ absl::StatusOr<std::vector<LabelledImage>> ListLabelledImages(
     const int64_t label = known > 0 ? class_of[i] : static_cast<int64_t>(i) + label_offset;
     if (label < 0 || label >= classes) {
       return absl::InvalidArgumentError(absl::StrCat(folder, ": sub-folder '", names[i],
-                                                     "' would be class ", label,
-                                                     ", the model has ", classes));
+                                                     "' would be class ", label, ", the model has ",
+                                                     classes));
     }
     const size_t first = images.size();
     fs::recursive_directory_iterator it(fs::path(folder) / names[i], code), end;
@@ -124,7 +124,8 @@ Split SplitImages(const std::vector<LabelledImage>& images, double share, int64_
   for (size_t round = 0; static_cast<int64_t>(split.training.size()) < wanted; ++round) {
     bool any = false;
     for (auto& [label, members] : classes) {
-      if (round >= members.size() || static_cast<int64_t>(split.training.size()) >= wanted) continue;
+      if (round >= members.size() || static_cast<int64_t>(split.training.size()) >= wanted)
+        continue;
       split.training.push_back(members[round]);
       any = true;
     }
@@ -160,8 +161,8 @@ absl::StatusOr<Loader> Loader::Create(const std::vector<LabelledImage>* images,
   loader.seed_ = seed;
   const int side = std::min(loader.height_, loader.width_);
   if (augmentation.crop_padding < 0 || augmentation.crop_padding >= side) {
-    return absl::InvalidArgumentError(absl::StrCat("crop padding: got ", augmentation.crop_padding,
-                                                   ", want 0 to ", side - 1));
+    return absl::InvalidArgumentError(
+        absl::StrCat("crop padding: got ", augmentation.crop_padding, ", want 0 to ", side - 1));
   }
   return loader;
 }
@@ -189,8 +190,8 @@ Batch Loader::Load(absl::Span<const int64_t> indices, int64_t epoch) const {
     bool flip = false;
     int down = 0, right = 0;
     if (epoch > 0) {
-      uint64_t random = Mix(seed_ ^ Mix(static_cast<uint64_t>(epoch) << 40 ^
-                                        static_cast<uint64_t>(index)));
+      uint64_t random =
+          Mix(seed_ ^ Mix(static_cast<uint64_t>(epoch) << 40 ^ static_cast<uint64_t>(index)));
       flip = augmentation_.flip && (random & 1) != 0;
       const auto room = static_cast<uint64_t>(2 * augmentation_.crop_padding + 1);
       down = static_cast<int>((random >> 1) % room) - augmentation_.crop_padding;

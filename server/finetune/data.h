@@ -47,12 +47,12 @@ std::string Fingerprint(const std::vector<LabelledImage>& images);
 std::vector<int64_t> EpochOrder(int64_t count, uint64_t seed, int64_t epoch);
 
 struct Augmentation {
-  bool flip = true;       // half of the images mirrored left to right
-  int crop_padding = 0;   // images move by up to so many pixels; borders are reflected
+  bool flip = true;      // half of the images mirrored left to right
+  int crop_padding = 0;  // images move by up to so many pixels; borders are reflected
 };
 
 struct Batch {
-  std::vector<float> pixels;    // NHWC [labels.size(), h, w, 3]
+  std::vector<float> pixels;  // NHWC [labels.size(), h, w, 3]
   std::vector<int64_t> labels;
   std::vector<std::string> unreadable;  // messages; these images are left out
 };

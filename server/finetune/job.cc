@@ -51,20 +51,19 @@ absl::StatusOr<Inputs> ReadInputs(const JobOptions& options) {
   inputs.start_sha256 = Sha256Hex(start);
   TERN_ASSIGN_OR_RETURN(inputs.start, artifact::Parse(start, options.start));
   if (!inputs.start.source_sha256.empty() && inputs.start.source_sha256 != inputs.source_sha256) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(options.start, " was made from another float network than ",
-                     options.float_model, ": SHA-256 ", inputs.start.source_sha256, ", got ",
-                     inputs.source_sha256));
+    return absl::InvalidArgumentError(absl::StrCat(
+        options.start, " was made from another float network than ", options.float_model,
+        ": SHA-256 ", inputs.start.source_sha256, ", got ", inputs.source_sha256));
   }
   const Shape& shape = inputs.source.shape(inputs.source.input);
   if (shape.rank() != 3 || shape[0] != 3) {
-    return absl::InvalidArgumentError(absl::StrCat(options.float_model, ": the input is ",
-                                                   shape.ToString(), ", want [3, h, w]"));
+    return absl::InvalidArgumentError(
+        absl::StrCat(options.float_model, ": the input is ", shape.ToString(), ", want [3, h, w]"));
   }
-  TERN_RETURN_IF_ERROR(Annotate(
-      image::ValidatePreprocessing(inputs.start.preprocessing, static_cast<int>(shape[1]),
-                                   static_cast<int>(shape[2])),
-      options.start));
+  TERN_RETURN_IF_ERROR(
+      Annotate(image::ValidatePreprocessing(inputs.start.preprocessing, static_cast<int>(shape[1]),
+                                            static_cast<int>(shape[2])),
+               options.start));
   return inputs;
 }
 
@@ -80,7 +79,8 @@ class Judge {
   };
 
   // `reference` (may be empty) gives what to agree with.
-  absl::StatusOr<Counts> Measure(const graph::Graph& graph, const std::vector<int>& reference) const {
+  absl::StatusOr<Counts> Measure(const graph::Graph& graph,
+                                 const std::vector<int>& reference) const {
     engine::PlanOptions plan_options;
     plan_options.max_batch = kBatch;
     TERN_ASSIGN_OR_RETURN(const auto plan, engine::Plan::Create(graph, plan_options));
@@ -148,8 +148,8 @@ absl::Status MeasureLayers(const graph::Graph& source, const graph::Graph& graph
     const auto [height, width] = loader.size();
     const auto n = static_cast<int64_t>(batch.labels.size());
     if (n == 0) continue;
-    const at::Tensor x = at::from_blob(batch.pixels.data(), {n, height, width, 3}, at::kFloat)
-                             .permute({0, 3, 1, 2});
+    const at::Tensor x =
+        at::from_blob(batch.pixels.data(), {n, height, width, 3}, at::kFloat).permute({0, 3, 1, 2});
     const std::vector<at::Tensor> wanted = teacher.ForwardAll(x, nullptr);
     const std::vector<at::Tensor> got =
         network.ForwardAll(x, [&](const graph::Node& node, const at::Tensor& real) {
@@ -157,8 +157,7 @@ absl::Status MeasureLayers(const graph::Graph& source, const graph::Graph& graph
           if (!quant) return;
           const double lo = (-0.5 - quant->zero_point) * quant->scale;
           const double hi = (255.5 - quant->zero_point) * quant->scale;
-          layers[node.name].clipped +=
-              (real.lt(lo).sum() + real.gt(hi).sum()).item<double>();
+          layers[node.name].clipped += (real.lt(lo).sum() + real.gt(hi).sum()).item<double>();
           layers[node.name].count += static_cast<double>(real.numel());
         });
     for (const graph::Node& node : graph.nodes) {
@@ -250,8 +249,9 @@ absl::StatusOr<v1::QuantizationReport> Execute(
 
   const Judge judge(held_loader, held_out, options.train.threads);
   TERN_ASSIGN_OR_RETURN(const Judge::Counts reference, judge.Measure(inputs.source, {}));
-  TERN_LOG_INFO("float: {:.2f} % of the held-out images",
-                100.0 * static_cast<double>(reference.top1) / static_cast<double>(reference.images));
+  TERN_LOG_INFO(
+      "float: {:.2f} % of the held-out images",
+      100.0 * static_cast<double>(reference.top1) / static_cast<double>(reference.images));
 
   TrainOptions train = options.train;
   train.settings["float network"] = inputs.source_sha256;
@@ -264,9 +264,8 @@ absl::StatusOr<v1::QuantizationReport> Execute(
     TERN_ASSIGN_OR_RETURN(const Judge::Counts counts, judge.Measure(graph, {}));
     return counts.top1;
   };
-  TERN_ASSIGN_OR_RETURN(
-      TrainResult trained,
-      Train(inputs.source, inputs.start.graph, loader, training, measure, train, progress));
+  TERN_ASSIGN_OR_RETURN(TrainResult trained, Train(inputs.source, inputs.start.graph, loader,
+                                                   training, measure, train, progress));
 
   artifact::Artifact artifact = std::move(inputs.start);
   artifact.graph = std::move(trained.graph);
@@ -304,12 +303,13 @@ absl::StatusOr<v1::QuantizationReport> Execute(
   report.clear_overlapping_images();
   report.clear_warnings();
   if (trained.best_epoch == 0) {
-    report.add_warnings("no epoch was as good on the held-out images as the version it started "
-                        "from: this is that version");
+    report.add_warnings(
+        "no epoch was as good on the held-out images as the version it started "
+        "from: this is that version");
   }
   if (trained.unreadable > 0) {
-    report.add_warnings(absl::StrCat(trained.unreadable,
-                                     " times an image that cannot be read was left out"));
+    report.add_warnings(
+        absl::StrCat(trained.unreadable, " times an image that cannot be read was left out"));
   }
   TERN_RETURN_IF_ERROR(MeasureLayers(inputs.source, artifact.graph, held_loader, held_out, report));
   TERN_RETURN_IF_ERROR(StoreSelfTest(held_loader, held_out, artifact));

@@ -19,10 +19,10 @@ struct JobOptions {
   std::string data;         // folder, see ListLabelledImages
   std::string output;       // .tern, written atomically
   int label_offset = 0;
-  double held_out = 0.05;   // share of the images of each class that choose the best epoch
-  int64_t limit = 0;        // training images; 0 = all that are not held out
+  double held_out = 0.05;  // share of the images of each class that choose the best epoch
+  int64_t limit = 0;       // training images; 0 = all that are not held out
   Augmentation augmentation;
-  TrainOptions train;       // its settings are filled here
+  TrainOptions train;  // its settings are filled here
 };
 
 // Runs the job and writes the artifact: contract and labels of the start version, its report with

@@ -56,8 +56,8 @@ class ProgressLine {
         p.step, p.steps, p.loss, 100 * p.accuracy, p.images_per_second);
     if (p.seconds_left >= 0) {
       const auto seconds = static_cast<int64_t>(p.seconds_left);
-      line += absl::StrFormat("  %d:%02d:%02d left", seconds / 3600, seconds / 60 % 60,
-                              seconds % 60);
+      line +=
+          absl::StrFormat("  %d:%02d:%02d left", seconds / 3600, seconds / 60 % 60, seconds % 60);
     }
     if (terminal_) {
       std::fprintf(stderr, "\r\033[K%s", line.c_str());

@@ -2,8 +2,8 @@
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
-#include <omp.h>
 #include <ATen/core/grad_mode.h>
+#include <omp.h>
 #include <torch/csrc/autograd/variable.h>
 
 #include <cmath>
@@ -120,8 +120,7 @@ absl::Status CheckSameNetwork(const Graph& source, const Graph& start) {
   for (size_t i = 0; i < source.nodes.size(); ++i) {
     const Node &a = source.nodes[i], &b = start.nodes[i];
     if (a.op != b.op || a.inputs != b.inputs || a.output != b.output || !(a.conv == b.conv) ||
-        a.clip != b.clip ||
-        (b.quantized && a.weight.shape() != b.quantized->codes.shape())) {
+        a.clip != b.clip || (b.quantized && a.weight.shape() != b.quantized->codes.shape())) {
       return Differ(absl::StrCat("node '", b.name, "' (", graph::Name(b.op), ") is not '", a.name,
                                  "' (", graph::Name(a.op), ")"));
     }
@@ -136,7 +135,9 @@ absl::Status CheckSameNetwork(const Graph& source, const Graph& start) {
 }  // namespace
 
 Network::Network(const Graph& graph)
-    : graph_(graph), logits_(graph.output), constants_(graph.values.size()),
+    : graph_(graph),
+      logits_(graph.output),
+      constants_(graph.values.size()),
       layers_(graph.nodes.size()) {
   for (size_t id = 0; id < graph.values.size(); ++id) {
     if (graph.values[id].constant) constants_[id] = FromTensor(*graph.values[id].constant);
@@ -153,9 +154,8 @@ absl::StatusOr<Network> Network::Float(const Graph& graph) {
       return absl::InvalidArgumentError(absl::StrCat("node '", node.name, "' is quantised"));
     }
     if (node.op > OpType::kReduceMean) {
-      return absl::UnimplementedError(absl::StrCat("node '", node.name, "': operator ",
-                                                   static_cast<int>(node.op),
-                                                   " cannot be fine-tuned"));
+      return absl::UnimplementedError(absl::StrCat(
+          "node '", node.name, "': operator ", static_cast<int>(node.op), " cannot be fine-tuned"));
     }
     if (node.weight.empty()) continue;
     network.layers_[i].weight = ChannelsLast(FromTensor(node.weight));
@@ -202,13 +202,13 @@ absl::StatusOr<Network::Layer> Network::MakeLayer(const Node& source, const Node
       at::from_blob(const_cast<float*>(weights.steps.data()), {outputs, 1}, at::kFloat).clone();
   layer.start_scales = layer.start_steps;
   if (layer.has_grid) {
-    layer.max_scale = quant::MaxScaleWithoutOverflow(static_cast<int>(columns),
-                                                     static_cast<int>(layer.max_code));
+    layer.max_scale =
+        quant::MaxScaleWithoutOverflow(static_cast<int>(columns), static_cast<int>(layer.max_code));
     const at::Tensor integers = FromCodes(weights.cluster_scales);
     if (integers.max().item<double>() > layer.max_scale) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("node '", start.name, "': a cluster scale is ", integers.max().item<double>(),
-                       ", want at most ", layer.max_scale, " for ", columns, " weights"));
+      return absl::InvalidArgumentError(absl::StrCat(
+          "node '", start.name, "': a cluster scale is ", integers.max().item<double>(),
+          ", want at most ", layer.max_scale, " for ", columns, " weights"));
     }
     layer.start_scales = layer.start_steps * integers;
     const int channels = static_cast<int>(shape[1]);
@@ -311,8 +311,8 @@ absl::StatusOr<Graph> Network::ToGraph() const {
     if (!IsWeighted(node)) continue;
     for (const at::Tensor& t : {layer.weight, layer.bias, layer.log_scale}) {
       if (t.defined() && !at::isfinite(t).all().item<bool>()) {
-        return absl::InternalError(absl::StrCat("node '", node.name,
-                                                "': training left a number that is not finite"));
+        return absl::InternalError(
+            absl::StrCat("node '", node.name, "': training left a number that is not finite"));
       }
     }
     node.bias = Tensor::Of<float>(node.bias.shape(), floats(layer.bias));

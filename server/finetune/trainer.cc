@@ -109,8 +109,8 @@ class Run {
     std::vector<at::Tensor> small = network.scales();
     small.insert(small.end(), network.biases().begin(), network.biases().end());
     std::vector<torch::optim::OptimizerParamGroup> groups;
-    groups.emplace_back(network.latents(), std::make_unique<torch::optim::AdamOptions>(
-                                               options.learning_rate));
+    groups.emplace_back(network.latents(),
+                        std::make_unique<torch::optim::AdamOptions>(options.learning_rate));
     groups.emplace_back(std::move(small),
                         std::make_unique<torch::optim::AdamOptions>(options.scale_rate));
     return groups;
@@ -145,29 +145,27 @@ class Run {
     const std::vector<int64_t> order = EpochOrder(images_, options_.seed, state_.epoch);
     std::future<Batch> next;
     if (state_.step < steps_) {
-      next = std::async(std::launch::async, [&, step = state_.step] {
-        return LoadBatch(order, step);
-      });
+      next = std::async(std::launch::async,
+                        [&, step = state_.step] { return LoadBatch(order, step); });
     }
     while (state_.step < steps_) {
       const Batch batch = next.get();
       if (state_.step + 1 < steps_) {
-        next = std::async(std::launch::async, [&, step = state_.step + 1] {
-          return LoadBatch(order, step);
-        });
+        next = std::async(std::launch::async,
+                          [&, step = state_.step + 1] { return LoadBatch(order, step); });
       }
       TERN_RETURN_IF_ERROR(Step(batch));
       ++state_.step;
       Tell(nullptr);
       const bool stop = options_.stop != nullptr && options_.stop->load();
-      if (stop ||
-          absl::Now() - last_save_ > absl::Minutes(1) * options_.checkpoint_minutes) {
+      if (stop || absl::Now() - last_save_ > absl::Minutes(1) * options_.checkpoint_minutes) {
         TERN_RETURN_IF_ERROR(Save());
       }
       if (stop) {
         return absl::CancelledError(absl::StrCat(
             "stopped in epoch ", state_.epoch, " after ", state_.step, " of ", steps_, " steps",
-            options_.checkpoint.empty() ? "" : absl::StrCat("; checkpoint: ", options_.checkpoint)));
+            options_.checkpoint.empty() ? ""
+                                        : absl::StrCat("; checkpoint: ", options_.checkpoint)));
       }
     }
     return absl::OkStatus();
@@ -184,9 +182,9 @@ class Run {
     }
     const auto [height, width] = loader_.size();
     // NHWC bytes are what torch calls channels-last: no copy.
-    const at::Tensor images =
-        at::from_blob(const_cast<float*>(batch.pixels.data()), {count, height, width, 3}, at::kFloat)
-            .permute({0, 3, 1, 2});
+    const at::Tensor images = at::from_blob(const_cast<float*>(batch.pixels.data()),
+                                            {count, height, width, 3}, at::kFloat)
+                                  .permute({0, 3, 1, 2});
     const at::Tensor labels =
         at::from_blob(const_cast<int64_t*>(batch.labels.data()), {count}, at::kLong);
 
@@ -265,8 +263,7 @@ class Run {
     if (trained_ > 0) {
       p.images_per_second = static_cast<double>(trained_) / Elapsed();
       const int64_t done = (state_.epoch - 1) * images_ + static_cast<int64_t>(state_.seen);
-      p.seconds_left =
-          static_cast<double>(options_.epochs * images_ - done) / p.images_per_second;
+      p.seconds_left = static_cast<double>(options_.epochs * images_ - done) / p.images_per_second;
     }
     p.finished = finished;
     progress_(p);
@@ -310,9 +307,8 @@ class Run {
       }
     }
     if (!different.empty()) {
-      return absl::FailedPreconditionError(
-          absl::StrCat(options_.checkpoint, " belongs to another run: ",
-                       absl::StrJoin(different, "; ")));
+      return absl::FailedPreconditionError(absl::StrCat(
+          options_.checkpoint, " belongs to another run: ", absl::StrJoin(different, "; ")));
     }
     at::NoGradGuard no_grad;
     torch::serialize::InputArchive archive;

@@ -17,19 +17,20 @@ namespace tern::finetune {
 struct TrainOptions {
   int64_t epochs = 3;
   int64_t batch = 128;
-  double learning_rate = 1e-4;    // of latent weights (Adam), the paper's
-  double scale_rate = 1e-3;       // of log scales and biases
-  double warmup = 0.1;            // share of all steps over which the rates rise; then cosine to 0
-  double distil_weight = 1;       // loss = cross entropy + weight * T^2 * KL(float || quantised)
-  double temperature = 2;         // T
+  double learning_rate = 1e-4;  // of latent weights (Adam), the paper's
+  double scale_rate = 1e-3;     // of log scales and biases
+  double warmup = 0.1;          // share of all steps over which the rates rise; then cosine to 0
+  double distil_weight = 1;     // loss = cross entropy + weight * T^2 * KL(float || quantised)
+  double temperature = 2;       // T
   uint64_t seed = 1;
   int threads = 1;
-  std::string checkpoint;         // file; empty: none is written
-  double checkpoint_minutes = 10; // besides the one after every epoch
-  bool resume = false;            // continue from `checkpoint`
+  std::string checkpoint;          // file; empty: none is written
+  double checkpoint_minutes = 10;  // besides the one after every epoch
+  bool resume = false;             // continue from `checkpoint`
   // Further things a resumed run must share with the run that wrote the checkpoint, by name.
   std::map<std::string, std::string> settings;
-  const std::atomic<bool>* stop = nullptr;  // set: checkpoint after the running step, then CANCELLED
+  const std::atomic<bool>* stop =
+      nullptr;  // set: checkpoint after the running step, then CANCELLED
 };
 
 struct Progress {
@@ -38,7 +39,7 @@ struct Progress {
   double loss = 0;              // mean over the epoch so far
   double accuracy = 0;          // top-1, a fraction
   double images_per_second = 0;
-  double seconds_left = -1;     // negative: unknown
+  double seconds_left = -1;  // negative: unknown
   // The epoch is over and was measured on the held-out images.
   const EpochResult* finished = nullptr;
 };
