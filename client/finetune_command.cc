@@ -11,8 +11,9 @@
 #include "absl/strings/str_cat.h"
 #include "client/child_process.h"
 #include "client/commands.h"
-#include "client/contract.h"
 #include "client/progress.h"
+#include "client/recipe.h"
+#include "client/samples.h"
 #include "client/status.h"
 #include "client/table.h"
 
@@ -31,7 +32,7 @@ struct FinetuneArgs {
   bool set_default = false;
   // Of the quantisation, if the version is a float one.
   std::string weights = "ternary";
-  uint32_t cluster = 64;
+  std::string cluster = "64";
   uint64_t calibration_count = 500;
 };
 
@@ -51,33 +52,22 @@ absl::StatusOr<uint64_t> Quantise(const Cli& cli, Client& client, const Finetune
   v1::QuantizeStart start;
   start.set_model(args.model.model);
   start.set_source_version(source);
-  v1::Recipe& recipe = *start.mutable_recipe();
-  recipe.set_weights(args.weights == "int8"   ? v1::INT8
-                     : args.weights == "int4" ? v1::INT4_CLUSTER
-                                              : v1::TERNARY_CLUSTER);
-  if (args.weights != "int8") recipe.set_cluster_size(args.cluster);
-  TERN_CLIENT_ASSIGN_OR_RETURN(const std::vector<ImageFile> all, ListImages(args.data));
-  const std::vector<ImageFile> images = ChooseImages(all, args.calibration_count, 0);
+  start.mutable_recipe()->set_weights(WeightsNamed(args.weights));
+  if (args.weights != "int8") {
+    TERN_CLIENT_ASSIGN_OR_RETURN(const uint32_t cluster, ParseClusterSize(args.cluster));
+    start.mutable_recipe()->set_cluster_size(cluster);
+  }
+  TERN_CLIENT_ASSIGN_OR_RETURN(const std::vector<ImageFile> images, ListImages(args.data));
   Progress progress(cli.quiet);
-  size_t next = 0;
   TERN_CLIENT_ASSIGN_OR_RETURN(
       const QuantizeOutcome outcome,
-      client.Quantize(
-          start,
-          [&]() -> absl::StatusOr<std::optional<v1::SampleImage>> {
-            if (next == images.size()) return std::nullopt;
-            const ImageFile& file = images[next++];
-            v1::SampleImage image;
-            TERN_CLIENT_ASSIGN_OR_RETURN(*image.mutable_image(),
-                                         ReadFile(file.path, size_t{60} << 20));
-            image.set_calibration(true);
-            image.set_name(file.path);
-            return image;
-          },
-          [&](const v1::JobProgress& p) {
-            progress.Show(p.phase(), p.done() > 0 ? p.done() : -1, p.detail(),
-                          p.seconds_left() > 0 ? p.seconds_left() : -1);
-          }));
+      client.Quantize(start,
+                      ReadSamples(MergeSamples(ChooseImages(images, args.calibration_count, 0), {}),
+                                  [](size_t) {}),
+                      [&](const v1::JobProgress& p) {
+                        progress.Show(p.phase(), p.done() > 0 ? p.done() : -1, p.detail(),
+                                      p.seconds_left() > 0 ? p.seconds_left() : -1);
+                      }));
   TERN_CLIENT_RETURN_IF_ERROR(outcome.gate);
   return outcome.result.version();
 }
@@ -210,8 +200,8 @@ void AddFinetuneCommand(CLI::App& app, Cli& cli) {
   command->add_flag("--set-default", args->set_default, "Make the new version the default");
   command->add_option("--weights,-w", args->weights, "Weights, if the version is float")
       ->check(CLI::IsMember({"int8", "int4", "ternary"}));
-  command->add_option("--cluster,-N", args->cluster, "Cluster size, if the version is float")
-      ->check(CLI::Range(1, 256));
+  command->add_option("--cluster,-N", args->cluster,
+                      "Cluster size, 1..256 or all, if the version is float");
   command->add_option("--calibration-count", args->calibration_count,
                       "Images of --data to quantise with, if the version is float");
   command->add_option("tool_options", args->more, "After --: further options of tern-finetune");

@@ -21,6 +21,7 @@
 #include "server/finetune/network.h"
 #include "server/graph/passes.h"
 #include "server/onnx/import.h"
+#include "statistics/statistics.h"
 
 namespace tern::finetune {
 namespace {
@@ -74,11 +75,13 @@ class Judge {
       : loader_(loader), images_(images), threads_(threads) {}
 
   struct Counts {
-    uint64_t images = 0, top1 = 0, top5 = 0, agree = 0;
+    uint64_t images = 0, top1 = 0, top5 = 0;
+    // With a reference:
+    uint64_t agree = 0, both_right = 0, only_reference_right = 0;
     std::vector<int> answers;  // by image
   };
 
-  // `reference` (may be empty) gives what to agree with.
+  // `reference` (may be empty) holds the answers to compare with.
   absl::StatusOr<Counts> Measure(const graph::Graph& graph,
                                  const std::vector<int>& reference) const {
     engine::PlanOptions plan_options;
@@ -100,7 +103,12 @@ class Judge {
         const int answer = classify::TopK(row, 1)[0].index;
         counts.top1 += answer == label;
         counts.top5 += classify::InTopK(row, label, 5);
-        if (counts.images < reference.size()) counts.agree += reference[counts.images] == answer;
+        if (counts.images < reference.size()) {
+          const int other = reference[counts.images];
+          counts.agree += other == answer;
+          counts.both_right += other == label && answer == label;
+          counts.only_reference_right += other == label && answer != label;
+        }
         counts.answers.push_back(answer);
         ++counts.images;
       }
@@ -113,17 +121,6 @@ class Judge {
   const int64_t images_;
   const int threads_;
 };
-
-v1::Proportion Share(uint64_t hits, uint64_t total) {
-  const classify::Interval interval = classify::WilsonInterval(hits, total);
-  v1::Proportion share;
-  share.set_value(interval.value);
-  share.set_low(interval.low);
-  share.set_high(interval.high);
-  share.set_hits(hits);
-  share.set_total(total);
-  return share;
-}
 
 // Signal-to-noise ratio and clipping of every weighted layer against the float network.
 absl::Status MeasureLayers(const graph::Graph& source, const graph::Graph& graph,
@@ -280,7 +277,7 @@ absl::StatusOr<v1::QuantizationReport> Execute(
     to.set_epoch(static_cast<uint64_t>(epoch.epoch));
     to.set_loss(epoch.loss);
     to.set_accuracy(epoch.accuracy);
-    *to.mutable_top1() = Share(epoch.held_out_top1, counts.images);
+    *to.mutable_top1() = statistics::MakeProportion(epoch.held_out_top1, counts.images);
   }
   tuning.set_best_epoch(static_cast<uint64_t>(trained.best_epoch));
   tuning.set_training_images(static_cast<uint64_t>(training));
@@ -288,17 +285,19 @@ absl::StatusOr<v1::QuantizationReport> Execute(
   tuning.set_learning_rate(train.learning_rate);
   tuning.set_distillation_weight(train.distil_weight);
   tuning.set_seconds(trained.seconds);
-  *tuning.mutable_float_top1() = Share(reference.top1, reference.images);
+  *tuning.mutable_float_top1() = statistics::MakeProportion(reference.top1, reference.images);
   *tuning.mutable_start_top1() = tuning.epochs(0).top1();
-  *tuning.mutable_top1() = Share(counts.top1, counts.images);
+  *tuning.mutable_top1() = statistics::MakeProportion(counts.top1, counts.images);
   report.set_evaluation_images(counts.images);
   *report.mutable_top1() = tuning.top1();
-  *report.mutable_top5() = Share(counts.top5, counts.images);
+  *report.mutable_top5() = statistics::MakeProportion(counts.top5, counts.images);
   *report.mutable_float_top1() = tuning.float_top1();
-  *report.mutable_float_top5() = Share(reference.top5, reference.images);
-  *report.mutable_agreement() = Share(counts.agree, counts.images);
+  *report.mutable_float_top5() = statistics::MakeProportion(reference.top5, reference.images);
+  *report.mutable_agreement() = statistics::MakeProportion(counts.agree, counts.images);
+  *report.mutable_comparison() = statistics::MakeComparison(
+      counts.both_right, counts.only_reference_right, counts.top1 - counts.both_right,
+      counts.images - counts.top1 - counts.only_reference_right);
   // Of the start version only.
-  report.clear_comparison();
   report.clear_worst_classes();
   report.clear_overlapping_images();
   report.clear_warnings();

@@ -6,11 +6,13 @@
 #include <omp.h>
 #include <torch/csrc/autograd/variable.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
 #include "absl/strings/str_cat.h"
 #include "server/base/status_macros.h"
+#include "server/graph/fixed_point.h"
 #include "server/quant/placement.h"
 #include "server/quant/weights.h"
 #include "server/tensor/cluster.h"
@@ -50,11 +52,6 @@ at::Tensor Parameter(const at::Tensor& x) { return x.detach().clone().requires_g
 
 bool IsWeighted(const Node& node) {
   return node.op == OpType::kConv || node.op == OpType::kFullyConnected;
-}
-
-bool IsPowerOfTwo(float x) {
-  int exponent = 0;
-  return std::frexp(x, &exponent) == 0.5f;
 }
 
 at::Tensor Clip(const at::Tensor& x, const std::optional<graph::ClipRange>& clip) {
@@ -173,7 +170,7 @@ absl::StatusOr<Network> Network::Quantised(const Graph& source, const Graph& sta
     Layer& layer = network.layers_[i];
     if (IsWeighted(node)) {
       if (node.quantized) {
-        TERN_ASSIGN_OR_RETURN(layer, MakeLayer(source.nodes[i], node));
+        TERN_ASSIGN_OR_RETURN(layer, MakeLayer(source.nodes[i], node, start.arithmetic));
       } else {  // a float layer of a mixed network is trained as it is
         layer.weight = Parameter(ChannelsLast(FromTensor(node.weight)));
       }
@@ -189,7 +186,8 @@ absl::StatusOr<Network> Network::Quantised(const Graph& source, const Graph& sta
   return network;
 }
 
-absl::StatusOr<Network::Layer> Network::MakeLayer(const Node& source, const Node& start) {
+absl::StatusOr<Network::Layer> Network::MakeLayer(const Node& source, const Node& start,
+                                                  graph::Arithmetic arithmetic) {
   const QuantizedWeights& weights = *start.quantized;
   const Shape& shape = weights.codes.shape();
   const int64_t outputs = shape[0], columns = shape.elements() / shape[0];
@@ -219,10 +217,11 @@ absl::StatusOr<Network::Layer> Network::MakeLayer(const Node& source, const Node
       layer.cluster = at::tensor(cluster, at::kLong);
     }
   } else {
-    layer.max_code = quant::MaxInt8CodeWithoutOverflow(columns);
+    // Networks that were not quantised here may use all eight bits.
+    layer.max_code = std::max<double>(quant::MaxInt8CodeWithoutOverflow(columns),
+                                      codes.abs().max().item<double>());
   }
-  layer.fixed_step = true;
-  for (float step : weights.steps) layer.fixed_step &= IsPowerOfTwo(step);
+  layer.fixed_step = arithmetic == graph::Arithmetic::kFixedPoint;
   layer.start_top = layer.start_scales.amax(1, true);
   if (!layer.fixed_step || layer.has_grid) {
     layer.log_scale = Parameter(at::zeros_like(layer.start_scales));
@@ -328,6 +327,10 @@ absl::StatusOr<Graph> Network::ToGraph() const {
       weights.cluster_scales =
           Tensor::Of<int8_t>(weights.cluster_scales.shape(), bytes(grid.scales));
     }
+  }
+  // Steps and cluster scales are on the grid already, biases are not.
+  if (graph.arithmetic == graph::Arithmetic::kFixedPoint) {
+    TERN_RETURN_IF_ERROR(Annotate(graph::RoundToFixedPoint(graph), "the trained network"));
   }
   TERN_RETURN_IF_ERROR(Annotate(graph::Validate(graph), "the trained network"));
   return graph;

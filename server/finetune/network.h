@@ -10,8 +10,8 @@
 //                   the rounding unchanged (straight-through, Bengio et al. 2013); latents are kept
 //                   within half a cell beyond the outermost codes.
 //   scales          one factor per cluster (int8: per output channel), as its logarithm; put on
-//                   the 8-bit grid in every forward pass, straight-through. Layers whose steps are
-//                   all powers of two (DFP8) keep their steps.
+//                   the 8-bit grid in every forward pass, straight-through. Fixed-point graphs
+//                   keep their steps; biases go to their grid at the end.
 //   biases
 // Rounding of activations is straight-through inside the range of the codes (and of the fused
 // activation), and has gradient 0 outside.
@@ -89,7 +89,8 @@ class Network {
   };
 
   explicit Network(const graph::Graph& graph);
-  static absl::StatusOr<Layer> MakeLayer(const graph::Node& source, const graph::Node& start);
+  static absl::StatusOr<Layer> MakeLayer(const graph::Node& source, const graph::Node& start,
+                                         graph::Arithmetic arithmetic);
   static at::Tensor Codes(const Layer& layer);
   static at::Tensor RealScales(const Layer& layer);  // before rounding to the grid
   static Grid OnGrid(const Layer& layer);

@@ -9,6 +9,7 @@
 
 #include "server/base/file.h"
 #include "server/engine/plan.h"
+#include "server/graph/fixed_point.h"
 #include "server/graph/passes.h"
 #include "server/image/image.h"
 #include "server/onnx/import.h"
@@ -48,7 +49,7 @@ at::Tensor Real(const Graph& graph, graph::ValueId id, const Tensor& held) {
   return ToTorch(real);
 }
 
-class ZooTest : public testing::TestWithParam<NamedGraph> {
+class ZooTest : public ::testing::TestWithParam<NamedGraph> {
  protected:
   const Graph& graph_ = GetParam().graph;
   GraphBuilder random_{{1}, 5};
@@ -109,7 +110,7 @@ TEST_P(ZooTest, WithoutASingleStepTheGraphIsTheStartVersion) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Zoo, ZooTest, testing::ValuesIn(engine::testing::Zoo()),
+INSTANTIATE_TEST_SUITE_P(Zoo, ZooTest, ::testing::ValuesIn(engine::testing::Zoo()),
                          [](const auto& info) { return info.param.name; });
 
 TEST(DemoNetworkTest, LogitsAreCloseToTheEnginesAndTheBestClassIsTheSame) {
@@ -229,23 +230,32 @@ TEST(LatentsTest, StayWithinHalfACellOfTheOutermostCodes) {
   }
 }
 
-TEST(NetworkTest, PowerOfTwoStepsStay) {
+TEST(NetworkTest, FixedPointNetworksStayOnTheirGrid) {
   OneLayer one(WeightScheme::kTernaryCluster);
-  QuantizedWeights& weights = *one.start.nodes[0].quantized;
-  for (float& step : weights.steps) step = 1.0f / 256;
+  ASSERT_TRUE(graph::RoundToFixedPoint(one.start).ok());
+  const QuantizedWeights& weights = *one.start.nodes[0].quantized;
   const auto network = Network::Quantised(one.source, one.start);
   ASSERT_TRUE(network.ok()) << network.status();
   {
     at::NoGradGuard no_grad;
     network->scales()[0].fill_(-0.5);
+    network->biases()[0].add_(0.1234567);
   }
-  const auto graph = network->ToGraph();
+  const auto graph = network->ToGraph();  // valid: the bias is on the grid
   ASSERT_TRUE(graph.ok()) << graph.status();
   EXPECT_EQ(graph->nodes[0].quantized->steps, weights.steps);
   for (int64_t o = 0; o < 4; ++o) {
     EXPECT_EQ(graph->nodes[0].quantized->cluster_scales.data<int8_t>()[o],
               std::lround(weights.cluster_scales.data<int8_t>()[o] * std::exp(-0.5)));
+    EXPECT_NEAR(graph->nodes[0].bias.data<float>()[o],
+                one.start.nodes[0].bias.data<float>()[o] + 0.1234567, 0.001);
   }
+  const OneLayer plain(WeightScheme::kInt8);
+  Graph start = plain.start;
+  ASSERT_TRUE(graph::RoundToFixedPoint(start).ok());
+  const auto int8 = Network::Quantised(plain.source, start);
+  ASSERT_TRUE(int8.ok()) << int8.status();
+  EXPECT_TRUE(int8->scales().empty());
 }
 
 TEST(NetworkTest, RefusesWhatDoesNotBelongTogether) {
