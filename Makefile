@@ -4,13 +4,14 @@ PRESET ?= release
 BUILD := build/$(PRESET)
 JOBS ?= $(shell nproc)
 
-.PHONY: help demo build test test-full bench lint format clean
+.PHONY: help demo build finetune test test-full bench lint format clean
 
 help:
 	@echo "make demo       build, start a server with the demo model, quantise and classify (KEEP=1: leave it running)"
 	@echo "make test       build and run unit, kernel, integration and end-to-end tests"
 	@echo "make test-full  the tests against others: ONNX with torchvision and onnxruntime, preprocessing with Pillow"
 	@echo "make build      only build: $(BUILD)/bin/ternd, $(BUILD)/bin/ternctl"
+	@echo "make finetune   build $(BUILD)/bin/tern-finetune, which needs libtorch (TEST=1: also run its tests)"
 	@echo "make bench      kernel and engine benchmarks"
 	@echo "PRESET=release|dev|ci|asan-ubsan|tsan  JOBS=$(JOBS)"
 
@@ -19,6 +20,12 @@ build:
 	@cmake --preset $(PRESET) -DTERN_BUILD_TESTS=OFF
 	@cmake --build $(BUILD) -j $(JOBS)
 	@echo "built $(BUILD)/bin/ternd and $(BUILD)/bin/ternctl"
+
+finetune:
+	@scripts/install-deps.sh finetune
+	@cmake --preset $(PRESET) -DTERN_FINETUNE=ON -DTERN_BUILD_TESTS=$(if $(TEST),ON,OFF)
+	@cmake --build $(BUILD) -j $(JOBS)
+	@$(if $(TEST),ctest --test-dir $(BUILD) --output-on-failure -L finetune,echo "built $(BUILD)/bin/tern-finetune")
 
 demo: build
 	@scripts/install-deps.sh demo

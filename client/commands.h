@@ -48,6 +48,7 @@ void AddClassifyCommands(CLI::App& app, Cli& cli);  // classify, label, health
 void AddBenchCommands(CLI::App& app, Cli& cli);     // bench, profile
 void AddCompareCommand(CLI::App& app, Cli& cli);    // compare
 void AddSweepCommand(CLI::App& app, Cli& cli);      // sweep
+void AddFinetuneCommand(CLI::App& app, Cli& cli);   // finetune
 
 // The quantisation report as text.
 void PrintReport(const v1::QuantizationReport& report, std::ostream& out);

@@ -144,6 +144,32 @@ Json ToJson(const v1::LayerReport& layer) {
   return json;
 }
 
+Json ToJson(const v1::FineTuningReport& report) {
+  Json json;
+  json["best_epoch"] = report.best_epoch();
+  json["training_images"] = report.training_images();
+  json["held_out_images"] = report.held_out_images();
+  json["learning_rate"] = report.learning_rate();
+  json["distillation_weight"] = report.distillation_weight();
+  json["seconds"] = report.seconds();
+  json["float_top1"] = Value(report.float_top1());
+  json["float_top1_ci95"] = Ci95(report.float_top1());
+  json["start_top1"] = Value(report.start_top1());
+  json["start_top1_ci95"] = Ci95(report.start_top1());
+  json["top1"] = Value(report.top1());
+  json["top1_ci95"] = Ci95(report.top1());
+  json["epochs"] = Json::array();
+  for (const v1::FineTuningReport::Epoch& epoch : report.epochs()) {
+    Json entry;
+    entry["epoch"] = epoch.epoch();
+    entry["loss"] = Number(epoch.loss());
+    entry["accuracy"] = Number(epoch.accuracy());
+    entry["held_out_top1"] = Value(epoch.top1());
+    json["epochs"].push_back(std::move(entry));
+  }
+  return json;
+}
+
 Json ToJson(const v1::QuantizationReport& report) {
   Json json;
   json["recipe"] = ToJson(report.recipe());
@@ -185,6 +211,7 @@ Json ToJson(const v1::QuantizationReport& report) {
   for (const auto& entry : report.sensitivity()) json["sensitivity"].push_back(ToJson(entry));
   json["frontier"] = Json::array();
   for (const auto& point : report.frontier()) json["frontier"].push_back(ToJson(point));
+  if (report.has_fine_tuning()) json["fine_tuning"] = ToJson(report.fine_tuning());
   json["layers"] = Json::array();
   for (const v1::LayerReport& layer : report.layers()) json["layers"].push_back(ToJson(layer));
   return json;

@@ -19,6 +19,7 @@ using Json = nlohmann::ordered_json;
 Json ToJson(const v1::Preprocessing& contract);
 Json ToJson(const v1::LayerReport& layer);
 Json ToJson(const v1::PairedComparison& comparison);
+Json ToJson(const v1::FineTuningReport& report);
 Json ToJson(const v1::QuantizationReport& report);
 // With the report's main figures beside it: bits_per_weight, bytes, top1, layers, ...
 Json ToJson(const v1::QuantizeResult& result);

@@ -41,6 +41,7 @@ void PrintVersion(const v1::ModelVersion& version, const std::string& verb) {
 struct ImportArgs {
   std::string name;
   std::string onnx;
+  std::string artifact;
   std::string preprocess;
   std::string labels;
   bool set_default = false;
@@ -50,17 +51,22 @@ absl::StatusOr<v1::ModelVersion> Import(const Cli& cli, const ImportArgs& args) 
   v1::ImportStart start;
   start.set_name(args.name);
   start.set_set_default(args.set_default);
-  TERN_CLIENT_ASSIGN_OR_RETURN(*start.mutable_preprocessing(), LoadPreprocessing(args.preprocess));
+  start.set_artifact(!args.artifact.empty());
+  if (!start.artifact()) {
+    TERN_CLIENT_ASSIGN_OR_RETURN(*start.mutable_preprocessing(),
+                                 LoadPreprocessing(args.preprocess));
+  }
   if (!args.labels.empty()) {
     TERN_CLIENT_ASSIGN_OR_RETURN(const std::vector<std::string> labels, LoadLabels(args.labels));
     start.mutable_labels()->Add(labels.begin(), labels.end());
   }
-  std::ifstream onnx(args.onnx, std::ios::binary);
-  if (!onnx) return absl::NotFoundError(absl::StrCat(args.onnx, ": ", std::strerror(errno)));
+  const std::string& path = start.artifact() ? args.artifact : args.onnx;
+  std::ifstream file(path, std::ios::binary);
+  if (!file) return absl::NotFoundError(absl::StrCat(path, ": ", std::strerror(errno)));
   TERN_CLIENT_ASSIGN_OR_RETURN(auto client, cli.Connect());
   Progress progress(cli.quiet);
-  progress.Show("importing", -1, args.onnx, -1);
-  return client->Import(start, onnx);
+  progress.Show("importing", -1, path, -1);
+  return client->Import(start, file);
 }
 
 int RunModels(const Cli& cli, const std::string& model) {
@@ -213,27 +219,38 @@ void AddVersionCommand(CLI::App& app, Cli& cli, const std::string& name, const s
 
 void AddRegistryCommands(CLI::App& app, Cli& cli) {
   {
-    CLI::App* command = app.add_subcommand("import", "Uploads an ONNX network as a new version");
+    CLI::App* command = app.add_subcommand(
+        "import", "Uploads an ONNX network or an exported artifact as a new version");
     command->footer(
-        "Example:\n  ternctl import --name r20 --onnx resnet20.onnx --preprocess cifar10");
+        "Examples:\n  ternctl import --name r20 --onnx resnet20.onnx --preprocess cifar10\n"
+        "  ternctl import --name r20 --artifact resnet20-ternary.tern");
     auto args = std::make_shared<ImportArgs>();
     command->add_option("--name,-n", args->name, "The model's name: [a-z0-9][a-z0-9._-]{0,63}")
         ->required();
+    CLI::Option* onnx = command
+            ->add_option("--onnx", args->onnx, "ONNX file, float or int8 in QDQ form, weights inside")
+            ->check(CLI::ExistingFile);
+    CLI::Option* preprocess = command->add_option(
+        "--preprocess", args->preprocess,
+        "How an image becomes the network's input: cifar10 (Resize 32, centre crop), "
+        "imagenet (Resize 256, centre crop), or a text-format tern.v1.Preprocessing file");
+    CLI::Option* labels = command->add_option("--labels", args->labels, "Class names, one per line")
+                              ->check(CLI::ExistingFile);
+    onnx->needs(preprocess);
     command
-        ->add_option("--onnx", args->onnx, "ONNX file, float or int8 in QDQ form, weights inside")
-        ->required()
-        ->check(CLI::ExistingFile);
-    command
-        ->add_option("--preprocess", args->preprocess,
-                     "How an image becomes the network's input: cifar10 (Resize 32, centre crop), "
-                     "imagenet (Resize 256, centre crop), or a text-format tern.v1.Preprocessing "
-                     "file")
-        ->required();
-    command->add_option("--labels", args->labels, "Class names, one per line")
-        ->check(CLI::ExistingFile);
+        ->add_option("--artifact", args->artifact,
+                     "A .tern file (ternctl export, tern-finetune), which brings its own "
+                     "preprocessing and labels")
+        ->check(CLI::ExistingFile)
+        ->excludes(onnx)
+        ->excludes(preprocess)
+        ->excludes(labels);
     command->add_flag("--set-default", args->set_default,
                       "Make it the default version even if the model has one");
     command->callback([&cli, args] {
+      if (args->onnx.empty() && args->artifact.empty()) {
+        throw CLI::RequiredError("import: --onnx FILE or --artifact FILE");
+      }
       cli.run = [&cli, args] {
         const absl::StatusOr<v1::ModelVersion> version = Import(cli, *args);
         if (!version.ok()) return cli.Fail(version.status());

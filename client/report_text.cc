@@ -186,6 +186,15 @@ void PrintReport(const v1::QuantizationReport& report, std::ostream& out) {
                               ? absl::StrCat(", ", report.overlapping_images(), " in both")
                               : "")});
   whole.Add({"quantised in", "", absl::StrCat(Fixed(report.seconds(), 1), " s")});
+  if (report.has_fine_tuning()) {
+    const v1::FineTuningReport& tuning = report.fine_tuning();
+    whole.Add(
+        {"fine-tuned", "",
+         absl::StrCat("epoch ", tuning.best_epoch(), " of ", std::max(tuning.epochs_size(), 1) - 1,
+                      ", ", Count(tuning.training_images()), " images, ",
+                      Fixed(tuning.seconds(), 0), " s")});
+    whole.Add({"  before, on held-out images", "", Interval(tuning.start_top1())});
+  }
   whole.Print(out);
 
   if (report.float_nodes_size() > 0) {

@@ -302,7 +302,7 @@ absl::StatusOr<bool> Client::Healthy(const std::string& service) {
   return response.status() == grpc::health::v1::HealthCheckResponse::SERVING;
 }
 
-absl::StatusOr<v1::ModelVersion> Client::Import(const v1::ImportStart& start, std::istream& onnx) {
+absl::StatusOr<v1::ModelVersion> Client::Import(const v1::ImportStart& start, std::istream& file) {
   grpc::ClientContext context;
   SetDeadline(context, impl_->options.transfer_deadline);
   v1::ImportResponse response;
@@ -312,17 +312,17 @@ absl::StatusOr<v1::ModelVersion> Client::Import(const v1::ImportStart& start, st
   bool open = writer->Write(request);
   std::string buffer(kChunkBytes, '\0');
   while (open) {
-    onnx.read(buffer.data(), static_cast<std::streamsize>(buffer.size()));
-    const auto got = static_cast<size_t>(onnx.gcount());
+    file.read(buffer.data(), static_cast<std::streamsize>(buffer.size()));
+    const auto got = static_cast<size_t>(file.gcount());
     if (got == 0) break;
     request.set_chunk(buffer.data(), got);
     open = writer->Write(request);
   }
-  if (onnx.bad()) {
+  if (file.bad()) {
     // Without this the server would take the part that was read for the whole file.
     context.TryCancel();
     writer->Finish();
-    return absl::DataLossError("reading the ONNX file failed");
+    return absl::DataLossError("reading the file failed");
   }
   writer->WritesDone();
   TERN_CLIENT_RETURN_IF_ERROR(FromGrpc(writer->Finish(), impl_->options.admin));

@@ -82,7 +82,8 @@ class Client {
   absl::StatusOr<bool> Healthy(const std::string& service);
 
   // Admin port. Version 0 means what the RPC's comment says.
-  absl::StatusOr<v1::ModelVersion> Import(const v1::ImportStart& start, std::istream& onnx);
+  // `file` holds an ONNX network, or an artifact if start.artifact().
+  absl::StatusOr<v1::ModelVersion> Import(const v1::ImportStart& start, std::istream& file);
   absl::StatusOr<v1::ListResponse> Models(const std::string& model = "");
   // One version with its quantisation report and labels.
   absl::StatusOr<v1::ModelVersion> Report(const std::string& model, uint64_t version = 0);

@@ -52,7 +52,8 @@ constexpr char kFooter[] = R"(Examples:
 Folders of images are one sub-folder per class (alphabetical order = class index), or a flat
 folder with a labels.txt of `file index` lines.
 With --json only JSON goes to standard output; progress and errors go to standard error.
-Exit status: 0 success, 1 failure, 2 wrong usage, 3 quantised but not published (accuracy gate).)";
+Exit status: 0 success, 1 failure, 2 wrong usage, 3 quantised but not published (accuracy gate);
+finetune: also what tern-finetune ended with, 128 + n for signal n.)";
 
 int Main(int argc, char** argv) {
   Cli cli;
@@ -74,6 +75,7 @@ int Main(int argc, char** argv) {
   AddBenchCommands(app, cli);
   AddCompareCommand(app, cli);
   AddSweepCommand(app, cli);
+  AddFinetuneCommand(app, cli);
 
   try {
     app.parse(argc, argv);

@@ -38,6 +38,10 @@ add_library(tern_opencv INTERFACE)
 target_include_directories(tern_opencv SYSTEM INTERFACE ${OPENCV_INCLUDE_DIR})
 target_link_libraries(tern_opencv INTERFACE ${OPENCV_IMGPROC} ${OPENCV_CORE})
 
+if(TERN_FINETUNE)
+  find_package(Torch CONFIG REQUIRED)
+endif()
+
 if(TERN_BUILD_TESTS)
   find_package(GTest REQUIRED)
 endif()

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that a task needs: build, demo, test (build and test tools), full
-# (also torch for the parity fixtures). Repeating it is cheap: packages that are there
-# are not asked for again.
+# (also torch for the parity fixtures), finetune (tern-finetune and its tests: libtorch). Repeating
+# it is cheap: packages that are there are not asked for again.
 set -euo pipefail
 
 build=(g++ cmake ninja-build make pkgconf
@@ -11,6 +11,7 @@ build=(g++ cmake ninja-build make pkgconf
   prometheus-cpp-dev libspdlog-dev nlohmann-json3-dev libcli11-dev libeigen3-dev libisal-dev libssl-dev)
 demo=(curl)
 test=(libgtest-dev libgmock-dev python3 python3-yaml curl)
+finetune=(libtorch-dev)
 full=(python3-torch python3-torchvision python3-pil python3-numpy python3-venv libopenblas0-pthread)
 
 case "${1:-build}" in
@@ -18,7 +19,8 @@ case "${1:-build}" in
   demo) packages=("${build[@]}" "${demo[@]}") ;;
   test) packages=("${build[@]}" "${test[@]}") ;;
   full) packages=("${build[@]}" "${test[@]}" "${full[@]}") ;;
-  *) echo "usage: $0 build|demo|test|full" >&2; exit 2 ;;
+  finetune) packages=("${build[@]}" "${test[@]}" "${finetune[@]}") ;;
+  *) echo "usage: $0 build|demo|test|full|finetune" >&2; exit 2 ;;
 esac
 
 missing=()

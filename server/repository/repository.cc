@@ -446,11 +446,26 @@ absl::StatusOr<VersionInfo> Repository::Import(absl::string_view model, absl::st
                                                const v1::Preprocessing& preprocessing,
                                                const std::vector<std::string>& labels,
                                                bool set_default) {
+  return ImportFile(model, kFloatFile, onnx, preprocessing, labels, set_default);
+}
+
+absl::StatusOr<VersionInfo> Repository::ImportArtifact(absl::string_view model,
+                                                       absl::string_view bytes, bool set_default) {
+  TERN_RETURN_IF_ERROR(ValidateModelName(model));
+  TERN_ASSIGN_OR_RETURN(const artifact::Artifact parsed, artifact::Parse(bytes, "the artifact"));
+  return ImportFile(model, kQuantizedFile, bytes, parsed.preprocessing, parsed.labels, set_default);
+}
+
+absl::StatusOr<VersionInfo> Repository::ImportFile(absl::string_view model, const char* file,
+                                                   absl::string_view bytes,
+                                                   const v1::Preprocessing& preprocessing,
+                                                   const std::vector<std::string>& labels,
+                                                   bool set_default) {
   TERN_RETURN_IF_ERROR(ValidateModelName(model));
   TERN_RETURN_IF_ERROR(CheckLabels(labels));
-  if (onnx.size() > impl_->options.max_file_bytes) {
+  if (bytes.size() > impl_->options.max_file_bytes) {
     return absl::ResourceExhaustedError(absl::StrCat(
-        "ONNX file: ", onnx.size(), " bytes, the limit is ", impl_->options.max_file_bytes));
+        "the file: ", bytes.size(), " bytes, the limit is ", impl_->options.max_file_bytes));
   }
   const std::string name(model);
   const std::string folder = impl_->FolderOf(name);
@@ -483,7 +498,7 @@ absl::StatusOr<VersionInfo> Repository::Import(absl::string_view model, absl::st
       }
     }
     TERN_ASSIGN_OR_RETURN(TempFolder temp, TempFolder::Create(folder));
-    TERN_RETURN_IF_ERROR(WriteFileAtomically(absl::StrCat(temp.path(), "/", kFloatFile), {onnx}));
+    TERN_RETURN_IF_ERROR(WriteFileAtomically(absl::StrCat(temp.path(), "/", file), {bytes}));
     TERN_ASSIGN_OR_RETURN(std::shared_ptr<LoadedModel> loaded,
                           LoadVersion(folder, temp.path(), impl_->options));
     TERN_RETURN_IF_ERROR(impl_->CheckFits(name, *loaded));
@@ -509,7 +524,7 @@ absl::StatusOr<VersionInfo> Repository::Import(absl::string_view model, absl::st
   TERN_RETURN_IF_ERROR(WriteDefault(temp.path(), version));
   const std::string version_folder = absl::StrCat(temp.path(), "/", version);
   TERN_RETURN_IF_ERROR(MakeFolder(version_folder));
-  TERN_RETURN_IF_ERROR(WriteFileAtomically(absl::StrCat(version_folder, "/", kFloatFile), {onnx}));
+  TERN_RETURN_IF_ERROR(WriteFileAtomically(absl::StrCat(version_folder, "/", file), {bytes}));
   TERN_ASSIGN_OR_RETURN(std::shared_ptr<LoadedModel> loaded,
                         LoadVersion(temp.path(), version_folder, impl_->options));
   return impl_->Install(std::move(loaded), name, version, std::move(temp), folder, true, false);

@@ -110,6 +110,12 @@ class Repository {
   absl::StatusOr<VersionInfo> Import(absl::string_view model, absl::string_view onnx,
                                      const v1::Preprocessing& preprocessing,
                                      const std::vector<std::string>& labels, bool set_default);
+  // The same with the bytes of a .tern artifact, which brings its own contract and labels. Stored
+  // as it is, after every check that a load makes. DATA_LOSS: damaged, or it fails its self-test;
+  // INVALID_ARGUMENT: not a valid network, or it does not fit the model as above; UNIMPLEMENTED: a
+  // newer format.
+  absl::StatusOr<VersionInfo> ImportArtifact(absl::string_view model, absl::string_view bytes,
+                                             bool set_default);
   // Stores a quantised version and loads it. NOT_FOUND if the model does not exist;
   // INVALID_ARGUMENT if the artifact has another input shape or number of classes. Nothing is
   // stored on failure. The self-test must pass before it is published.
@@ -149,6 +155,11 @@ class Repository {
  private:
   struct Impl;
   explicit Repository(std::unique_ptr<Impl> impl);
+  // `file` is the name under which the bytes are stored, which says what they are.
+  absl::StatusOr<VersionInfo> ImportFile(absl::string_view model, const char* file,
+                                         absl::string_view bytes,
+                                         const v1::Preprocessing& preprocessing,
+                                         const std::vector<std::string>& labels, bool set_default);
   std::unique_ptr<Impl> impl_;
 };
 

@@ -65,20 +65,30 @@ absl::Status RegistryService::DoImport(grpc::ServerReader<v1::ImportRequest>* re
   }
   const v1::ImportStart start = request.start();
   TERN_RETURN_IF_ERROR(repository::ValidateModelName(start.name()));
-  std::string onnx;
+  if (start.artifact() && (start.has_preprocessing() || start.labels_size() > 0)) {
+    return absl::InvalidArgumentError(
+        "preprocessing and labels must be absent: an artifact brings its own");
+  }
+  const char* const kind = start.artifact() ? "artifact" : "ONNX file";
+  std::string file;
   while (reader->Read(&request)) {
     if (!request.has_chunk())
       return absl::InvalidArgumentError("messages after the first must be chunks");
-    if (onnx.size() + request.chunk().size() > max_onnx_bytes_) {
+    if (file.size() + request.chunk().size() > max_onnx_bytes_) {
       return absl::ResourceExhaustedError(
-          absl::StrCat("ONNX file: more than ", max_onnx_bytes_, " bytes"));
+          absl::StrCat(kind, ": more than ", max_onnx_bytes_, " bytes"));
     }
-    onnx += request.chunk();
+    file += request.chunk();
   }
-  if (onnx.empty()) return absl::InvalidArgumentError("no ONNX bytes were sent");
+  if (file.empty())
+    return absl::InvalidArgumentError(absl::StrCat("no bytes of the ", kind, " were sent"));
+  if (start.artifact()) {
+    return Fill(repository_->ImportArtifact(start.name(), file, start.set_default()),
+                response->mutable_version());
+  }
   const std::vector<std::string> labels(start.labels().begin(), start.labels().end());
   return Fill(
-      repository_->Import(start.name(), onnx, start.preprocessing(), labels, start.set_default()),
+      repository_->Import(start.name(), file, start.preprocessing(), labels, start.set_default()),
       response->mutable_version());
 }
 

@@ -211,6 +211,14 @@ v1::ModelVersion Version(uint64_t number, bool with_report) {
     recipe.set_weights(v1::TERNARY_CLUSTER);
     recipe.set_cluster_size(4);
     *version.mutable_report() = Report(recipe, 500, 1000);
+    if (number == FakeServer::kImportedArtifact) {
+      v1::FineTuningReport& tuning = *version.mutable_report()->mutable_fine_tuning();
+      tuning.set_best_epoch(2);
+      tuning.add_epochs();
+      *tuning.mutable_float_top1() = Share(0.9, 1000);
+      *tuning.mutable_start_top1() = Share(0.8, 1000);
+      *tuning.mutable_top1() = Share(0.85, 1000);
+    }
   }
   return version;
 }
@@ -227,7 +235,8 @@ class Registry : public v1::ModelRegistry::Service {
       if (request.has_start()) shared_.seen.import = request.start();
       shared_.seen.imported_bytes += request.chunk();
     }
-    *response->mutable_version() = Version(1, false);
+    *response->mutable_version() =
+        Version(shared_.seen.import.artifact() ? FakeServer::kImportedArtifact : 1, false);
     return Status::OK;
   }
   Status List(ServerContext*, const v1::ListRequest* request, v1::ListResponse* response) override {

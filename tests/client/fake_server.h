@@ -41,6 +41,8 @@ class FakeServer {
   std::string admin() const;
   Seen seen() const;  // a copy
 
+  // The version that an imported artifact becomes; its report has a part on fine-tuning.
+  static constexpr uint64_t kImportedArtifact = 4;
   // The bytes that Export gives.
   static std::string ExportedBytes();
 

@@ -5,6 +5,7 @@
 #include <sys/wait.h>
 
 #include <cstdlib>
+#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <set>
 
@@ -547,6 +548,108 @@ TEST_F(TernctlTest, ImportSendsContractLabelsAndBytes) {
   const Output unknown = Run("import --name demo --onnx net.onnx --preprocess imagnet");
   EXPECT_EQ(unknown.code, 1);
   EXPECT_THAT(unknown.err, HasSubstr("NOT_FOUND: preprocessing 'imagnet'"));
+}
+
+TEST_F(TernctlTest, ImportOfAnArtifactSendsItsBytesAndNoContract) {
+  folder_.Write("net.tern", "artifact bytes");
+  const Output output = Run("import --name demo --artifact net.tern --set-default --json");
+  EXPECT_EQ(output.code, 0) << output.err;
+  EXPECT_EQ(output.Json()["version"], 4);
+  const Seen seen = fake_.seen();
+  EXPECT_EQ(seen.imported_bytes, "artifact bytes");
+  EXPECT_TRUE(seen.import.artifact());
+  EXPECT_TRUE(seen.import.set_default());
+  EXPECT_FALSE(seen.import.has_preprocessing());
+  folder_.Write("net.onnx", "onnx bytes");
+  EXPECT_EQ(Run("import --name demo --artifact net.tern --onnx net.onnx").code, 2);
+  EXPECT_EQ(Run("import --name demo --artifact net.tern --preprocess cifar10").code, 2);
+  EXPECT_EQ(Run("import --name demo --onnx net.onnx").code, 2);
+  EXPECT_EQ(Run("import --name demo").code, 2);
+}
+
+// A stand-in for tern-finetune: writes its arguments, and its result at the place asked for.
+constexpr char kTool[] = R"(#!/bin/sh
+echo "$*" > tool_arguments
+while [ $# -gt 1 ]; do [ "$1" = --output ] && out=$2; shift; done
+)";
+
+class FinetuneTest : public TernctlTest {
+ protected:
+  Output Finetune(const std::string& ending, const std::string& options = "") const {
+    MakeImageFolder("train", 2);
+    std::filesystem::permissions(folder_.Write("tool", kTool + ending),
+                                 std::filesystem::perms::owner_all);
+    return Run("finetune --model demo --data train --tool ./tool " + options);
+  }
+};
+
+TEST_F(FinetuneTest, TrainsTheFetchedVersionsAndImportsTheResult) {
+  const Output output =
+      Finetune("echo -n tuned > $out", "--version 2 --epochs 5 --resume --json -- --warmup 0.2");
+  EXPECT_EQ(output.code, 0) << output.err;
+  const json answer = output.Json();
+  EXPECT_EQ(answer["version"], 4);
+  EXPECT_EQ(answer["start_version"], 2);
+  EXPECT_EQ(answer["fine_tuning"]["start_top1"], 0.8);
+  EXPECT_EQ(answer["fine_tuning"]["top1"], 0.85);
+  EXPECT_EQ(fake_.seen().imported_bytes, "tuned");
+  EXPECT_TRUE(fake_.seen().import.artifact());
+  EXPECT_EQ(fake_.seen().import.name(), "demo");
+  EXPECT_EQ(folder_.Read("tool_arguments"),
+            "--float finetune-demo-2/float.onnx --start finetune-demo-2/start.tern --data train "
+            "--output finetune-demo-2/tuned.tern --epochs 5 --resume --warmup 0.2\n");
+  EXPECT_TRUE(folder_.Read("finetune-demo-2/start.tern") == FakeServer::ExportedBytes());
+  const Output text = Finetune("echo -n tuned > $out", "--version 2");
+  EXPECT_THAT(text.out, HasSubstr("85.00 %"));
+}
+
+TEST_F(FinetuneTest, AFloatVersionIsQuantisedFirst) {
+  const Output output = Finetune("echo -n tuned > $out",
+                                 "--version 1 --weights int4 --cluster 16 --calibration-count 7");
+  EXPECT_EQ(output.code, 0) << output.err;
+  EXPECT_EQ(fake_.seen().quantize.recipe().weights(), v1::INT4_CLUSTER);
+  EXPECT_EQ(fake_.seen().quantize.recipe().cluster_size(), 16u);
+  EXPECT_EQ(fake_.seen().samples.size(), 7u);
+  EXPECT_THAT(output.err, HasSubstr("as version 3"));
+  EXPECT_THAT(folder_.Read("tool_arguments"), HasSubstr("finetune-demo-3/start.tern"));
+}
+
+TEST_F(FinetuneTest, NothingIsImportedUnlessTheToolEndsWell) {
+  const Output failed = Finetune("echo -n half > $out; exit 1", "--version 2");
+  EXPECT_EQ(failed.code, 1);
+  EXPECT_THAT(failed.err, HasSubstr("nothing was imported"));
+  const Output killed = Finetune("kill -KILL $$", "--version 2");
+  EXPECT_EQ(killed.code, 128 + 9);
+  EXPECT_THAT(killed.err, HasSubstr("signal 9"));
+  const Output empty = Finetune("exit 0", "--version 2");
+  EXPECT_EQ(empty.code, 1);
+  EXPECT_THAT(empty.err, HasSubstr("DATA_LOSS"));
+  EXPECT_EQ(fake_.seen().imported_bytes, "");
+}
+
+TEST_F(FinetuneTest, SignalsReachTheToolAndItsStatusIsPassedOn) {
+  const Output terminated = Finetune(
+      "trap 'touch $out.checkpoint; exit 143' TERM; kill -TERM $PPID; while :; do sleep 0.01; done",
+      "--version 2");
+  EXPECT_EQ(terminated.code, 143);
+  EXPECT_THAT(terminated.err, HasSubstr("--version 2 --resume"));
+  // ternctl leaves the terminal's SIGINT to the tool, which may end well all the same.
+  const Output interrupted = Finetune("kill -INT $PPID; echo -n tuned > $out", "--version 2");
+  EXPECT_EQ(interrupted.code, 0) << interrupted.err;
+}
+
+TEST_F(FinetuneTest, WithoutTheToolItSaysHowToBuildIt) {
+  MakeImageFolder("train", 1);
+  // A copy, so that a tern-finetune beside the real one is not found.
+  const Output absent =
+      Run("models >unused; cp '" TERNCTL_PATH
+          "' copy; PATH=/nonexistent ./copy finetune --model demo --version 2 --data train");
+  EXPECT_EQ(absent.code, 1);
+  EXPECT_THAT(absent.err, HasSubstr("NOT_FOUND: tern-finetune"));
+  EXPECT_THAT(absent.err, HasSubstr("make finetune"));
+  const Output wrong = Run("finetune --model demo --version 2 --data train --tool ./nowhere");
+  EXPECT_EQ(wrong.code, 1);
+  EXPECT_THAT(wrong.err, HasSubstr("NOT_FOUND: ./nowhere"));
 }
 
 TEST_F(TernctlTest, ListsModelsAndShowsReports) {

@@ -27,7 +27,8 @@ OWNERS = [
     (("opencv2/", "turbojpeg.h", "jpeglib.h", "png.h", "webp/", "libexif/"), {"server/image"}),
     (("immintrin.h", "x86intrin.h", "xmmintrin.h", "emmintrin.h", "arm_neon.h"), {"server/kernels"}),
     (("Eigen/",), {"server/quant"}),
-    (("CLI/",), {"client"}),
+    (("CLI/",), {"client", "server/finetune"}),
+    (("ATen/", "c10/", "torch/"), {"server/finetune"}),
 ]
 MESSAGES = {"model": "model_proto", "artifact": "artifact_proto"}
 

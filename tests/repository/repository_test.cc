@@ -263,6 +263,88 @@ TEST_F(RepositoryTest, LaterVersionsMustFitTheModel) {
   EXPECT_THAT(Leftovers(), IsEmpty());
 }
 
+TEST_F(RepositoryTest, AnImportedArtifactMakesAModelWithItsOwnContractAndLabels) {
+  Open();
+  const std::string bytes = artifact::Serialize(TinyArtifact(1));
+  const auto info = repository_->ImportArtifact("m", bytes, false);
+  ASSERT_TRUE(info.ok()) << info.status();
+  EXPECT_EQ(info->version, 1u);
+  EXPECT_TRUE(info->is_default);
+  EXPECT_EQ(info->scheme, "ternary-cluster");
+  EXPECT_TRUE(Read("m/1/model.tern") == bytes);
+  EXPECT_EQ(Read("m/labels.txt"), "class 0\nclass 1\nclass 2\nclass 3\n");
+  EXPECT_THAT(Leftovers(), IsEmpty());
+  ASSERT_NE(Serving("m", 0), nullptr);
+  EXPECT_EQ(Serving("m", 0)->model->preprocessing.scale(), Contract().scale());
+  Open();
+  EXPECT_EQ(StateOf("m", 1), State::kReady);
+  // A float version of the same contract fits beside it.
+  EXPECT_TRUE(repository_->Import("m", TinyOnnx(1), Contract(), Labels(), false).ok());
+}
+
+TEST_F(RepositoryTest, AnArtifactMovesFromOneServerToAnotherUnchanged) {
+  OpenWith(2);
+  const std::string exported = Read("m/3/model.tern");
+  const auto back = repository_->ImportArtifact("m", exported, true);
+  ASSERT_TRUE(back.ok()) << back.status();
+  EXPECT_EQ(back->version, 4u);
+  EXPECT_EQ(Read("m/default"), "4\n");
+  const auto elsewhere = repository_->ImportArtifact("copy", exported, false);
+  ASSERT_TRUE(elsewhere.ok()) << elsewhere.status();
+  EXPECT_TRUE(Read("m/4/model.tern") == exported);
+  EXPECT_TRUE(Read("copy/1/model.tern") == exported);
+  EXPECT_EQ(Serving("copy", 1)->model->labels, Labels());
+}
+
+TEST_F(RepositoryTest, ImportedArtifactsMustFitTheModel) {
+  OpenWith(0);
+  const auto status = [&](const artifact::Artifact& artifact) {
+    return repository_->ImportArtifact("m", artifact::Serialize(artifact), false).status();
+  };
+  EXPECT_EQ(status(TinyArtifact(2, WeightScheme::kInt8, 5)).code(),
+            absl::StatusCode::kInvalidArgument);
+  artifact::Artifact other = TinyArtifact(2);
+  other.labels[1] = "somebody";
+  EXPECT_EQ(status(other).code(), absl::StatusCode::kInvalidArgument);
+  other = TinyArtifact(2);
+  other.preprocessing.set_color_order(v1::Preprocessing::BGR);
+  EXPECT_EQ(status(other).code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status(other).message()), HasSubstr("another contract"));
+  other = TinyArtifact(2);
+  other.labels.clear();
+  EXPECT_TRUE(status(other).ok()) << status(other);
+  EXPECT_EQ(repository_->ImportArtifact("../m", artifact::Serialize(other), false).status().code(),
+            absl::StatusCode::kInvalidArgument);
+}
+
+TEST_F(RepositoryTest, NothingOfADamagedArtifactIsStored) {
+  OpenWith(0);
+  const std::string bytes = artifact::Serialize(TinyArtifact(2));
+  for (const char* name : {"m", "new"}) {
+    for (size_t at = 0; at < bytes.size(); at += 97) {
+      std::string damaged = bytes;
+      damaged[at] ^= 0x20;
+      EXPECT_EQ(repository_->ImportArtifact(name, damaged, true).status().code(),
+                absl::StatusCode::kDataLoss)
+          << at;
+    }
+    EXPECT_EQ(
+        repository_->ImportArtifact(name, bytes.substr(0, bytes.size() - 1), true).status().code(),
+        absl::StatusCode::kDataLoss);
+    EXPECT_EQ(repository_->ImportArtifact(name, TinyOnnx(1), true).status().code(),
+              absl::StatusCode::kDataLoss);
+    // Whole, but it does not compute what it says.
+    artifact::Artifact liar = TinyArtifact(2);
+    for (float& logit : liar.self_test_logits.data<float>()) logit = -logit;
+    EXPECT_EQ(repository_->ImportArtifact(name, artifact::Serialize(liar), true).status().code(),
+              absl::StatusCode::kDataLoss);
+  }
+  EXPECT_THAT(Versions("m"), ElementsAre(1));
+  EXPECT_EQ(DefaultOf("m"), 1u);
+  EXPECT_FALSE(Exists("new"));
+  EXPECT_THAT(Leftovers(), IsEmpty());
+}
+
 TEST_F(RepositoryTest, PublishNeedsAModel) {
   Open();
   EXPECT_EQ(repository_->Publish("m", TinyArtifact(1), false).status().code(),

@@ -317,6 +317,73 @@ TEST_F(ServerTest, QuantizeStreamsProgressThenAResult) {
   EXPECT_EQ(result.report().top1().value(), 1.0);
 }
 
+TEST_F(ServerTest, AnExportedArtifactImportsAgain) {
+  {
+    grpc::ClientContext context;
+    auto stream = quantizer_->Quantize(&context);
+    v1::QuantizeRequest request;
+    request.mutable_start()->set_model("tiny");
+    request.mutable_start()->mutable_recipe()->set_weights(v1::INT8);
+    stream->Write(request);
+    request.mutable_image()->set_calibration(true);
+    for (int i = 0; i < 3; ++i) {
+      request.mutable_image()->set_image(testing::SolidBmp(8, 8, i == 0 ? 200 : 10, 90, 20));
+      stream->Write(request);
+    }
+    stream->WritesDone();
+    v1::QuantizeResponse response;
+    while (stream->Read(&response)) {
+    }
+    ASSERT_TRUE(stream->Finish().ok());
+  }
+  std::string bytes;
+  {
+    grpc::ClientContext context;
+    v1::ExportRequest request;
+    request.set_model("tiny");
+    request.set_version(2);
+    auto reader = registry_->Export(&context, request);
+    v1::ExportResponse response;
+    while (reader->Read(&response)) bytes += response.chunk();
+    ASSERT_TRUE(reader->Finish().ok());
+  }
+  v1::ImportRequest start;
+  start.mutable_start()->set_artifact(true);
+  v1::ImportResponse response;
+  const auto import = [&](const std::string& name, const std::string& content) {
+    grpc::ClientContext context;
+    auto writer = registry_->Import(&context, &response);
+    start.mutable_start()->set_name(name);
+    writer->Write(start);
+    v1::ImportRequest chunk;
+    chunk.set_chunk(content.substr(0, content.size() / 2));
+    writer->Write(chunk);
+    chunk.set_chunk(content.substr(content.size() / 2));
+    writer->Write(chunk);
+    writer->WritesDone();
+    return writer->Finish();
+  };
+  ASSERT_TRUE(import("tiny", bytes).ok());
+  EXPECT_EQ(response.version().version(), 3u);
+  EXPECT_EQ(response.version().scheme(), "int8");
+  ASSERT_TRUE(import("moved", bytes).ok());
+  EXPECT_EQ(response.version().version(), 1u);
+  EXPECT_TRUE(response.version().is_default());
+  v1::ClassifyRequest classify = Request(0, 0, 255);
+  classify.set_model("moved");
+  v1::ClassifyResponse answer;
+  ASSERT_TRUE(Classify(classify, &answer).ok());
+  EXPECT_EQ(answer.classes(0).label(), "blue");
+
+  std::string damaged = bytes;
+  damaged[damaged.size() / 2] ^= 1;
+  EXPECT_EQ(import("tiny", damaged).error_code(), StatusCode::DATA_LOSS);
+  EXPECT_EQ(import("Bad Name", bytes).error_code(), StatusCode::INVALID_ARGUMENT);
+  start.mutable_start()->add_labels("red");
+  EXPECT_EQ(import("tiny", bytes).error_code(), StatusCode::INVALID_ARGUMENT);
+  EXPECT_EQ(repository_->List("tiny").size(), 3u);
+}
+
 TEST_F(ServerTest, QuantizeWithoutImagesOrStartIsRefused) {
   v1::QuantizeRequest request;
   {

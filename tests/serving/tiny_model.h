@@ -13,16 +13,16 @@
 namespace tern::testing {
 
 inline std::string TinyOnnx() {
-  onnx::ModelProto model;
+  ::onnx::ModelProto model;
   model.set_ir_version(7);
   model.add_opset_import()->set_version(13);
-  onnx::GraphProto* graph = model.mutable_graph();
+  ::onnx::GraphProto* graph = model.mutable_graph();
   graph->set_name("tiny");
-  const auto value = [](onnx::ValueInfoProto* info, const std::string& name,
+  const auto value = [](::onnx::ValueInfoProto* info, const std::string& name,
                         std::vector<int64_t> dims) {
     info->set_name(name);
     auto* type = info->mutable_type()->mutable_tensor_type();
-    type->set_elem_type(onnx::TensorProto::FLOAT);
+    type->set_elem_type(::onnx::TensorProto::FLOAT);
     type->mutable_shape()->add_dim()->set_dim_param("n");
     for (int64_t dim : dims) type->mutable_shape()->add_dim()->set_dim_value(dim);
   };
@@ -30,9 +30,9 @@ inline std::string TinyOnnx() {
   value(graph->add_output(), "logits", {3});
   const auto weights = [&](const std::string& name, std::vector<int64_t> dims,
                            std::vector<float> data) {
-    onnx::TensorProto* tensor = graph->add_initializer();
+    ::onnx::TensorProto* tensor = graph->add_initializer();
     tensor->set_name(name);
-    tensor->set_data_type(onnx::TensorProto::FLOAT);
+    tensor->set_data_type(::onnx::TensorProto::FLOAT);
     for (int64_t dim : dims) tensor->add_dims(dim);
     for (float x : data) tensor->add_float_data(x);
   };
@@ -42,7 +42,7 @@ inline std::string TinyOnnx() {
   weights("b", {3}, {0, 0, 0});
   const auto node = [&](const std::string& op, std::vector<std::string> inputs,
                         const std::string& output) {
-    onnx::NodeProto* n = graph->add_node();
+    ::onnx::NodeProto* n = graph->add_node();
     n->set_op_type(op);
     n->set_name(op + "_" + output);
     for (const std::string& input : inputs) n->add_input(input);
@@ -55,10 +55,10 @@ inline std::string TinyOnnx() {
   node("Relu", {"c1"}, "r1");
   node("GlobalAveragePool", {"r1"}, "g");
   node("Flatten", {"g"}, "f");
-  onnx::NodeProto* gemm = node("Gemm", {"f", "fc", "b"}, "logits");
-  onnx::AttributeProto* trans = gemm->add_attribute();
+  ::onnx::NodeProto* gemm = node("Gemm", {"f", "fc", "b"}, "logits");
+  ::onnx::AttributeProto* trans = gemm->add_attribute();
   trans->set_name("transB");
-  trans->set_type(onnx::AttributeProto::INT);
+  trans->set_type(::onnx::AttributeProto::INT);
   trans->set_i(1);
   return model.SerializeAsString();
 }
