@@ -19,10 +19,20 @@ extern char** environ;
 namespace tern::client {
 namespace {
 
-std::atomic<pid_t> child{0};
+std::atomic<pid_t> child{0};  // 0: not yet started, or over
+std::atomic<int> waiting{0};  // a signal that the child has still to get
 
+void Deliver() {
+  const pid_t pid = child;
+  if (pid == 0) return;
+  if (const int signal = waiting.exchange(0)) kill(pid, signal);
+}
+
+// A signal may come before the child's number is known, on any thread. It is noted first and the
+// number read afterwards, RunInForeground does it the other way round: one of the two delivers it.
 void PassOn(int signal) {
-  if (child > 0) kill(child, signal);
+  waiting = signal;
+  Deliver();
 }
 
 // Sets a handler; the destructor puts the former one back.
@@ -70,6 +80,7 @@ absl::StatusOr<int> RunInForeground(const std::vector<std::string>& arguments) {
     argv.push_back(const_cast<char*>(argument.c_str()));
   }
   argv.push_back(nullptr);
+  waiting = 0;
   const ScopedHandler interrupt(SIGINT, SIG_IGN), quit(SIGQUIT, SIG_IGN);
   const ScopedHandler terminate(SIGTERM, PassOn), hangup(SIGHUP, PassOn);
   // Ignored signals would stay ignored in the child.
@@ -88,15 +99,17 @@ absl::StatusOr<int> RunInForeground(const std::vector<std::string>& arguments) {
     return error == EACCES ? absl::PermissionDeniedError(message) : absl::NotFoundError(message);
   }
   child = pid;
-  int status = 0;
-  while (waitpid(pid, &status, 0) < 0) {
-    if (errno != EINTR) {
-      child = 0;
-      return absl::InternalError(
-          absl::StrCat("waiting for ", arguments[0], ": ", std::strerror(errno)));
-    }
+  Deliver();
+  // The number stays the child's until waitpid: no signal can reach another process.
+  siginfo_t info;
+  int status = 0, result = 0;
+  while ((result = waitid(P_PID, pid, &info, WEXITED | WNOWAIT)) < 0 && errno == EINTR) {
   }
   child = 0;
+  if (result < 0 || waitpid(pid, &status, 0) < 0) {
+    return absl::InternalError(
+        absl::StrCat("waiting for ", arguments[0], ": ", std::strerror(errno)));
+  }
   return WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
 }
 

@@ -40,7 +40,8 @@ absl::Status Fetch(Client& client, const std::string& model, uint64_t version,
                    const std::string& path) {
   std::ofstream file(path, std::ios::binary | std::ios::trunc);
   if (!file) return absl::NotFoundError(absl::StrCat(path, ": ", std::strerror(errno)));
-  TERN_CLIENT_RETURN_IF_ERROR(client.Export(model, version, v1::ExportRequest::STORED, file).status());
+  TERN_CLIENT_RETURN_IF_ERROR(
+      client.Export(model, version, v1::ExportRequest::STORED, file).status());
   file.close();
   if (!file) return absl::DataLossError(absl::StrCat("writing ", path, " failed"));
   return absl::OkStatus();

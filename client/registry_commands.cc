@@ -228,8 +228,9 @@ void AddRegistryCommands(CLI::App& app, Cli& cli) {
     command->add_option("--name,-n", args->name, "The model's name: [a-z0-9][a-z0-9._-]{0,63}")
         ->required();
     CLI::Option* onnx = command
-            ->add_option("--onnx", args->onnx, "ONNX file, float or int8 in QDQ form, weights inside")
-            ->check(CLI::ExistingFile);
+                            ->add_option("--onnx", args->onnx,
+                                         "ONNX file, float or int8 in QDQ form, weights inside")
+                            ->check(CLI::ExistingFile);
     CLI::Option* preprocess = command->add_option(
         "--preprocess", args->preprocess,
         "How an image becomes the network's input: cifar10 (Resize 32, centre crop), "
