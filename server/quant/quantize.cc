@@ -26,7 +26,8 @@ constexpr int64_t kLeastForDistillation = 100;
 // Mixed precision needs some to build layers with, to measure and to judge.
 constexpr int64_t kLeastForMixed = 50;
 constexpr int64_t kMostHeldOut = 100;
-// A network that agrees with the float one on so large a share of images is not distilled.
+// A network that agrees with the float one on so large a share of the calibration images, of those
+// apart too, is not distilled.
 constexpr double kNothingToWin = 0.97;
 
 // What the recipe's wish comes to.
@@ -227,9 +228,15 @@ absl::StatusOr<QuantizeResult> QuantizeAndDistill(const graph::Graph& graph,
       QuantizeResult result,
       whole ? Walk(graph, calibration, options).Run()
             : Walk(graph, TakeImages(calibration, train), options).Run());
-  if (kind == v1::DISTILL_OFF || (kind == v1::DISTILL_AUTO &&
-                                  result.report.calibration_agreement().value() >= kNothingToWin)) {
-    return result;
+  if (kind == v1::DISTILL_OFF) return result;
+  if (kind == v1::DISTILL_AUTO &&
+      result.report.calibration_agreement().value() >= kNothingToWin) {
+    // The images that built the codes flatter a network with few of them; the others do not.
+    TERN_ASSIGN_OR_RETURN(const Tensor wanted, RunEngine(graph, calibration, held_out,
+                                                         options.threads, options.cancelled));
+    TERN_ASSIGN_OR_RETURN(const Tensor got, RunEngine(result.graph, calibration, held_out,
+                                                      options.threads, options.cancelled));
+    if (Compare(wanted, got).agreement >= kNothingToWin) return result;
   }
   DistillOptions distill;
   distill.kind = kind;
