@@ -94,7 +94,9 @@ TEST_F(DistillTest, TheSameSeedGivesTheSameNetwork) {
   ASSERT_TRUE(Distill(reference_, images_, Range(0, 80), {}, options, a).ok());
   ASSERT_TRUE(Distill(reference_, images_, Range(0, 80), {}, options, b).ok());
   for (size_t i = 0; i < a.nodes.size(); ++i) {
-    if (a.nodes[i].quantized) EXPECT_EQ(a.nodes[i].quantized->steps, b.nodes[i].quantized->steps);
+    if (a.nodes[i].quantized) {
+      EXPECT_EQ(a.nodes[i].quantized->steps, b.nodes[i].quantized->steps);
+    }
   }
 }
 
@@ -108,8 +110,9 @@ TEST_F(DistillTest, AutoKeepsNothingThatItCouldNotCheck) {
   ASSERT_TRUE(report.ok());
   EXPECT_FALSE(report->kept());
   for (size_t i = 0; i < trained.nodes.size(); ++i) {
-    if (trained.nodes[i].quantized)
+    if (trained.nodes[i].quantized) {
       EXPECT_EQ(trained.nodes[i].quantized->steps, quantised_.nodes[i].quantized->steps);
+    }
   }
 }
 

@@ -129,10 +129,12 @@ TEST_F(MixedTest, LeavesTheFirstAndGroupedLayersAtEightBits) {
   const auto result = Run(recipe);
   ASSERT_TRUE(result.ok()) << result.status();
   for (const graph::Node& node : result->graph.nodes) {
-    if (node.name == "stem" || node.name == "grouped")
+    if (node.name == "stem" || node.name == "grouped") {
       EXPECT_EQ(node.quantized->scheme, WeightScheme::kInt8);
-    if (node.name == "classifier")
+    }
+    if (node.name == "classifier") {
       EXPECT_NE(node.quantized->scheme, WeightScheme::kTernaryCluster);
+    }
   }
 }
 
@@ -165,7 +167,9 @@ TEST_F(MixedTest, FollowsLayersThatTheCallerDecided) {
   const auto result = Run(recipe);
   ASSERT_TRUE(result.ok()) << result.status();
   for (const graph::Node& node : result->graph.nodes) {
-    if (node.name == "mixed") EXPECT_EQ(node.quantized->scheme, WeightScheme::kTernaryCluster);
+    if (node.name == "mixed") {
+      EXPECT_EQ(node.quantized->scheme, WeightScheme::kTernaryCluster);
+    }
   }
 }
 
