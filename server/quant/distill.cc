@@ -414,6 +414,7 @@ absl::StatusOr<v1::DistillationReport> Distill(const Graph& reference, const Ten
                         teacher.Run(TakeImages(images, train.subspan(0, std::min<size_t>(
                                                                       train.size(), 32)))));
   Student student(quantised, static_cast<float>(StandardDeviation(sample)), options.threads);
+  student.StopAt(options.cancelled);
   TERN_RETURN_IF_ERROR(
       options.kind == v1::DISTILL_BLOCKS
           ? TrainBlocks(reference, images, train, options, student, report)

@@ -143,6 +143,7 @@ absl::Status AddDivergences(const Graph& base, const Graph& reference, const Ten
   TERN_ASSIGN_OR_RETURN(const Tensor wanted,
                         RunEngine(reference, images, which, options.threads, options.cancelled));
   Student network(base, 1, options.threads);
+  network.StopAt(options.cancelled);
   const NodeRange whole = network.whole();
   const int64_t batch = std::clamp<int64_t>(
       kMemoryLimit / std::max<int64_t>(1, network.BytesPerImage(whole)), 1, 32);

@@ -126,6 +126,12 @@ int64_t Student::BytesPerImage(const NodeRange& range) const {
   return 4 * elements;
 }
 
+absl::Status Student::CheckCancelled() const {
+  if (cancelled_ != nullptr && cancelled_->load(std::memory_order_relaxed))
+    return absl::CancelledError("quantisation cancelled");
+  return absl::OkStatus();
+}
+
 void Student::Clamp(ValueId id, Tensor& value) const {
   const auto limits = RangeOf(graph_.values[id]);
   if (!limits) return;
@@ -140,6 +146,7 @@ absl::StatusOr<Tensor> Student::Replay(const std::vector<Tensor>& values, int in
                                        Tensor bias) const {
   std::vector<Tensor> changed(graph_.values.size());
   for (int i = index; i < static_cast<int>(graph_.nodes.size()); ++i) {
+    TERN_RETURN_IF_ERROR(CheckCancelled());
     const Node* node = &graph_.nodes[i];
     Node other;
     if (i == index) {
@@ -174,6 +181,7 @@ absl::StatusOr<std::vector<Tensor>> Student::Forward(const NodeRange& range, con
   values[range.input] = input;
   Clamp(range.input, values[range.input]);
   for (int i = range.first; i < range.last; ++i) {
+    TERN_RETURN_IF_ERROR(CheckCancelled());
     const Node& node = graph_.nodes[i];
     std::vector<const Tensor*> inputs;
     for (ValueId id : node.inputs) {
@@ -195,6 +203,7 @@ absl::Status Student::Backward(const NodeRange& range, const std::vector<Tensor>
   std::vector<Tensor> gradients(graph_.values.size());
   gradients[range.output] = std::move(output_gradient);
   for (int i = range.last - 1; i >= range.first; --i) {
+    TERN_RETURN_IF_ERROR(CheckCancelled());
     const Node& node = graph_.nodes[i];
     Tensor gradient = std::move(gradients[node.output]);
     gradients[node.output] = Tensor();

@@ -7,6 +7,7 @@
 #ifndef TERN_SERVER_QUANT_STUDENT_H_
 #define TERN_SERVER_QUANT_STUDENT_H_
 
+#include <atomic>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -29,6 +30,9 @@ class Student {
   // `quantised` must outlive nothing: it is copied. logit_unit: the unit of beta where the output
   // is not quantised.
   Student(const graph::Graph& quantised, float logit_unit, int threads);
+
+  // Forward, Replay and Backward return CANCELLED between two nodes once this becomes true.
+  void StopAt(const std::atomic<bool>* cancelled) { cancelled_ = cancelled; }
 
   NodeRange whole() const;
   // The finest partition of the network into ranges with at least one weighted layer each.
@@ -78,12 +82,14 @@ class Student {
     Parameters theta, beta;
   };
 
+  absl::Status CheckCancelled() const;
   void UpdateWeights(int node);
   // Brings a value into the range of its QuantParams.
   void Clamp(graph::ValueId id, Tensor& value) const;
 
   graph::Graph graph_;  // float weights
   const int threads_;
+  const std::atomic<bool>* cancelled_ = nullptr;
   std::vector<int> last_reader_;  // by ValueId
   std::vector<Layer> layers_;     // by node
 };

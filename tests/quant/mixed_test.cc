@@ -139,22 +139,25 @@ TEST_F(MixedTest, LeavesTheFirstAndGroupedLayersAtEightBits) {
 }
 
 TEST_F(MixedTest, SpendsAsLittleTimeAsADropAllows) {
-  v1::Recipe recipe;
-  recipe.set_max_top1_drop(1.0);  // anything will do
-  const auto cheap = Run(recipe);
-  ASSERT_TRUE(cheap.ok()) << cheap.status();
-  recipe.set_max_top1_drop(0.0);
-  const auto dear = Run(recipe);
-  ASSERT_TRUE(dear.ok()) << dear.status();
-  const auto predicted = [](const QuantizeResult& result) {
-    for (const auto& point : result.report.frontier()) {
-      if (point.chosen()) return point.predicted_ms();
+  for (double allowed : {1.0, 0.0}) {
+    v1::Recipe recipe;
+    recipe.set_max_top1_drop(allowed);
+    const auto result = Run(recipe);
+    ASSERT_TRUE(result.ok()) << result.status();
+    // The frontier is in order of predicted time: whatever was tried and is faster than the chosen
+    // point loses too much.
+    bool found = false;
+    for (const auto& point : result->report.frontier()) {
+      found |= point.chosen();
+      if (!found && point.measured()) {
+        EXPECT_GT(point.drop(), allowed);
+      }
     }
-    return -1.0;
-  };
-  EXPECT_GE(predicted(*cheap), 0);
-  // Timings of so small a network scatter.
-  EXPECT_LE(predicted(*cheap), 1.2 * predicted(*dear));
+    EXPECT_TRUE(found);
+    if (allowed == 1.0) {
+      EXPECT_TRUE(result->report.frontier(0).chosen());
+    }
+  }
 }
 
 TEST_F(MixedTest, FollowsLayersThatTheCallerDecided) {
