@@ -88,6 +88,7 @@ class QuantAccuracyTest : public ::testing::Test {
     options.recipe.set_cluster_size(n);
     options.recipe.set_method(method);
     options.recipe.set_activations(activations);
+    options.recipe.set_distillation(v1::DISTILL_OFF);  // minutes more, each
     auto result = Quantize(*graph_, calibration_->pixels, options);
     EXPECT_TRUE(result.ok()) << result.status();
     const double drop = 100 * (float_top1_ - Top1(Simulate(result->graph, test_->pixels)));
