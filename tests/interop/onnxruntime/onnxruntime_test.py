@@ -231,7 +231,7 @@ class NetworkTest(unittest.TestCase):
         for weights, cluster, activations in recipes:
             name = f"{model} {weights} N={cluster} {activations}"
             with self.subTest(name):
-                version = self.server.json("quantize", "--model", model, "--from", 1, "--weights", weights, "--cluster",
+                version = self.server.json("quantize", "--distill", "off", "--model", model, "--from", 1, "--weights", weights, "--cluster",
                                            cluster, "--activations", activations, "--calibration", calibration,
                                            "--seed", 0)["version"]
                 stored, exported = self.path(f"{version}.tern"), self.path(f"{version}.onnx")
@@ -279,7 +279,7 @@ class NetworkTest(unittest.TestCase):
                 version = self.server.json("import", "--name", model, "--onnx", file, "--preprocess",
                                            self.contract(model))
                 self.assertEqual(version["scheme"], "int8")
-                refused = self.server.run("quantize", "--model", model, "--from", version["version"], "--weights", "int8",
+                refused = self.server.run("quantize", "--distill", "off", "--model", model, "--from", version["version"], "--weights", "int8",
                                           "--calibration", calibration)
                 self.assertNotEqual(refused.returncode, 0)
                 self.assertIn("was imported quantised (int8), want a float version", refused.stderr)
