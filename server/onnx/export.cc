@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "server/base/status_macros.h"
+#include "server/graph/fixed_point.h"
 #include "server/tensor/cluster.h"
 
 namespace tern::onnx {
@@ -247,6 +248,18 @@ class Exporter {
     return Emit("Mul", Unique(base + "/multiply"), {unscaled, scale}, Unique(base));
   }
 
+  // The bias of a convolution or fully connected layer. A sum of fixed-point arithmetic that lies
+  // half way between two codes goes up, QuantizeLinear takes it to the even one: half a unit of
+  // those sums, which moves no sum past another rounding, makes it go up here too.
+  std::string Bias(const Node& node) {
+    Tensor bias = node.bias;
+    if (graph_.arithmetic == graph::Arithmetic::kFixedPoint && graph_.values[node.output].quant) {
+      const float half = std::ldexp(1.0f, graph::FixedPointOf(graph_, node).exponent - 1);
+      for (float& b : bias.data<float>()) b += half;
+    }
+    return Floats(node.name + "/bias", bias);
+  }
+
   void Clip(const Node& node, const std::string& x, bool fused) {
     const graph::ClipRange& range = *node.clip;
     const auto emit = [&](const std::string& type, const std::vector<std::string>& inputs) {
@@ -332,13 +345,13 @@ class Exporter {
             {"dilations", std::vector<int64_t>{conv.dilation_h, conv.dilation_w}},
             {"group", int64_t{conv.groups}}};
         const std::vector<std::string> inputs{Read(node.inputs[0]), Weight(node),
-                                              Floats(node.name + "/bias", node.bias)};
+                                              Bias(node)};
         Epilogue(node, Main("Conv", node, inputs, !HasEpilogue(node), attributes));
         return;
       }
       case OpType::kFullyConnected: {
         const std::vector<std::string> inputs{Read(node.inputs[0]), Weight(node),
-                                              Floats(node.name + "/bias", node.bias)};
+                                              Bias(node)};
         Epilogue(node, Main("Gemm", node, inputs, !HasEpilogue(node), {{"transB", int64_t{1}}}));
         return;
       }

@@ -20,7 +20,8 @@ namespace tern::onnx {
 // scale x code where all products of the layer fit int8; else of the codes alone, and a Mul with
 // the cluster scales [o,c,1,1], int8 dequantised with scale 1, follows. (int32 products would be
 // the same, but onnxruntime's optimiser turns them into an operator that does not take them.)
-// Biases stay float. A fused residual is an Add, a fused activation a Relu or Clip; ceil_mode is
+// Biases stay float; those of a fixed-point graph carry half a unit of their layer's sums, so that
+// ties round up as they do in the engine. A fused residual is an Add, a fused activation a Relu or Clip; ceil_mode is
 // written as the pads that it comes to, so that the runtimes' different readings of it do not
 // matter.
 //
