@@ -15,19 +15,10 @@ namespace {
 using dnnl::memory;
 using graph::Node;
 using graph::OpType;
+using onednn::InLayout;
+using onednn::Wrap;
 using tag = memory::format_tag;
 constexpr auto kF32 = memory::data_type::f32;
-
-memory Wrap(const memory::desc& desc, const float* data) {
-  return memory(desc, onednn::Engine(), const_cast<float*>(data));
-}
-
-memory InLayout(dnnl::stream& stream, const memory& plain, const memory::desc& wanted) {
-  if (plain.get_desc() == wanted) return plain;
-  memory copy(wanted, onednn::Engine());
-  onednn::Reorder(stream, plain, copy);
-  return copy;
-}
 
 Tensor Like(const Tensor& t) { return Tensor(DType::kF32, t.shape()); }
 
@@ -142,8 +133,7 @@ void ForEachPair(const Shape& whole, int64_t batch, const Shape& a, int64_t a_ba
   std::vector<int64_t> index(whole.rank(), 0);
   int64_t ia = 0, ib = 0;
   for (int64_t i = 0; i < elements; ++i) {
-    for (int64_t n = 0; n < batch; ++n)
-      visit(n * elements + i, n * a_batch + ia, n * b_batch + ib);
+    for (int64_t n = 0; n < batch; ++n) visit(n * elements + i, n * a_batch + ia, n * b_batch + ib);
     for (int d = whole.rank() - 1; d >= 0; --d) {
       ia += sa[d];
       ib += sb[d];

@@ -118,8 +118,8 @@ dnnl::convolution_forward::primitive_desc ForwardHint(const ConvolutionSpec& spe
   const auto algorithm = dnnl::algorithm::convolution_direct;
   const memory::dims dilations = FromZero(spec.dilations);
 #if DNNL_VERSION_MAJOR >= 3
-  return {Engine(),     kind,         algorithm, spec.src,        spec.weights,
-          spec.dst,     spec.strides, dilations, spec.pads_begin, spec.pads_end};
+  return {Engine(), kind,         algorithm, spec.src,        spec.weights,
+          spec.dst, spec.strides, dilations, spec.pads_begin, spec.pads_end};
 #else
   return {{kind, algorithm, spec.src, spec.weights, spec.dst, spec.strides, dilations,
            spec.pads_begin, spec.pads_end},
@@ -206,6 +206,17 @@ Primitive MakePooling(const PoolingSpec& spec) {
 void Reorder(dnnl::stream& stream, const memory& src, const memory& dst) {
   dnnl::reorder(src, dst).execute(stream, const_cast<memory&>(src), const_cast<memory&>(dst));
   stream.wait();
+}
+
+memory Wrap(const memory::desc& desc, const float* data) {
+  return memory(desc, Engine(), const_cast<float*>(data));
+}
+
+memory InLayout(dnnl::stream& stream, const memory& plain, const memory::desc& wanted) {
+  if (plain.get_desc() == wanted) return plain;
+  memory copy(wanted, Engine());
+  Reorder(stream, plain, copy);
+  return copy;
 }
 
 bool ExactInt8() {

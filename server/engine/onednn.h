@@ -87,6 +87,10 @@ Primitive MakePooling(const PoolingSpec& spec);
 
 // Copies src to dst with a change of layout or type; waits.
 void Reorder(dnnl::stream& stream, const memory& src, const memory& dst);
+// A view of `data`, which must outlive it; primitives write only where it is their output.
+memory Wrap(const memory::desc& desc, const float* data);
+// `plain` itself if it has the wanted layout, else a copy that has.
+memory InLayout(dnnl::stream& stream, const memory& plain, const memory::desc& wanted);
 
 // True if the instruction set oneDNN uses multiplies u8 x s8 exactly for full 8-bit weights (VNNI);
 // without it pairs of products saturate in 16 bits unless weights stay within 7 bits.

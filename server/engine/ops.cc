@@ -15,20 +15,10 @@ namespace {
 using dnnl::memory;
 using graph::Node;
 using graph::OpType;
+using onednn::InLayout;
+using onednn::Wrap;
 using tag = memory::format_tag;
 constexpr auto kF32 = memory::data_type::f32;
-
-memory Wrap(const memory::desc& desc, const float* data) {
-  return memory(desc, onednn::Engine(), const_cast<float*>(data));
-}
-
-// `plain` itself if the primitive takes its layout, else a copy in the wanted one.
-memory InLayout(dnnl::stream& stream, const memory& plain, const memory::desc& wanted) {
-  if (plain.get_desc() == wanted) return plain;
-  memory copy(wanted, onednn::Engine());
-  onednn::Reorder(stream, plain, copy);
-  return copy;
-}
 
 // The batch of `tensor`, whose sample shape must be that of `value`.
 absl::StatusOr<int64_t> BatchOf(const graph::Graph& graph, const Node& node, graph::ValueId value,

@@ -1,7 +1,9 @@
 #include "server/finetune/checkpoint.h"
 
 #include <cstring>
+#include <map>
 #include <type_traits>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "server/base/file.h"
@@ -24,6 +26,19 @@ class Packer {
   void Put(const std::string& text) {
     Put(static_cast<uint64_t>(text.size()));
     bytes_ += text;
+  }
+  template <typename... T>
+  void operator()(const T&... values) {
+    (Put(values), ...);
+  }
+  void Map(const std::map<std::string, std::string>& map) {
+    Put(static_cast<uint64_t>(map.size()));
+    for (const auto& [name, value] : map) (*this)(name, value);
+  }
+  template <typename T, typename F>
+  void List(const std::vector<T>& list, F fields) {
+    Put(static_cast<uint64_t>(list.size()));
+    for (const T& item : list) fields(item);
   }
   const std::string& bytes() const { return bytes_; }
 
@@ -51,7 +66,25 @@ class Unpacker {
     text = std::string(bytes_.substr(0, size));
     bytes_.remove_prefix(size);
   }
-  bool ok() const { return ok_; }
+  template <typename... T>
+  void operator()(T&... values) {
+    (Get(values), ...);
+  }
+  void Map(std::map<std::string, std::string>& map) {
+    uint64_t count = 0;
+    Get(count);
+    for (uint64_t i = 0; i < count && ok_; ++i) {
+      std::string name;
+      Get(name);
+      Get(map[name]);
+    }
+  }
+  template <typename T, typename F>
+  void List(std::vector<T>& list, F fields) {
+    uint64_t count = 0;
+    Get(count);
+    for (uint64_t i = 0; i < count && ok_; ++i) fields(list.emplace_back());
+  }
   bool done() const { return ok_ && bytes_.empty(); }
 
  private:
@@ -63,32 +96,22 @@ class Unpacker {
   bool ok_ = true;
 };
 
+// Every field in the file's order; `archive` is a Packer and `c` const, or an Unpacker.
+template <typename Archive, typename C>
+void Fields(Archive& archive, C& c) {
+  archive.Map(c.settings);
+  archive(c.epoch, c.step, c.loss_sum, c.right, c.seen, c.unreadable, c.seconds);
+  archive.List(c.epochs, [&](auto& epoch) {
+    archive(epoch.epoch, epoch.loss, epoch.accuracy, epoch.held_out_top1);
+  });
+  archive(c.best, c.best_epoch, c.torch);
+}
+
 }  // namespace
 
 absl::Status WriteCheckpoint(const Checkpoint& c, const std::string& path) {
   Packer packer;
-  packer.Put(static_cast<uint64_t>(c.settings.size()));
-  for (const auto& [name, value] : c.settings) {
-    packer.Put(name);
-    packer.Put(value);
-  }
-  packer.Put(c.epoch);
-  packer.Put(c.step);
-  packer.Put(c.loss_sum);
-  packer.Put(c.right);
-  packer.Put(c.seen);
-  packer.Put(c.unreadable);
-  packer.Put(c.seconds);
-  packer.Put(static_cast<uint64_t>(c.epochs.size()));
-  for (const EpochResult& epoch : c.epochs) {
-    packer.Put(epoch.epoch);
-    packer.Put(epoch.loss);
-    packer.Put(epoch.accuracy);
-    packer.Put(epoch.held_out_top1);
-  }
-  packer.Put(c.best);
-  packer.Put(c.best_epoch);
-  packer.Put(c.torch);
+  Fields(packer, c);
   const uint32_t crc = Crc32c(packer.bytes());
   const absl::string_view parts[] = {
       kMagic, absl::string_view(reinterpret_cast<const char*>(&crc), sizeof(crc)), packer.bytes()};
@@ -107,32 +130,7 @@ absl::StatusOr<Checkpoint> ReadCheckpoint(const std::string& path) {
   if (Crc32c(content) != crc) return absl::DataLossError(absl::StrCat(path, ": checksum"));
   Unpacker unpacker(content);
   Checkpoint c;
-  uint64_t count = 0;
-  unpacker.Get(count);
-  for (uint64_t i = 0; i < count && unpacker.ok(); ++i) {
-    std::string name;
-    unpacker.Get(name);
-    unpacker.Get(c.settings[name]);
-  }
-  unpacker.Get(c.epoch);
-  unpacker.Get(c.step);
-  unpacker.Get(c.loss_sum);
-  unpacker.Get(c.right);
-  unpacker.Get(c.seen);
-  unpacker.Get(c.unreadable);
-  unpacker.Get(c.seconds);
-  unpacker.Get(count);
-  for (uint64_t i = 0; i < count && unpacker.ok(); ++i) {
-    EpochResult epoch;
-    unpacker.Get(epoch.epoch);
-    unpacker.Get(epoch.loss);
-    unpacker.Get(epoch.accuracy);
-    unpacker.Get(epoch.held_out_top1);
-    c.epochs.push_back(epoch);
-  }
-  unpacker.Get(c.best);
-  unpacker.Get(c.best_epoch);
-  unpacker.Get(c.torch);
+  Fields(unpacker, c);
   if (!unpacker.done()) return absl::DataLossError(absl::StrCat(path, ": cut off"));
   return c;
 }

@@ -29,9 +29,6 @@ namespace {
 constexpr int64_t kBatch = 32;  // of the engine
 // Images for the report's figures about layers.
 constexpr int64_t kLayerImages = 256;
-// As the quantise job stores: the clearest answers among the first images.
-constexpr size_t kSelfTestImages = 4;
-constexpr size_t kSelfTestCandidates = 64;
 
 // The float network and the version to start from.
 struct Inputs {
@@ -177,43 +174,19 @@ absl::Status MeasureLayers(const graph::Graph& source, const graph::Graph& graph
 }
 
 // Inputs and logits that a server checks when it loads the artifact.
+// From up to quant::kSelfTestCandidates of the loader's images, evenly spread.
 absl::Status StoreSelfTest(const Loader& loader, int64_t images, artifact::Artifact& artifact) {
   engine::PlanOptions plan_options;
   plan_options.max_batch = 1;
   TERN_ASSIGN_OR_RETURN(const auto plan, engine::Plan::Create(artifact.graph, plan_options));
-  TERN_ASSIGN_OR_RETURN(engine::Session session, plan->NewSession(1));
-  struct Candidate {
-    float margin = 0;
-    std::vector<float> pixels, logits;
-  };
-  std::vector<Candidate> candidates;
-  const int64_t step = std::max<int64_t>(1, images / static_cast<int64_t>(kSelfTestCandidates));
-  for (int64_t i = 0; i < images && candidates.size() < kSelfTestCandidates; i += step) {
+  std::vector<std::vector<float>> candidates;
+  const int64_t step =
+      std::max<int64_t>(1, images / static_cast<int64_t>(quant::kSelfTestCandidates));
+  for (int64_t i = 0; i < images && candidates.size() < quant::kSelfTestCandidates; i += step) {
     Batch batch = loader.Load({i}, 0);
-    if (batch.labels.empty()) continue;
-    std::copy(batch.pixels.begin(), batch.pixels.end(), session.input().begin());
-    TERN_ASSIGN_OR_RETURN(const absl::Span<const float> logits, session.Run(1));
-    Candidate candidate{0, std::move(batch.pixels), {logits.begin(), logits.end()}};
-    const std::vector<classify::Prediction> best = classify::TopK(logits, 2);
-    if (best.size() == 2) candidate.margin = logits[best[0].index] - logits[best[1].index];
-    candidates.push_back(std::move(candidate));
+    if (!batch.labels.empty()) candidates.push_back(std::move(batch.pixels));
   }
-  std::stable_sort(candidates.begin(), candidates.end(),
-                   [](const Candidate& a, const Candidate& b) { return a.margin > b.margin; });
-  candidates.resize(std::min(candidates.size(), kSelfTestImages));
-  const Shape& shape = plan->input_shape();
-  const int64_t plane = shape[1] * shape[2];
-  std::vector<float> input, logits;
-  for (const Candidate& candidate : candidates) {
-    for (int64_t c = 0; c < shape[0]; ++c) {
-      for (int64_t i = 0; i < plane; ++i) input.push_back(candidate.pixels[i * shape[0] + c]);
-    }
-    logits.insert(logits.end(), candidate.logits.begin(), candidate.logits.end());
-  }
-  const auto n = static_cast<int64_t>(candidates.size());
-  artifact.self_test_input = Tensor::Of<float>(shape.WithBatch(n), input);
-  artifact.self_test_logits = Tensor::Of<float>(Shape{n, plan->classes()}, logits);
-  return absl::OkStatus();
+  return quant::AddSelfTest(*plan, 1, candidates, artifact);
 }
 
 absl::StatusOr<v1::QuantizationReport> Execute(

@@ -215,7 +215,7 @@ absl::Status Student::Backward(const NodeRange& range, const std::vector<Tensor>
 #pragma omp parallel for schedule(static) num_threads(threads_)
       for (int64_t k = 0; k < count; ++k) {
         // A loss may rise or fall where a value leaves the range, not beyond.
-        if (y[k] <= limits->lo || y[k] >= limits->hi) g[k] = 0;
+        g[k] = y[k] > limits->lo && y[k] < limits->hi ? g[k] : 0;
       }
     }
     engine::BackwardOptions options;

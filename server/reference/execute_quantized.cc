@@ -360,10 +360,7 @@ class Executor {
     const Shape& x = graph_.shape(node.inputs[0]);
     const Shape& shape = graph_.shape(node.output);
     const QuantParams from_quant = *quant(node.inputs[0]), y = *quant(node.output);
-    graph::PoolAttributes pool = node.pool;
-    if (node.op == OpType::kGlobalAveragePool) {
-      pool = {.kernel_h = static_cast<int>(x[1]), .kernel_w = static_cast<int>(x[2])};
-    }
+    const graph::PoolAttributes pool = AveragePoolOf(node, x);
     const double ratio = double{from_quant.scale} / y.scale;
     const float c = static_cast<float>(y.zero_point - from_quant.zero_point * ratio);
     const uint8_t* from = codes(node.inputs[0]);
@@ -372,12 +369,7 @@ class Executor {
       for (int64_t oh = 0; oh < shape[1]; ++oh) {
         for (int64_t ow = 0; ow < shape[2]; ++ow) {
           const PoolWindow window = WindowAt(pool, x, oh, ow);
-          const int64_t inside = (window.h1 - window.h0) * (window.w1 - window.w0);
-          // Padding that counts is real zeros.
-          int64_t sum = (window.count - inside) * from_quant.zero_point;
-          for (int64_t h = window.h0; h < window.h1; ++h) {
-            for (int64_t w = window.w0; w < window.w1; ++w) sum += from[h * x[2] + w];
-          }
+          const int64_t sum = WindowSum(window, from, x, from_quant.zero_point);
           const float m = static_cast<float>(double{from_quant.scale} /
                                              (static_cast<double>(window.count) * y.scale));
           *to++ = Round(std::fma(static_cast<float>(sum), m, c), {0.0f, 255.0f});

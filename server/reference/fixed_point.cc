@@ -105,22 +105,14 @@ void FixedPointAveragePool(const Graph& graph, const Node& node, const Codes& in
   const Shape& y = graph.shape(node.output);
   const QuantParams &from = *graph.values[node.inputs[0]].quant,
                     &to = *graph.values[node.output].quant;
-  graph::PoolAttributes pool = node.pool;
-  if (node.op == OpType::kGlobalAveragePool) {
-    pool = {.kernel_h = static_cast<int>(x[1]), .kernel_w = static_cast<int>(x[2])};
-  }
+  const graph::PoolAttributes pool = AveragePoolOf(node, x);
   const uint8_t* plane = inputs[0];
   for (int64_t i = 0; i < n * y[0]; ++i, plane += x[1] * x[2]) {
     for (int64_t oh = 0; oh < y[1]; ++oh) {
       for (int64_t ow = 0; ow < y[2]; ++ow) {
         const PoolWindow window = WindowAt(pool, x, oh, ow);
-        const int64_t inside = (window.h1 - window.h0) * (window.w1 - window.w0);
-        // Padding that counts is real zeros.
-        int64_t sum = (window.count - inside) * from.zero_point;
-        for (int64_t h = window.h0; h < window.h1; ++h) {
-          for (int64_t w = window.w0; w < window.w1; ++w) sum += plane[h * x[2] + w];
-        }
-        *out++ = graph::FixedPointMean(from, to, window.count)(sum);
+        *out++ = graph::FixedPointMean(from, to,
+                                       window.count)(WindowSum(window, plane, x, from.zero_point));
       }
     }
   }

@@ -170,6 +170,21 @@ PoolWindow WindowAt(const graph::PoolAttributes& pool, const Shape& x, int64_t o
   return window;
 }
 
+graph::PoolAttributes AveragePoolOf(const Node& node, const Shape& x) {
+  if (node.op != OpType::kGlobalAveragePool) return node.pool;
+  return {.kernel_h = static_cast<int>(x[1]), .kernel_w = static_cast<int>(x[2])};
+}
+
+int64_t WindowSum(const PoolWindow& window, const uint8_t* plane, const Shape& x,
+                  int32_t zero_point) {
+  const int64_t inside = (window.h1 - window.h0) * (window.w1 - window.w0);
+  int64_t sum = (window.count - inside) * zero_point;
+  for (int64_t h = window.h0; h < window.h1; ++h) {
+    for (int64_t w = window.w0; w < window.w1; ++w) sum += plane[h * x[2] + w];
+  }
+  return sum;
+}
+
 double UnaryFunction(const Node& node, double x) {
   switch (node.op) {
     case OpType::kRelu:

@@ -25,6 +25,12 @@ struct PoolWindow {
 };
 PoolWindow WindowAt(const graph::PoolAttributes& pool, const Shape& x, int64_t oh, int64_t ow);
 
+// The windows of an average pool: the node's own, or the whole plane of kGlobalAveragePool.
+graph::PoolAttributes AveragePoolOf(const graph::Node& node, const Shape& x);
+// The sum of the codes under a window of one plane; padding that counts is real zeros.
+int64_t WindowSum(const PoolWindow& window, const uint8_t* plane, const Shape& x,
+                  int32_t zero_point);
+
 // The function of kRelu, kClip, kSigmoid, kHardSigmoid and kHardSwish, in double.
 double UnaryFunction(const graph::Node& node, double x);
 bool IsUnary(graph::OpType op);

@@ -10,32 +10,12 @@
 #include "server/base/file.h"
 #include "server/base/log.h"
 #include "server/base/status_macros.h"
-#include "server/classify/top_k.h"
+#include "server/quant/self_test.h"
 #include "server/serving/profile.h"
 #include "statistics/statistics.h"
 
 namespace tern::serving {
 namespace {
-
-// Stored for the self-test: the clearest answers among the first calibration images, because the
-// test wants the same top-1 on every CPU and a near tie may go either way where oneDNN rounds
-// differently.
-constexpr size_t kSelfTestImages = 4;
-constexpr size_t kSelfTestCandidates = 64;
-
-// NHWC images, one vector each -> one NCHW tensor.
-Tensor ToNchw(const std::vector<std::vector<float>>& images, const Shape& shape) {
-  const int64_t c = shape[0], pixels = shape[1] * shape[2];
-  Tensor tensor(DType::kF32, shape.WithBatch(static_cast<int64_t>(images.size())));
-  float* out = tensor.data<float>().data();
-  for (const std::vector<float>& image : images) {
-    for (int64_t p = 0; p < pixels; ++p) {
-      for (int64_t k = 0; k < c; ++k) out[k * pixels + p] = image[p * c + k];
-    }
-    out += c * pixels;
-  }
-  return tensor;
-}
 
 bool IsSet(const std::atomic<bool>* flag) { return flag != nullptr && flag->load(); }
 
@@ -126,38 +106,6 @@ absl::StatusOr<QuantizeOutcome> QuantizeJob::Run(
   return outcome;
 }
 
-absl::Status QuantizeJob::StoreSelfTest(const engine::Plan& plan,
-                                        artifact::Artifact* artifact) const {
-  TERN_ASSIGN_OR_RETURN(engine::Session session, plan.NewSession(options_.threads));
-  struct Candidate {
-    float margin;
-    size_t image;
-    std::vector<float> logits;
-  };
-  std::vector<Candidate> candidates;
-  for (size_t i = 0; i < calibration_.size() && i < kSelfTestCandidates; ++i) {
-    std::copy(calibration_[i].begin(), calibration_[i].end(), session.input().begin());
-    TERN_ASSIGN_OR_RETURN(const absl::Span<const float> logits, session.Run(1));
-    Candidate candidate{0, i, std::vector<float>(logits.begin(), logits.end())};
-    const std::vector<classify::Prediction> best = classify::TopK(logits, 2);
-    if (best.size() == 2) candidate.margin = logits[best[0].index] - logits[best[1].index];
-    candidates.push_back(std::move(candidate));
-  }
-  std::stable_sort(candidates.begin(), candidates.end(),
-                   [](const Candidate& a, const Candidate& b) { return a.margin > b.margin; });
-  candidates.resize(std::min(candidates.size(), kSelfTestImages));
-  std::vector<std::vector<float>> images;
-  std::vector<float> logits;
-  for (const Candidate& candidate : candidates) {
-    images.push_back(calibration_[candidate.image]);
-    logits.insert(logits.end(), candidate.logits.begin(), candidate.logits.end());
-  }
-  artifact->self_test_input = ToNchw(images, plan.input_shape());
-  artifact->self_test_logits =
-      Tensor::Of<float>(Shape{static_cast<int64_t>(images.size()), plan.classes()}, logits);
-  return absl::OkStatus();
-}
-
 absl::StatusOr<QuantizeOutcome> QuantizeJob::RunPhases(
     const std::function<void(const JobProgress&)>& progress, const std::atomic<bool>* cancelled) {
   const absl::Time start = absl::Now();
@@ -181,8 +129,9 @@ absl::StatusOr<QuantizeOutcome> QuantizeJob::RunPhases(
   quantize.progress = [&](const quant::Progress& p) {
     progress({p.phase, p.done, p.layer, p.seconds_left});
   };
-  TERN_ASSIGN_OR_RETURN(quant::QuantizeResult quantized,
-                        quant::Quantize(source_.graph, ToNchw(calibration_, shape), quantize));
+  TERN_ASSIGN_OR_RETURN(
+      quant::QuantizeResult quantized,
+      quant::Quantize(source_.graph, quant::ToNchw(calibration_, shape), quantize));
   TERN_ASSIGN_OR_RETURN(const std::shared_ptr<const engine::Plan> plan,
                         engine::Plan::Create(quantized.graph, options_.plan));
 
@@ -269,7 +218,7 @@ absl::StatusOr<QuantizeOutcome> QuantizeJob::RunPhases(
   report.set_float_ms_per_image(float_time.p50_ms);
   report.set_ms_per_image(time.p50_ms);
 
-  TERN_RETURN_IF_ERROR(StoreSelfTest(*plan, &artifact));
+  TERN_RETURN_IF_ERROR(quant::AddSelfTest(*plan, options_.threads, calibration_, artifact));
 
   report.set_seconds(absl::ToDoubleSeconds(absl::Now() - start));
   // The artifact holds its own size, whose varint is part of it: settles in two rounds.

@@ -74,8 +74,6 @@ class QuantizeJob {
               QuantizeJobOptions options);
   absl::StatusOr<QuantizeOutcome> RunPhases(const std::function<void(const JobProgress&)>& progress,
                                             const std::atomic<bool>* cancelled);
-  // Puts a few calibration images and their logits into the artifact.
-  absl::Status StoreSelfTest(const engine::Plan& plan, artifact::Artifact* artifact) const;
 
   repository::Repository* const repository_;
   metrics::Metrics* const metrics_;

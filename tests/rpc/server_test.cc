@@ -45,6 +45,41 @@ class ServerTest : public testing::PipelineTest {
     return grpc::CreateChannel("127.0.0.1:" + std::to_string(port),
                                grpc::InsecureChannelCredentials());
   }
+  struct Quantized {
+    grpc::Status status;
+    int progress = 0;  // messages
+    v1::QuantizeResult result;
+  };
+  // Model `tiny`, int8, from `images` (none: only the start is sent).
+  Quantized Quantize(const std::vector<v1::SampleImage>& images, bool dry_run = false) {
+    grpc::ClientContext context;
+    auto stream = quantizer_->Quantize(&context);
+    v1::QuantizeRequest request;
+    request.mutable_start()->set_model("tiny");
+    request.mutable_start()->set_dry_run(dry_run);
+    request.mutable_start()->mutable_recipe()->set_weights(v1::INT8);
+    stream->Write(request);
+    for (const v1::SampleImage& image : images) {
+      *request.mutable_image() = image;
+      stream->Write(request);
+    }
+    stream->WritesDone();
+    Quantized quantized;
+    v1::QuantizeResponse response;
+    while (stream->Read(&response)) {
+      if (response.has_progress()) ++quantized.progress;
+      if (response.has_result()) quantized.result = response.result();
+    }
+    quantized.status = stream->Finish();
+    return quantized;
+  }
+  static v1::SampleImage CalibrationImage(uint8_t r, uint8_t g, uint8_t b) {
+    v1::SampleImage image;
+    image.set_image(testing::SolidBmp(8, 8, r, g, b));
+    image.set_calibration(true);
+    return image;
+  }
+
   grpc::Status Classify(const v1::ClassifyRequest& request, v1::ClassifyResponse* response) {
     grpc::ClientContext context;
     return classify_->Classify(&context, request, response);
@@ -286,56 +321,25 @@ TEST_F(ServerTest, ExportAsOnnxSendsAnOnnxModelAndRefusesUnknownFormats) {
 }
 
 TEST_F(ServerTest, QuantizeStreamsProgressThenAResult) {
-  grpc::ClientContext context;
-  auto stream = quantizer_->Quantize(&context);
-  v1::QuantizeRequest request;
-  request.mutable_start()->set_model("tiny");
-  request.mutable_start()->mutable_recipe()->set_weights(v1::INT8);
-  stream->Write(request);
+  std::vector<v1::SampleImage> images;
   for (int i = 0; i < 12; ++i) {
-    v1::SampleImage* image = request.mutable_image();
-    image->set_image(
-        testing::SolidBmp(8, 8, i % 3 == 0 ? 200 : 10, i % 3 == 1 ? 200 : i, i % 3 == 2 ? 200 : 5));
-    image->set_label(i % 3);
-    image->set_calibration(true);
-    image->set_evaluation(true);
-    stream->Write(request);
+    images.push_back(
+        CalibrationImage(i % 3 == 0 ? 200 : 10, i % 3 == 1 ? 200 : i, i % 3 == 2 ? 200 : 5));
+    images.back().set_label(i % 3);
+    images.back().set_evaluation(true);
   }
-  stream->WritesDone();
-  v1::QuantizeResponse response;
-  int progress = 0;
-  v1::QuantizeResult result;
-  while (stream->Read(&response)) {
-    if (response.has_progress()) ++progress;
-    if (response.has_result()) result = response.result();
-  }
-  const grpc::Status status = stream->Finish();
-  ASSERT_TRUE(status.ok()) << status.error_message();
-  EXPECT_GT(progress, 0);
-  EXPECT_TRUE(result.published());
-  EXPECT_EQ(result.version(), 2u);
-  EXPECT_EQ(result.report().top1().value(), 1.0);
+  const Quantized quantized = Quantize(images);
+  ASSERT_TRUE(quantized.status.ok()) << quantized.status.error_message();
+  EXPECT_GT(quantized.progress, 0);
+  EXPECT_TRUE(quantized.result.published());
+  EXPECT_EQ(quantized.result.version(), 2u);
+  EXPECT_EQ(quantized.result.report().top1().value(), 1.0);
 }
 
 TEST_F(ServerTest, AnExportedArtifactImportsAgain) {
-  {
-    grpc::ClientContext context;
-    auto stream = quantizer_->Quantize(&context);
-    v1::QuantizeRequest request;
-    request.mutable_start()->set_model("tiny");
-    request.mutable_start()->mutable_recipe()->set_weights(v1::INT8);
-    stream->Write(request);
-    request.mutable_image()->set_calibration(true);
-    for (int i = 0; i < 3; ++i) {
-      request.mutable_image()->set_image(testing::SolidBmp(8, 8, i == 0 ? 200 : 10, 90, 20));
-      stream->Write(request);
-    }
-    stream->WritesDone();
-    v1::QuantizeResponse response;
-    while (stream->Read(&response)) {
-    }
-    ASSERT_TRUE(stream->Finish().ok());
-  }
+  std::vector<v1::SampleImage> images;
+  for (int i = 0; i < 3; ++i) images.push_back(CalibrationImage(i == 0 ? 200 : 10, 90, 20));
+  ASSERT_TRUE(Quantize(images).status.ok());
   std::string bytes;
   {
     grpc::ClientContext context;
@@ -385,16 +389,8 @@ TEST_F(ServerTest, AnExportedArtifactImportsAgain) {
 }
 
 TEST_F(ServerTest, QuantizeWithoutImagesOrStartIsRefused) {
+  EXPECT_EQ(Quantize({}).status.error_code(), StatusCode::FAILED_PRECONDITION);
   v1::QuantizeRequest request;
-  {
-    grpc::ClientContext context;
-    auto stream = quantizer_->Quantize(&context);
-    request.mutable_start()->set_model("tiny");
-    request.mutable_start()->mutable_recipe()->set_weights(v1::INT8);
-    stream->Write(request);
-    stream->WritesDone();
-    EXPECT_EQ(stream->Finish().error_code(), StatusCode::FAILED_PRECONDITION);
-  }
   grpc::ClientContext context;
   auto stream = quantizer_->Quantize(&context);
   request.mutable_image()->set_image("x");
@@ -434,27 +430,11 @@ TEST_F(ServerTest, EvaluateCountsLabelledImages) {
 }
 
 TEST_F(ServerTest, ADryRunIsOkAndPublishesNothing) {
-  grpc::ClientContext context;
-  auto stream = quantizer_->Quantize(&context);
-  v1::QuantizeRequest request;
-  request.mutable_start()->set_model("tiny");
-  request.mutable_start()->set_dry_run(true);
-  request.mutable_start()->mutable_recipe()->set_weights(v1::INT8);
-  stream->Write(request);
-  request.mutable_image()->set_image(testing::SolidBmp(8, 8, 255, 0, 0));
-  request.mutable_image()->set_calibration(true);
-  stream->Write(request);
-  stream->WritesDone();
-  v1::QuantizeResponse response;
-  v1::QuantizeResult result;
-  while (stream->Read(&response)) {
-    if (response.has_result()) result = response.result();
-  }
-  const grpc::Status status = stream->Finish();
-  ASSERT_TRUE(status.ok()) << status.error_message();
-  EXPECT_FALSE(result.published());
-  EXPECT_EQ(result.version(), 0u);
-  EXPECT_GT(result.report().bytes(), 0u);
+  const Quantized quantized = Quantize({CalibrationImage(255, 0, 0)}, /*dry_run=*/true);
+  ASSERT_TRUE(quantized.status.ok()) << quantized.status.error_message();
+  EXPECT_FALSE(quantized.result.published());
+  EXPECT_EQ(quantized.result.version(), 0u);
+  EXPECT_GT(quantized.result.report().bytes(), 0u);
 }
 
 TEST_F(ServerTest, BenchmarkAndProfileAnswer) {
