@@ -1,9 +1,11 @@
 // ternctl quantize and evaluate.
 
 #include <atomic>
+#include <cmath>
 #include <iostream>
 #include <memory>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
@@ -266,11 +268,19 @@ void AddQuantizeCommands(CLI::App& app, Cli& cli) {
     command
         ->add_option("--target-bits", args->target_bits,
                      "Mixed: at most so many bits per weight, scales included (2..8)")
-        ->check(CLI::Range(2.0, 8.0));
+        ->check([](const std::string& text) {
+          double bits = 0;
+          const bool ok = absl::SimpleAtod(text, &bits) && bits >= 2 && bits <= 8;
+          return ok ? "" : "got '" + text + "', want 2..8";
+        });
     command
         ->add_option("--target-ms", args->target_ms,
                      "Mixed: at most so many milliseconds per image, one thread, batch 1")
-        ->check(CLI::PositiveNumber);
+        ->check([](const std::string& text) {
+          double ms = 0;
+          const bool ok = absl::SimpleAtod(text, &ms) && ms > 0 && std::isfinite(ms);
+          return ok ? "" : "got '" + text + "', want milliseconds above 0";
+        });
     command
         ->add_option("--layer", args->layers,
                      "NAME=int8, NAME=int4:N or NAME=ternary:N: this layer's weights, whatever "

@@ -500,8 +500,8 @@ absl::StatusOr<QuantizeResult> QuantizeMixed(const Graph& graph, const Tensor& c
               ? absl::StrFormat("the smallest assignment takes %.3f bits per weight, "
                                 "recipe.target_bits is %.3f",
                                 totals.bits / n, recipe.target_bits())
-              : absl::StrFormat("the layers of the fastest assignment take %.3f ms, "
-                                "recipe.target_ms is %.3f",
+              : absl::StrFormat("the layers of the fastest assignment take %.3g ms, "
+                                "recipe.target_ms is %.3g",
                                 totals.ms, recipe.target_ms()));
     }
     TERN_ASSIGN_OR_RETURN(result, quantise(assignment));

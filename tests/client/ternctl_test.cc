@@ -422,6 +422,9 @@ TEST_F(TernctlTest, WrongUsageExitsWith2) {
         "quantize --model demo --weights mixed --target-bits 3 --max-top1-drop 0 "
         "--calibration photos",
         "quantize --model demo --weights mixed --target-bits 1 --calibration photos",
+        "quantize --model demo --weights mixed --target-bits nan --calibration photos",
+        "quantize --model demo --weights mixed --target-ms inf --calibration photos",
+        "quantize --model demo --weights mixed --target-ms -1 --calibration photos",
         "quantize --model demo --weights int8 --target-ms 1 --calibration photos",
         "quantize --model demo --weights int8 --plot x.svg --calibration photos",
         "quantize --model demo --weights int8 --layer conv1=int4 --calibration photos",
