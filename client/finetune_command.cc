@@ -200,7 +200,7 @@ void AddFinetuneCommand(CLI::App& app, Cli& cli) {
   command->add_flag("--resume", args->resume, "Continue from the folder's checkpoint");
   command->add_flag("--set-default", args->set_default, "Make the new version the default");
   command->add_option("--weights,-w", args->weights, "Weights, if the version is float")
-      ->check(CLI::IsMember({"int8", "int4", "ternary"}));
+      ->check(CLI::IsMember({"int8", "int4", "int3", "ternary"}));
   command->add_option("--cluster,-N", args->cluster,
                       "Cluster size, 1..256 or all, if the version is float");
   command->add_option("--calibration-count", args->calibration_count,

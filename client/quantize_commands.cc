@@ -101,7 +101,7 @@ v1::QuantizeStart Start(const QuantizeArgs& args) {
   v1::Recipe& recipe = *start.mutable_recipe();
   recipe.set_weights(WeightsNamed(args.weights));
   const uint32_t cluster = value("--cluster", ParseClusterSize(args.cluster));
-  if (recipe.weights() == v1::INT4_CLUSTER || recipe.weights() == v1::TERNARY_CLUSTER) {
+  if (IsClustered(recipe.weights())) {
     recipe.set_cluster_size(cluster);
   }
   recipe.set_activations(ActivationsNamed(args.activations));
@@ -245,9 +245,9 @@ void AddQuantizeCommands(CLI::App& app, Cli& cli) {
     command->add_option("--from", args->from, "Float version to start from; 0 = the lowest");
     command->add_option("--weights,-w", args->weights, "Weights")
         ->required()
-        ->check(CLI::IsMember({"int8", "int4", "ternary", "mixed"}));
+        ->check(CLI::IsMember({"int8", "int4", "int3", "ternary", "mixed"}));
     command->add_option("--cluster,-N", args->cluster,
-                        "Input channels that share one scale, 1..256 or all (int4, ternary)");
+                        "Input channels that share one scale, 1..256 or all (int4, int3, ternary)");
     command->add_option("--method", args->method, "How codes are chosen")
         ->check(CLI::IsMember({"compensated", "corrected", "direct"}));
     command->add_option("--activations", args->activations, "8-bit activations")
@@ -282,9 +282,10 @@ void AddQuantizeCommands(CLI::App& app, Cli& cli) {
           return ok ? "" : "got '" + text + "', want milliseconds above 0";
         });
     command
-        ->add_option("--layer", args->layers,
-                     "NAME=int8, NAME=int4:N or NAME=ternary:N: this layer's weights, whatever "
-                     "the others have (repeatable)")
+        ->add_option(
+            "--layer", args->layers,
+            "NAME=int8, NAME=int4:N, NAME=int3:N or NAME=ternary:N: this layer's weights, whatever "
+            "the others have (repeatable)")
         ->allow_extra_args(false);
     command->add_option("--distill", args->distill, "Training of scales and biases without labels")
         ->check(CLI::IsMember({"auto", "off", "network", "blocks"}));

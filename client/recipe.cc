@@ -21,11 +21,11 @@ absl::StatusOr<v1::LayerChoice> ParseLayerChoice(const std::string& text) {
   const std::string value = equals == std::string::npos ? "" : text.substr(equals + 1);
   const size_t colon = value.find(':');
   const v1::WeightType weights = WeightsNamed(value.substr(0, colon));
-  const bool clustered = weights == v1::INT4_CLUSTER || weights == v1::TERNARY_CLUSTER;
+  const bool clustered = IsClustered(weights);
   if (equals == std::string::npos || equals == 0 || (!clustered && weights != v1::INT8) ||
       clustered != (colon != std::string::npos)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("got '", text, "', want NAME=int8, NAME=int4:N or NAME=ternary:N"));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "got '", text, "', want NAME=int8, NAME=int4:N, NAME=int3:N or NAME=ternary:N"));
   }
   v1::LayerChoice choice;
   choice.set_layer(text.substr(0, equals));
@@ -37,9 +37,15 @@ absl::StatusOr<v1::LayerChoice> ParseLayerChoice(const std::string& text) {
   return choice;
 }
 
+bool IsClustered(v1::WeightType weights) {
+  return weights == v1::INT4_CLUSTER || weights == v1::INT3_CLUSTER ||
+         weights == v1::TERNARY_CLUSTER;
+}
+
 v1::WeightType WeightsNamed(const std::string& name) {
   if (name == "int8") return v1::INT8;
   if (name == "int4") return v1::INT4_CLUSTER;
+  if (name == "int3") return v1::INT3_CLUSTER;
   if (name == "ternary") return v1::TERNARY_CLUSTER;
   if (name == "mixed") return v1::MIXED;
   return v1::WEIGHT_TYPE_UNSPECIFIED;
@@ -53,6 +59,8 @@ std::string NameOf(v1::WeightType weights) {
       return "int8";
     case v1::INT4_CLUSTER:
       return "int4";
+    case v1::INT3_CLUSTER:
+      return "int3";
     case v1::TERNARY_CLUSTER:
       return "ternary";
     case v1::MIXED:
@@ -117,7 +125,7 @@ std::string NameOf(v1::Distillation distillation) {
 }
 
 std::string ClusterName(v1::WeightType weights, uint32_t cluster_size) {
-  if (weights != v1::INT4_CLUSTER && weights != v1::TERNARY_CLUSTER) return "-";
+  if (!IsClustered(weights)) return "-";
   return cluster_size == 0 ? "all" : absl::StrCat(cluster_size);
 }
 

@@ -13,11 +13,14 @@ namespace tern::client {
 // 1..256, or 0 for `all`. INVALID_ARGUMENT otherwise.
 absl::StatusOr<uint32_t> ParseClusterSize(const std::string& text);
 
-// NAME=int8, NAME=int4:N or NAME=ternary:N; the name may hold `=` and `:`. INVALID_ARGUMENT
-// otherwise.
+// NAME=int8, NAME=int4:N, NAME=int3:N or NAME=ternary:N; the name may hold `=` and `:`.
+// INVALID_ARGUMENT otherwise.
 absl::StatusOr<v1::LayerChoice> ParseLayerChoice(const std::string& text);
 
-// int8, int4, ternary, mixed; anything else is WEIGHT_TYPE_UNSPECIFIED.
+// int4, int3 and ternary, which have a cluster size.
+bool IsClustered(v1::WeightType weights);
+
+// int8, int4, int3, ternary, mixed; anything else is WEIGHT_TYPE_UNSPECIFIED.
 v1::WeightType WeightsNamed(const std::string& name);
 std::string NameOf(v1::WeightType weights);
 // compensated, corrected, direct; affine, dfp8; auto, off, network, blocks. Unknown: the first.

@@ -16,7 +16,7 @@ namespace {
 
 std::string Describe(const v1::Recipe& recipe) {
   std::string text = absl::AsciiStrToLower(v1::WeightType_Name(recipe.weights()));
-  if (recipe.weights() == v1::INT4_CLUSTER || recipe.weights() == v1::TERNARY_CLUSTER) {
+  if (IsClustered(recipe.weights())) {
     absl::StrAppend(
         &text, ", N = ", recipe.cluster_size() == 0 ? "all" : absl::StrCat(recipe.cluster_size()));
   }
@@ -149,7 +149,7 @@ void PrintReport(const v1::QuantizationReport& report, std::ostream& out) {
                 {"SQNR DB", Table::kRight},
                 {"CLIPPED", Table::kRight}});
   for (const v1::LayerReport& layer : report.layers()) {
-    const bool clustered = layer.scheme() == "int4-cluster" || layer.scheme() == "ternary-cluster";
+    const bool clustered = layer.scheme() != "int8";
     layers.Add({layer.name(), layer.op(), layer.scheme(),
                 !clustered                  ? "-"
                 : layer.cluster_size() == 0 ? "all"

@@ -37,9 +37,7 @@ Json ShareInterval(const v1::Proportion& p) {
 
 bool Succeeded(const SweepRow& row) { return row.error.empty() && !row.reports.empty(); }
 
-bool Clustered(const SweepRow& row) {
-  return row.recipe.weights() == v1::INT4_CLUSTER || row.recipe.weights() == v1::TERNARY_CLUSTER;
-}
+bool Clustered(const SweepRow& row) { return IsClustered(row.recipe.weights()); }
 
 // True if the sweep has labelled images; its loss then is the drop in accuracy.
 bool Labelled(const std::vector<SweepRow>& rows) {

@@ -449,7 +449,8 @@ void AddSweepCommand(CLI::App& app, Cli& cli) {
                         const std::string& help) {
     return command->add_option(name, values, help)->delimiter(',');
   };
-  list("--weights,-w", args->weights, "Weights")->check(CLI::IsMember({"int8", "int4", "ternary"}));
+  list("--weights,-w", args->weights, "Weights")
+      ->check(CLI::IsMember({"int8", "int4", "int3", "ternary"}));
   list("--clusters,-N", args->clusters, "Input channels that share one scale, each 1..256 or all");
   list("--methods", args->methods, "How codes are chosen")
       ->check(CLI::IsMember({"compensated", "corrected", "direct"}));

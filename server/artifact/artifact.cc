@@ -83,10 +83,8 @@ class Writer {
   std::vector<std::string> sections_;
 };
 
-int CodeBits(const QuantizedWeights& weights) {
-  const int bits = weights.scheme == WeightScheme::kTernaryCluster ? 2
-                   : weights.scheme == WeightScheme::kInt4Cluster  ? 4
-                                                                   : 8;
+int StoredCodeBits(const QuantizedWeights& weights) {
+  const int bits = CodeBits(weights.scheme);
   if (bits == 8) return 8;
   // Codes that do not fit are kept as they are, so that Parse can name them instead of seeing them
   // changed.
@@ -138,7 +136,7 @@ void PutNode(const Node& node, Writer& writer, v1::ArtifactNode* out) {
     v1::ArtifactWeights* to = out->mutable_quantized();
     to->set_scheme(static_cast<uint32_t>(weights.scheme));
     to->set_cluster_size(static_cast<uint32_t>(weights.cluster_size));
-    writer.Put(weights.codes, CodeBits(weights), to->mutable_codes());
+    writer.Put(weights.codes, StoredCodeBits(weights), to->mutable_codes());
     if (!weights.cluster_scales.empty())
       writer.Put(weights.cluster_scales, to->mutable_cluster_scales());
     writer.Put(weights.steps, to->mutable_steps());
@@ -255,20 +253,11 @@ absl::StatusOr<graph::Value> GetValue(const v1::ArtifactValue& from, Reader& rea
 
 absl::StatusOr<QuantizedWeights> GetWeights(const v1::ArtifactWeights& from, Reader& reader) {
   QuantizedWeights weights;
-  uint32_t bits = 8;
-  switch (from.scheme()) {
-    case static_cast<uint32_t>(WeightScheme::kInt8):
-      break;
-    case static_cast<uint32_t>(WeightScheme::kInt4Cluster):
-      bits = 4;
-      break;
-    case static_cast<uint32_t>(WeightScheme::kTernaryCluster):
-      bits = 2;
-      break;
-    default:
-      return Invalid("unknown weight scheme ", from.scheme());
-  }
   weights.scheme = static_cast<WeightScheme>(from.scheme());
+  const auto bits = static_cast<uint32_t>(CodeBits(weights.scheme));
+  if (bits == 0 || from.scheme() != static_cast<uint32_t>(weights.scheme)) {
+    return Invalid("unknown weight scheme ", from.scheme());
+  }
   // ClusterMap doubles it.
   if (from.cluster_size() > std::numeric_limits<int32_t>::max() / 2) {
     return Invalid("cluster size ", from.cluster_size());

@@ -280,16 +280,20 @@ absl::Status Lowering::LowerIntegerWeighted(const Node& node) {
     constexpr float kInfinity = std::numeric_limits<float>::infinity();
     clamp = node.clip.value_or(graph::ClipRange{-kInfinity, kInfinity});
   }
-  if (q.scheme != WeightScheme::kInt8 && !ExpandsTernary(node)) {
+  if (q.scheme != WeightScheme::kInt8 && !ExpandsToInt8(node)) {
     return LowerCluster(node, multiplier, offset, static_cast<float>(residual_ratio), clamp);
   }
   return LowerInt8(node, weights, multiplier, offset, residual_ratio, clamp);
 }
 
-bool Lowering::ExpandsTernary(const Node& node) const {
-  return node.quantized->scheme == WeightScheme::kTernaryCluster &&
-         options_.expand_ternary_on_vnni && options_.isa == kernels::Isa::kAvx512Vnni &&
-         onednn::ExactInt8();
+bool Lowering::ExpandsToInt8(const Node& node) const {
+  if (!options_.expand_on_vnni || options_.isa != kernels::Isa::kAvx512Vnni ||
+      !onednn::ExactInt8()) {
+    return false;
+  }
+  const auto scales = node.quantized->cluster_scales.data<int8_t>();
+  return *std::max_element(scales.begin(), scales.end()) * LargestCode(node.quantized->scheme) <=
+         127;
 }
 
 kernels::ConvGeometry Lowering::GeometryOf(const Node& node, const Shape& x, const Shape& y) {
@@ -462,7 +466,7 @@ absl::Status Lowering::LowerFixedPoint(const Node& node) {
   const auto fixed = std::make_shared<const FixedPointLayer>(graph::FixedPointOf(graph_, node));
   const bool clustered = node.quantized->scheme != WeightScheme::kInt8;
   IntegerWeights integers;
-  if (!clustered || ExpandsTernary(node)) {
+  if (!clustered || ExpandsToInt8(node)) {
     integers = Expand(node);
     TERN_ASSIGN_OR_RETURN(const bool done, LowerFixedPointOneDnn(node, integers, fixed));
     if (done) return absl::OkStatus();

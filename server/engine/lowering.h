@@ -119,8 +119,8 @@ class Lowering {
   // The layer's s32 sums by our own int8 kernel, which is exact for every weight; the buffer.
   int AddInt8Sums(const Node& node, const IntegerWeights& integers, int src);
 
-  // Whether ternary weights run as int8 products of code and scale.
-  bool ExpandsTernary(const Node& node) const;
+  // Whether clustered weights run as int8 products of code and scale.
+  bool ExpandsToInt8(const Node& node) const;
 
   static kernels::ConvGeometry GeometryOf(const Node& node, const Shape& x, const Shape& y);
 

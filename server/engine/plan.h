@@ -26,15 +26,16 @@ struct PlanOptions {
   // and set by CapOneDnnIsa() at start; this one chooses our kernels and the int8 expansion.
   kernels::Isa isa = kernels::DetectIsa();
   int max_batch = 32;
-  // Ternary layers may run as int8 over oneDNN where VNNI exists (exact, and faster there).
-  bool expand_ternary_on_vnni = true;
+  // Cluster layers whose products of code and scale fit s8 may run as int8 over oneDNN where VNNI
+  // exists (exact, and faster there).
+  bool expand_on_vnni = true;
 };
 
 // What runs one node.
 struct LayerInfo {
   std::string name;
   std::string op;
-  std::string scheme;  // fp32, int8, int4-cluster, ternary-cluster, u8 (no weights)
+  std::string scheme;  // fp32, int8, int4-cluster, int3-cluster, ternary-cluster, u8 (no weights)
   std::string
       implementation;  // "onednn:jit_int8:avx2", "tern:avx2", "tern:table", "float-island", ...
   int64_t macs = 0;    // per image

@@ -200,8 +200,7 @@ absl::StatusOr<Network::Layer> Network::MakeLayer(const Node& source, const Node
       at::from_blob(const_cast<float*>(weights.steps.data()), {outputs, 1}, at::kFloat).clone();
   layer.start_scales = layer.start_steps;
   if (layer.has_grid) {
-    layer.max_scale =
-        quant::MaxScaleWithoutOverflow(static_cast<int>(columns), static_cast<int>(layer.max_code));
+    layer.max_scale = quant::MaxClusterScale(weights.scheme, static_cast<int>(columns));
     const at::Tensor integers = FromCodes(weights.cluster_scales);
     if (integers.max().item<double>() > layer.max_scale) {
       return absl::InvalidArgumentError(absl::StrCat(

@@ -49,21 +49,11 @@ absl::Status CheckQuantized(const Node& node) {
   for (float step : q.steps) {
     if (!std::isfinite(step) || step <= 0) return Bad(node, "a weight step is ", step);
   }
-  int limit = 0;
-  switch (q.scheme) {
-    case WeightScheme::kInt8:
-      limit = 128;
-      break;
-    case WeightScheme::kInt4Cluster:
-      limit = 7;
-      break;
-    case WeightScheme::kTernaryCluster:
-      limit = 1;
-      break;
-    default:
-      return Bad(node, "unknown weight scheme ", static_cast<int>(q.scheme));
+  if (CodeBits(q.scheme) == 0) {
+    return Bad(node, "unknown weight scheme ", static_cast<int>(q.scheme));
   }
-  const bool clustered = q.scheme != WeightScheme::kInt8;
+  const int limit = LargestCode(q.scheme);
+  const bool clustered = IsClustered(q.scheme);
   std::vector<int> cluster_of(c, 0);
   int64_t clusters = 0;
   if (clustered) {

@@ -10,7 +10,7 @@ PackedClusterConv PackClusterConv(const ConvGeometry& geometry, const QuantizedW
   conv.geometry = geometry;
   conv.isa = isa;
   conv.cluster_size = weights.cluster_size;
-  conv.max_code = weights.scheme == WeightScheme::kTernaryCluster ? 1 : 7;
+  conv.max_code = LargestCode(weights.scheme);
   if (isa == Isa::kScalar) {
     scalar::Pack(weights, conv);
   } else {

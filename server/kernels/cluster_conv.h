@@ -43,7 +43,7 @@ struct PackedClusterConv {
   ConvGeometry geometry;
   Isa isa = Isa::kScalar;  // the variant that must run it
   int cluster_size = 0;    // N
-  int max_code = 1;        // 1 ternary, 7 4-bit: sets the exact-sum interval
+  int max_code = 1;        // 1 ternary, 3 3-bit, 7 4-bit: sets the exact-sum interval
   AlignedBuffer weights;
   AlignedBuffer scales;
   // Variant-private indexing; see the .cc files.
@@ -52,7 +52,7 @@ struct PackedClusterConv {
 };
 
 // `isa` must be <= DetectIsa(). The weights' shape must be [oc, ic, kh, kw] (or [oc, ic]),
-// scheme kInt4Cluster or kTernaryCluster.
+// a cluster scheme.
 PackedClusterConv PackClusterConv(const ConvGeometry& geometry, const QuantizedWeights& weights,
                                   Isa isa);
 

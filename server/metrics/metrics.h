@@ -25,7 +25,7 @@ namespace tern::metrics {
 struct ModelLabels {
   std::string model;
   uint64_t version = 0;
-  std::string scheme;  // fp32, int8, int4-cluster, ternary-cluster
+  std::string scheme;  // fp32, int8, int4-cluster, int3-cluster, ternary-cluster
 };
 
 enum class Stage { kDecode, kPreprocess, kQueue, kInference, kPostprocess };

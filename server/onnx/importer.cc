@@ -230,7 +230,9 @@ void SetClusters(const Dequantized& source, QuantizedWeights& weights) {
   const int64_t outputs = source.cluster_scales.shape()[0];
   const int channels = static_cast<int>(source.cluster_scales.shape()[1]);
   const absl::Span<const int8_t> scales = source.cluster_scales.data<int8_t>();
-  weights.scheme = source.largest > 1 ? WeightScheme::kInt4Cluster : WeightScheme::kTernaryCluster;
+  weights.scheme = source.largest > 3   ? WeightScheme::kInt4Cluster
+                   : source.largest > 1 ? WeightScheme::kInt3Cluster
+                                        : WeightScheme::kTernaryCluster;
   int next = 1;
   while (next < channels) next *= 2;
   for (weights.cluster_size = channels;; weights.cluster_size = next) {

@@ -28,8 +28,9 @@ using graph::ValueId;
 // What every layer may become besides int8. Ternary N = 4 costs four bits in 1x1 layers but 2.2 in
 // 3x3 ones; N = 64 is the smallest and fastest.
 constexpr std::pair<v1::WeightType, uint32_t> kOffers[] = {
-    {v1::INT4_CLUSTER, 16},    {v1::INT4_CLUSTER, 64},     {v1::TERNARY_CLUSTER, 4},
-    {v1::TERNARY_CLUSTER, 16}, {v1::TERNARY_CLUSTER, 64},
+    {v1::INT4_CLUSTER, 16},    {v1::INT4_CLUSTER, 64},   {v1::INT3_CLUSTER, 16},
+    {v1::INT3_CLUSTER, 64},    {v1::TERNARY_CLUSTER, 4}, {v1::TERNARY_CLUSTER, 16},
+    {v1::TERNARY_CLUSTER, 64},
 };
 // Values of the images that are measured at a time may take this much memory.
 constexpr int64_t kMemoryLimit = int64_t{512} << 20;
@@ -37,9 +38,9 @@ constexpr int64_t kMemoryLimit = int64_t{512} << 20;
 // are measured beyond, but not less than kLeastMeasured.
 constexpr double kMeasureWork = 2e13;
 constexpr int64_t kLeastMeasured = 32, kMostMeasured = 128;
-constexpr int kBins = 4000;        // of a cost in the knapsack
+constexpr int kBins = 4000;  // of a cost in the knapsack
 constexpr int kFrontierPoints = 16;
-constexpr int kMostTrials = 5;     // networks made in search of a top-1 drop
+constexpr int kMostTrials = 5;  // networks made in search of a top-1 drop
 
 bool IsSet(const std::atomic<bool>* flag) {
   return flag != nullptr && flag->load(std::memory_order_relaxed);
@@ -64,7 +65,7 @@ std::vector<Scheme> Offers(const Graph& graph, const std::vector<int>& weighted,
   const Node& node = graph.nodes[index];
   if (node.conv.groups != 1 || index == weighted.front()) return schemes;
   for (const auto& [type, n] : kOffers) {
-    if (index == weighted.back() && type != v1::INT4_CLUSTER) continue;
+    if (index == weighted.back() && type == v1::TERNARY_CLUSTER) continue;
     const Scheme scheme = MakeScheme(type, n, node.weight.shape()[1]);
     if (std::find(schemes.begin(), schemes.end(), scheme) == schemes.end())
       schemes.push_back(scheme);
@@ -78,6 +79,8 @@ v1::WeightType TypeOf(WeightScheme scheme) {
       return v1::TERNARY_CLUSTER;
     case WeightScheme::kInt4Cluster:
       return v1::INT4_CLUSTER;
+    case WeightScheme::kInt3Cluster:
+      return v1::INT3_CLUSTER;
     default:
       return v1::INT8;
   }
@@ -124,9 +127,9 @@ absl::Status AddTimes(const Graph& graph, const Tensor& calibration, const Quant
     TERN_ASSIGN_OR_RETURN(const QuantizeResult made, Walk(graph, image, direct).Run());
     TERN_ASSIGN_OR_RETURN(const std::vector<double> ms, TimeNodes(made.graph, options.cancelled));
     for (LayerOptions& layer : layers) {
-      const Scheme scheme = MakeScheme(type, n, graph.nodes[layer.node].conv.groups == 1
-                                                    ? graph.nodes[layer.node].weight.shape()[1]
-                                                    : 0);
+      const Scheme scheme = MakeScheme(
+          type, n,
+          graph.nodes[layer.node].conv.groups == 1 ? graph.nodes[layer.node].weight.shape()[1] : 0);
       for (Option& option : layer.options) {
         if (option.scheme == scheme) option.ms = ms[layer.node];
       }
@@ -145,8 +148,8 @@ absl::Status AddDivergences(const Graph& base, const Graph& reference, const Ten
   Student network(base, 1, options.threads);
   network.StopAt(options.cancelled);
   const NodeRange whole = network.whole();
-  const int64_t batch = std::clamp<int64_t>(
-      kMemoryLimit / std::max<int64_t>(1, network.BytesPerImage(whole)), 1, 32);
+  const int64_t batch =
+      std::clamp<int64_t>(kMemoryLimit / std::max<int64_t>(1, network.BytesPerImage(whole)), 1, 32);
   const int64_t total = static_cast<int64_t>(which.size()), classes = reference.classes();
   double base_divergence = 0;
   double done = 0, all = 0;
@@ -168,9 +171,9 @@ absl::Status AddDivergences(const Graph& base, const Graph& reference, const Ten
     for (LayerOptions& layer : layers) {
       for (const Candidate& candidate : candidates[layer.node]) {
         if (IsSet(options.cancelled)) return Cancelled();
-        TERN_ASSIGN_OR_RETURN(const Tensor got,
-                              network.Replay(values, layer.node, Dequantize(candidate.weights),
-                                             candidate.bias));
+        TERN_ASSIGN_OR_RETURN(
+            const Tensor got,
+            network.Replay(values, layer.node, Dequantize(candidate.weights), candidate.bias));
         for (Option& option : layer.options) {
           if (option.scheme == candidate.scheme)
             option.divergence += share * Compare(target, got).divergence;
@@ -181,8 +184,7 @@ absl::Status AddDivergences(const Graph& base, const Graph& reference, const Ten
           progress.phase = "sensitivity";
           progress.done = done / all;
           progress.layer = base.nodes[layer.node].name;
-          progress.seconds_left =
-              absl::ToDoubleSeconds(absl::Now() - start) * (all - done) / done;
+          progress.seconds_left = absl::ToDoubleSeconds(absl::Now() - start) * (all - done) / done;
           options.progress(progress);
         }
       }
@@ -287,12 +289,12 @@ std::vector<Assignment> BestAssignments(absl::Span<const LayerOptions> layers, C
       if (b < 0 || least[b] == kInfinity) {
         for (size_t i = 0; i < layers.size(); ++i) {
           const auto& options = layers[i].options;
-          assignment[i] = static_cast<int>(
-              std::min_element(options.begin(), options.end(),
-                               [&](const Option& x, const Option& y) {
-                                 return CostOf(x, cost) < CostOf(y, cost);
-                               }) -
-              options.begin());
+          assignment[i] =
+              static_cast<int>(std::min_element(options.begin(), options.end(),
+                                                [&](const Option& x, const Option& y) {
+                                                  return CostOf(x, cost) < CostOf(y, cost);
+                                                }) -
+                               options.begin());
         }
         break;
       }
@@ -344,12 +346,12 @@ absl::StatusOr<std::vector<LayerOptions>> MeasureLayers(const Graph& graph,
     before -= static_cast<double>(graph::MultiplyAccumulates(graph, graph.nodes[index]));
     layers.push_back(std::move(layer));
   }
-  const int64_t affordable = std::max(
-      kLeastMeasured,
-      std::min(kMostMeasured, static_cast<int64_t>(kMeasureWork / std::max(work, 1.0))));
+  const int64_t affordable =
+      std::max(kLeastMeasured,
+               std::min(kMostMeasured, static_cast<int64_t>(kMeasureWork / std::max(work, 1.0))));
   const auto few = measure.subspan(0, std::min<size_t>(measure.size(), affordable));
-  TERN_RETURN_IF_ERROR(AddDivergences(base.graph, graph, calibration, few, walk.candidates(),
-                                      options, layers));
+  TERN_RETURN_IF_ERROR(
+      AddDivergences(base.graph, graph, calibration, few, walk.candidates(), options, layers));
   TERN_RETURN_IF_ERROR(AddTimes(graph, calibration, options, layers));
   return layers;
 }
@@ -360,6 +362,7 @@ std::string Describe(absl::Span<const LayerOptions> layers, const Assignment& as
     const Scheme& scheme = layers[i].options[assignment[i]].scheme;
     std::string name = scheme.weights == WeightScheme::kInt8          ? "int8"
                        : scheme.weights == WeightScheme::kInt4Cluster ? "int4"
+                       : scheme.weights == WeightScheme::kInt3Cluster ? "int3"
                                                                       : "ternary";
     if (scheme.weights != WeightScheme::kInt8) absl::StrAppend(&name, " N=", scheme.cluster_size);
     ++counts[name];
@@ -471,8 +474,8 @@ absl::StatusOr<QuantizeResult> QuantizeMixed(const Graph& graph, const Tensor& c
   }
   Tensor wanted;
   if (!held_out.empty()) {
-    TERN_ASSIGN_OR_RETURN(wanted, RunEngine(graph, calibration, held_out, options.threads,
-                                            options.cancelled));
+    TERN_ASSIGN_OR_RETURN(
+        wanted, RunEngine(graph, calibration, held_out, options.threads, options.cancelled));
   }
   const auto measure_point = [&](const Graph& made, v1::FrontierPoint& point) -> absl::Status {
     if (held_out.empty()) return absl::OkStatus();

@@ -69,7 +69,8 @@ absl::Status CheckClusterSize(uint32_t size, const std::string& field) {
 }
 
 bool IsLayerType(int weights) {
-  return weights == v1::INT8 || weights == v1::INT4_CLUSTER || weights == v1::TERNARY_CLUSTER;
+  return weights == v1::INT8 || weights == v1::INT4_CLUSTER || weights == v1::INT3_CLUSTER ||
+         weights == v1::TERNARY_CLUSTER;
 }
 
 std::string NameOf(int weights) {
@@ -117,8 +118,8 @@ absl::Status CheckLayers(const v1::Recipe& recipe) {
     if (!IsLayerType(choice.weights())) {
       return absl::InvalidArgumentError(absl::StrCat(field, ".weights is ",
                                                      NameOf(choice.weights()),
-                                                     "; wanted INT8, INT4_CLUSTER or "
-                                                     "TERNARY_CLUSTER"));
+                                                     "; wanted INT8, INT4_CLUSTER, "
+                                                     "INT3_CLUSTER or TERNARY_CLUSTER"));
     }
     TERN_RETURN_IF_ERROR(CheckClusterSize(choice.cluster_size(), field + ".cluster_size"));
   }
@@ -140,7 +141,7 @@ absl::Status ValidateRecipe(const v1::Recipe& recipe) {
   if (!IsLayerType(weights) && weights != v1::MIXED) {
     return absl::InvalidArgumentError(
         absl::StrCat("recipe.weights is ", NameOf(weights),
-                     "; wanted INT8, INT4_CLUSTER, TERNARY_CLUSTER or MIXED"));
+                     "; wanted INT8, INT4_CLUSTER, INT3_CLUSTER, TERNARY_CLUSTER or MIXED"));
   }
   TERN_RETURN_IF_ERROR(CheckClusterSize(recipe.cluster_size(), "recipe.cluster_size"));
   if (!v1::ActivationType_IsValid(recipe.activations())) {
@@ -201,9 +202,8 @@ absl::StatusOr<QuantizeResult> Quantize(const graph::Graph& graph, const Tensor&
   TERN_RETURN_IF_ERROR(CheckLayerNames(graph, options.recipe));
   const bool mixed = options.recipe.weights() == v1::MIXED;
   if (mixed && got[0] < kLeastForMixed) {
-    return absl::InvalidArgumentError(absl::StrCat("mixed precision wants at least ",
-                                                   kLeastForMixed, " calibration images, got ",
-                                                   got[0]));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "mixed precision wants at least ", kLeastForMixed, " calibration images, got ", got[0]));
   }
   std::vector<int64_t> all(got[0]), train, held_out;
   std::iota(all.begin(), all.end(), 0);
@@ -224,13 +224,11 @@ absl::StatusOr<QuantizeResult> QuantizeAndDistill(const graph::Graph& graph,
                                                   const QuantizeOptions& options) {
   const v1::Distillation kind = DistillationFor(options.recipe, calibration.shape()[0]);
   const bool whole = static_cast<int64_t>(train.size()) == calibration.shape()[0];
-  TERN_ASSIGN_OR_RETURN(
-      QuantizeResult result,
-      whole ? Walk(graph, calibration, options).Run()
-            : Walk(graph, TakeImages(calibration, train), options).Run());
+  TERN_ASSIGN_OR_RETURN(QuantizeResult result,
+                        whole ? Walk(graph, calibration, options).Run()
+                              : Walk(graph, TakeImages(calibration, train), options).Run());
   if (kind == v1::DISTILL_OFF) return result;
-  if (kind == v1::DISTILL_AUTO &&
-      result.report.calibration_agreement().value() >= kNothingToWin) {
+  if (kind == v1::DISTILL_AUTO && result.report.calibration_agreement().value() >= kNothingToWin) {
     // The images that built the codes flatter a network with few of them; the others do not.
     TERN_ASSIGN_OR_RETURN(const Tensor wanted, RunEngine(graph, calibration, held_out,
                                                          options.threads, options.cancelled));

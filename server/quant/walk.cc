@@ -49,6 +49,8 @@ WeightScheme SchemeOf(v1::WeightType type) {
       return WeightScheme::kTernaryCluster;
     case v1::INT4_CLUSTER:
       return WeightScheme::kInt4Cluster;
+    case v1::INT3_CLUSTER:
+      return WeightScheme::kInt3Cluster;
     default:
       return WeightScheme::kInt8;
   }
@@ -181,9 +183,10 @@ Walk::Walk(const graph::Graph& graph, const Tensor& calibration, const QuantizeO
 }
 
 Scheme MakeScheme(v1::WeightType weights, uint32_t n, int64_t channels) {
-  if (weights != v1::TERNARY_CLUSTER && weights != v1::INT4_CLUSTER) return {};
+  const WeightScheme scheme = SchemeOf(weights);
+  if (!IsClustered(scheme)) return {};
   const int64_t size = n == 0 ? channels : std::min<int64_t>(n, channels);
-  return {SchemeOf(weights), static_cast<int>(size)};
+  return {scheme, static_cast<int>(size)};
 }
 
 Scheme Walk::SchemeFor(int index) const {
@@ -221,14 +224,12 @@ void Walk::ReportProgress(const Node* node) {
   options_.progress(progress);
 }
 
-void Walk::Warn(std::string message) {
-  result_.report.add_warnings(std::move(message));
-}
+void Walk::Warn(std::string message) { result_.report.add_warnings(std::move(message)); }
 
 void Walk::ChooseImages() {
   const int nodes = static_cast<int>(graph_.nodes.size());
-  // Bytes per image at the fullest moment: a 16-bit and a u8 copy of each live value, and the layer's
-  // f32 result before its range is known.
+  // Bytes per image at the fullest moment: a 16-bit and a u8 copy of each live value, and the
+  // layer's f32 result before its range is known.
   const auto bytes = [&](ValueId id) {
     const int64_t quantised =
         placement_.values[id] == Codes::kFloat || placement_.values[id] == Codes::kConcat ? 4 : 1;
@@ -247,8 +248,7 @@ void Walk::ChooseImages() {
     }
   }
   const int64_t available = calibration_.shape()[0];
-  int64_t images =
-      std::clamp<int64_t>(kMemoryLimit / std::max<int64_t>(peak, 1), 1, available);
+  int64_t images = std::clamp<int64_t>(kMemoryLimit / std::max<int64_t>(peak, 1), 1, available);
   if (images < available) {
     Warn(absl::StrCat("only ", images, " of ", available,
                       " calibration images are used: the activations of all would take ",
@@ -296,7 +296,8 @@ absl::StatusOr<QuantizeResult> Walk::Run() {
 
   ChooseImages();
   if (calibration_.shape()[0] < 100) {
-    Warn(absl::StrCat("only ", calibration_.shape()[0], " calibration images; 300 or more are advised"));
+    Warn(absl::StrCat("only ", calibration_.shape()[0],
+                      " calibration images; 300 or more are advised"));
   }
   ReportProgress(nullptr);
   TERN_RETURN_IF_ERROR(StartWithInput());
@@ -408,8 +409,7 @@ absl::Status Walk::RunReference(LayerData& data, const ClusterLayout& layout, Mo
     TERN_RETURN_IF_ERROR(CheckCancelled());
     const Tensor x_float = Unpack(live_[node.inputs[0]].reference[b]);
     TERN_ASSIGN_OR_RETURN(Tensor y,
-                          engine::RunFloatNode(graph_, plain, {&x_float},
-                                               options_.threads));
+                          engine::RunFloatNode(graph_, plain, {&x_float}, options_.threads));
     Tensor target = y;
     if (residual != graph::kNoValue) {
       Accumulate(Unpack(live_[residual].reference[b]), 1.0f, y);
@@ -484,7 +484,7 @@ absl::StatusOr<QuantizedWeights> Walk::ChooseWeights(const Node& node, const Sch
     // In fixed point the scale is the step's multiplier, and no factor of the s32 sums.
     if (!fixed_point) options.grid.max_scale = 1;
   } else {
-    options.grid.max_scale = MaxScaleWithoutOverflow(columns, options.max_code);
+    options.grid.max_scale = MaxClusterScale(scheme.weights, columns);
   }
   options.grid.power_of_two_step = fixed_point;
   CodedWeights coded;
@@ -507,7 +507,8 @@ absl::Status Walk::MakeCandidates(int index, const ClusterLayout& layout, const 
   for (int j = 0; j < columns; ++j) position[layout.column[j]] = j;
   const std::vector<double> output_mean = moments.OutputMean();
   for (const Scheme& scheme : schemes_of_(index)) {
-    const ClusterLayout other = MakeClusterLayout(channels, columns / channels, scheme.cluster_size);
+    const ClusterLayout other =
+        MakeClusterLayout(channels, columns / channels, scheme.cluster_size);
     std::vector<int> order(columns);
     for (int j = 0; j < columns; ++j) order[j] = position[other.column[j]];
     Candidate candidate;
@@ -560,8 +561,7 @@ absl::Status Walk::RunWeighted(int index) {
   data.node = &node;
   data.method = recipe_.method();
   const int channels = static_cast<int>(node.weight.shape()[1]);
-  const ClusterLayout layout =
-      MakeClusterLayout(channels, columns / channels, scheme.cluster_size);
+  const ClusterLayout layout = MakeClusterLayout(channels, columns / channels, scheme.cluster_size);
 
   // int8 layers too: seven-bit codes that lean on each other are as good as eight-bit nearest ones.
   bool compensate = data.method == v1::COMPENSATED && node.conv.groups == 1;
@@ -710,9 +710,7 @@ void Walk::FillLayerReport(int index, const LayerData& data) {
                             static_cast<double>(weights.codes.elements()));
   layer.set_macs(static_cast<uint64_t>(MultiplyAccumulates(graph_, graph_.nodes[index])));
   layer.set_multiplications_removed(MultiplicationsRemoved(weights));
-  layer.set_weight_bits(weights.scheme == WeightScheme::kInt8          ? 7
-                        : weights.scheme == WeightScheme::kInt4Cluster ? 4
-                                                                       : 2);
+  layer.set_weight_bits(weights.scheme == WeightScheme::kInt8 ? 7 : CodeBits(weights.scheme));
 }
 
 void Walk::FillReport() {

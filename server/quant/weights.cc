@@ -15,15 +15,13 @@ constexpr float kSmallestScale = 1e-12f;
 }  // namespace
 
 int MaxCode(WeightScheme scheme) {
-  switch (scheme) {
-    case WeightScheme::kInt8:
-      return kMaxInt8Code;
-    case WeightScheme::kInt4Cluster:
-      return 7;
-    case WeightScheme::kTernaryCluster:
-      return 1;
-  }
-  return 0;
+  return IsClustered(scheme) ? LargestCode(scheme) : kMaxInt8Code;
+}
+
+int MaxClusterScale(WeightScheme scheme, int columns) {
+  const int largest =
+      scheme == WeightScheme::kInt3Cluster ? kMaxInt3ClusterScale : kMaxClusterScale;
+  return std::min(largest, MaxScaleWithoutOverflow(columns, LargestCode(scheme)));
 }
 
 ClusterLayout MakeClusterLayout(int channels, int taps, int n) {
@@ -170,7 +168,7 @@ QuantizedWeights ToQuantizedWeights(const ClusterLayout& layout, const CodedWeig
   if (scheme == WeightScheme::kInt8) {
     for (size_t o = 0; o < result.steps.size(); ++o) result.steps[o] *= weights.scales[o];
   }
-  if (scheme != WeightScheme::kInt8) {
+  if (IsClustered(scheme)) {
     result.cluster_size = n;
     std::vector<int8_t> scales(weights.scales.begin(), weights.scales.end());
     result.cluster_scales = Tensor::Of<int8_t>(Shape{weights.outputs, layout.clusters()}, scales);
@@ -225,8 +223,8 @@ void RescaleClusters(absl::Span<const double> factor, bool power_of_two_step,
   for (size_t i = 0; i < alpha.size(); ++i)
     alpha[i] = static_cast<float>(factor[i] * weights.steps[i / clusters] * scales[i]);
   ScaleGrid grid;
-  grid.max_scale = MaxScaleWithoutOverflow(
-      static_cast<int>(weights.codes.elements() / outputs), MaxCode(weights.scheme));
+  grid.max_scale =
+      MaxClusterScale(weights.scheme, static_cast<int>(weights.codes.elements() / outputs));
   grid.power_of_two_step = power_of_two_step;
   CodedWeights coded;
   coded.outputs = outputs;
@@ -236,9 +234,7 @@ void RescaleClusters(absl::Span<const double> factor, bool power_of_two_step,
 }
 
 int64_t StoredBits(const QuantizedWeights& weights) {
-  int bits = 8;
-  if (weights.scheme == WeightScheme::kInt4Cluster) bits = 4;
-  if (weights.scheme == WeightScheme::kTernaryCluster) bits = 2;
+  const int bits = CodeBits(weights.scheme);
   const int64_t scales = weights.cluster_scales.empty() ? 0 : weights.cluster_scales.elements();
   return bits * weights.codes.elements() + 8 * scales;
 }

@@ -21,8 +21,14 @@ inline constexpr int kMaxInt8Code = 63;
 // Largest cluster scale.
 inline constexpr int kMaxClusterScale = 127;
 
-// Largest code magnitude of a scheme: 63, 7 or 1.
+// Of 3-bit codes: 42 * 3 fits s8 (server/tensor/quantized_weights.h).
+inline constexpr int kMaxInt3ClusterScale = 42;
+
+// Largest code magnitude of a scheme: 63, 7, 3 or 1.
 int MaxCode(WeightScheme scheme);
+
+// The largest cluster scale for rows of `columns` codes of a cluster scheme.
+int MaxClusterScale(WeightScheme scheme, int columns);
 
 // The order of a layer's weight columns in which clusters are contiguous. OIHW column
 // c * taps + t of channel c and tap t; ClusterMap interleaves the channels of two clusters, so

@@ -34,9 +34,7 @@ WeightSummary Summarize(const graph::Graph& graph) {
       continue;
     }
     const QuantizedWeights& quantized = *node.quantized;
-    const int code_bits = quantized.scheme == WeightScheme::kTernaryCluster ? 2
-                          : quantized.scheme == WeightScheme::kInt4Cluster  ? 4
-                                                                            : 8;
+    const int code_bits = CodeBits(quantized.scheme);
     if (code_bits < least_bits) {
       least_bits = code_bits;
       summary.scheme = Name(quantized.scheme);

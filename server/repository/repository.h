@@ -40,7 +40,8 @@ struct VersionInfo {
   bool is_default = false;  // in a LoadedModel: when it was loaded
   State state = State::kLoading;
   std::string reason;  // of kUnavailable
-  std::string scheme;  // fp32, int8, int4-cluster, ternary-cluster; "" until first read
+  std::string
+      scheme;  // fp32, int8, int4-cluster, int3-cluster, ternary-cluster; "" until first read
   uint32_t cluster_size = 0;
   uint64_t file_bytes = 0;
   int64_t classes = 0;

@@ -12,7 +12,32 @@ enum class WeightScheme : uint8_t {
   kInt8 = 0,            // one scale per output channel
   kInt4Cluster = 1,     // codes -7..7
   kTernaryCluster = 2,  // codes -1..1
+  kInt3Cluster = 3,     // codes -3..3
 };
+
+// Cluster schemes have scales per cluster of input channels.
+constexpr bool IsClustered(WeightScheme scheme) { return scheme != WeightScheme::kInt8; }
+
+// Stored bits of a code.
+constexpr int CodeBits(WeightScheme scheme) {
+  switch (scheme) {
+    case WeightScheme::kInt8:
+      return 8;
+    case WeightScheme::kInt4Cluster:
+      return 4;
+    case WeightScheme::kInt3Cluster:
+      return 3;
+    case WeightScheme::kTernaryCluster:
+      return 2;
+  }
+  return 0;
+}
+
+// The largest magnitude of a cluster scheme's code, 2^(bits - 1) - 1; 128 for int8, which uses all
+// of s8.
+constexpr int LargestCode(WeightScheme scheme) {
+  return scheme == WeightScheme::kInt8 ? 128 : (1 << (CodeBits(scheme) - 1)) - 1;
+}
 
 constexpr const char* Name(WeightScheme scheme) {
   switch (scheme) {
@@ -20,6 +45,8 @@ constexpr const char* Name(WeightScheme scheme) {
       return "int8";
     case WeightScheme::kInt4Cluster:
       return "int4-cluster";
+    case WeightScheme::kInt3Cluster:
+      return "int3-cluster";
     case WeightScheme::kTernaryCluster:
       return "ternary-cluster";
   }
@@ -28,11 +55,13 @@ constexpr const char* Name(WeightScheme scheme) {
 
 // real weight = steps[o] * cluster_scales[o][g(c)] * codes[o][c][kh][kw]
 //
-// int8: cluster_scales is empty (all 1) and codes are -128..127. Tern's own quantiser keeps to -63..63:
+// int8: cluster_scales is empty (all 1) and codes are -128..127. Tern's own quantiser keeps to
+// -63..63:
 //   oneDNN's u8 x s8 products saturate in pairs on CPUs without VNNI (2*255*63 = 32130 fits
 //   s16), and a layer with larger codes runs on a slower exact kernel there.
 // cluster schemes: cluster_scales is s8 [o][G], 1..127, with g(c) from ClusterMap(c, n); the
-//   product scale * ternary code fits s8, so the same weights run exactly as int8 on VNNI.
+//   product scale * ternary code fits s8, so the same weights run exactly as int8 on VNNI. So do
+//   3-bit ones with scales up to 42, which is as far as Tern's own quantiser goes.
 // In every case 255 * sum over j of |cluster_scale * code| < 2^31 for each o: s32 sums are
 // exact. Grouped convolutions are int8 only.
 struct QuantizedWeights {

@@ -49,6 +49,7 @@ class Builder {
     weights.scheme = scheme;
     const int limit = scheme == WeightScheme::kInt8          ? 63
                       : scheme == WeightScheme::kInt4Cluster ? 7
+                      : scheme == WeightScheme::kInt3Cluster ? 3
                                                              : 1;
     weights.codes = Tensor(DType::kS8, shape);
     for (int8_t& code : weights.codes.data<int8_t>())
@@ -103,7 +104,7 @@ class Builder {
 };
 
 const WeightScheme kSchemes[] = {WeightScheme::kInt8, WeightScheme::kInt4Cluster,
-                                 WeightScheme::kTernaryCluster};
+                                 WeightScheme::kInt3Cluster, WeightScheme::kTernaryCluster};
 
 // Every operator once or more, in an order that depends on the seed only through sizes and
 // attributes.
@@ -381,8 +382,8 @@ TEST(ArtifactTest, TheArithmeticSurvivesTheRoundTrip) {
     }
     const auto back = Parse(Serialize(artifact), "file");
     ASSERT_TRUE(back.ok()) << back.status();
-    EXPECT_EQ(back->graph.arithmetic, fixed_point ? graph::Arithmetic::kFixedPoint
-                                                  : graph::Arithmetic::kFloatEpilogue);
+    EXPECT_EQ(back->graph.arithmetic,
+              fixed_point ? graph::Arithmetic::kFixedPoint : graph::Arithmetic::kFloatEpilogue);
   }
   // Files from before the field existed have float epilogues: 0 is not written at all.
   v1::ArtifactHeader header;
@@ -400,6 +401,7 @@ TEST(ArtifactTest, EqualArtifactsGiveEqualBytes) {
 TEST(ArtifactTest, CodesTakeTheBitsTheyNeed) {
   for (auto [scheme, bits] : {std::pair{WeightScheme::kTernaryCluster, 2},
                               {WeightScheme::kInt4Cluster, 4},
+                              {WeightScheme::kInt3Cluster, 3},
                               {WeightScheme::kInt8, 8}}) {
     Builder b(1);
     b.Add(OpType::kFullyConnected, {b.Input({64})}, [&](Node& node) {

@@ -188,7 +188,7 @@ int Main(int argc, char** argv) {
       options.isa = isa;
       options.max_batch = batch;
       // Ternary is measured on our kernels even where int8 would serve it, unless told otherwise.
-      options.expand_ternary_on_vnni = flags.expand;
+      options.expand_on_vnni = flags.expand;
       auto plan = Check(Plan::Create(InScheme(graph, ranges, name), options));
       Session session = Check(plan->NewSession(flags.threads));
       std::mt19937 random(2);

@@ -414,7 +414,7 @@ TEST_F(TernctlTest, WrongUsageExitsWith2) {
         "classify a.jpg",
         "models --frob",
         "evaluate --model demo --data no-such-folder",
-        "quantize --model demo --weights int3 --calibration photos",
+        "quantize --model demo --weights int5 --calibration photos",
         "quantize --model demo --weights int8 --cluster 257 --calibration photos",
         "quantize --model demo --weights int8 --cluster four --calibration photos",
         "quantize --model demo --weights mixed --calibration photos",

@@ -45,6 +45,7 @@ inline QuantizedWeights QuantizeWeights(const Tensor& weight, WeightScheme schem
   const bool clustered = scheme != WeightScheme::kInt8;
   const int limit = scheme == WeightScheme::kInt8          ? 63
                     : scheme == WeightScheme::kInt4Cluster ? 7
+                    : scheme == WeightScheme::kInt3Cluster ? 3
                                                            : 1;
   const ClusterMap map(static_cast<int>(channels),
                        clustered ? cluster_size : static_cast<int>(channels));

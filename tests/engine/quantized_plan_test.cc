@@ -153,7 +153,8 @@ struct OwnCase {
 std::vector<OwnCase> OwnCases() {
   std::vector<OwnCase> cases;
   for (const NamedGraph& named : OwnLayers()) {
-    for (WeightScheme scheme : {WeightScheme::kTernaryCluster, WeightScheme::kInt4Cluster}) {
+    for (WeightScheme scheme :
+         {WeightScheme::kTernaryCluster, WeightScheme::kInt3Cluster, WeightScheme::kInt4Cluster}) {
       for (int n : {4, 5, 64}) {
         for (kernels::Isa isa : kernels::RunnableIsas()) {
           cases.push_back({absl::StrReplaceAll(absl::StrCat(named.name, "_", Name(scheme), "_", n,
@@ -176,7 +177,7 @@ TEST_P(OwnKernelsTest, AreBitIdenticalToTheReference) {
     quantize.cluster_size = GetParam().cluster_size;
     Case c{Quantized(GetParam().graph, quantize), {}, batch, batch};
     c.options.isa = GetParam().isa;
-    c.options.expand_ternary_on_vnni = false;
+    c.options.expand_on_vnni = false;
     c.options.max_batch = 3;
     ForEveryNode(c, InputFor(c.graph, batch),
                  [&](const Node& node, const LayerInfo& layer, const Difference& d) {
@@ -419,8 +420,8 @@ std::vector<FixedPointCase> FixedPointCases() {
   std::vector<FixedPointCase> cases;
   unsigned seed = 1;
   for (const NamedGraph& named : graphs) {
-    for (WeightScheme scheme :
-         {WeightScheme::kInt8, WeightScheme::kTernaryCluster, WeightScheme::kInt4Cluster}) {
+    for (WeightScheme scheme : {WeightScheme::kInt8, WeightScheme::kTernaryCluster,
+                                WeightScheme::kInt3Cluster, WeightScheme::kInt4Cluster}) {
       QuantizeOptions options;
       options.scheme = scheme;
       const Graph quantized = Quantized(named.graph, options);
@@ -446,7 +447,7 @@ TEST_P(FixedPointPlanTest, IsBitIdenticalToTheReference) {
   for (int batch : {1, 3, 7}) {
     Case c{GetParam().graph, {}, batch, batch == 3 ? 2 : 1};
     c.options.isa = GetParam().isa;
-    c.options.expand_ternary_on_vnni = GetParam().expand;
+    c.options.expand_on_vnni = GetParam().expand;
     c.options.max_batch = 7;
     // What follows a float island inherits its rounding.
     std::vector<bool> exact(c.graph.values.size(), true);

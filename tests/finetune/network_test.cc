@@ -72,7 +72,8 @@ TEST_P(ZooTest, TheFloatNetworkComputesWhatTheReferenceDoes) {
 TEST_P(ZooTest, TheQuantisedNetworkComputesWhatTheReferenceDoes) {
   const auto floats = reference::ExecuteFloat(graph_, input_);
   ASSERT_TRUE(floats.ok()) << floats.status();
-  for (WeightScheme scheme : {WeightScheme::kTernaryCluster, WeightScheme::kInt4Cluster}) {
+  for (WeightScheme scheme :
+       {WeightScheme::kTernaryCluster, WeightScheme::kInt3Cluster, WeightScheme::kInt4Cluster}) {
     const Graph start = engine::testing::QuantizeGraph(graph_, engine::testing::RangesOf(*floats),
                                                        {.scheme = scheme});
     const auto network = Network::Quantised(graph_, start);

@@ -39,8 +39,8 @@ Graph FixedPoint(WeightScheme scheme = WeightScheme::kInt8) {
 }
 
 TEST(FixedPointTest, AnyQuantisedNetworkGoesOnTheGridOnce) {
-  for (WeightScheme scheme :
-       {WeightScheme::kInt8, WeightScheme::kInt4Cluster, WeightScheme::kTernaryCluster}) {
+  for (WeightScheme scheme : {WeightScheme::kInt8, WeightScheme::kInt4Cluster,
+                              WeightScheme::kInt3Cluster, WeightScheme::kTernaryCluster}) {
     const Graph before = Quantized(scheme);
     Graph graph = FixedPoint(scheme);
     EXPECT_EQ(graph.arithmetic, Arithmetic::kFixedPoint);

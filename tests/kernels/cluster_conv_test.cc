@@ -27,6 +27,7 @@ using ::testing::ElementsAreArray;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr WeightScheme kTernary = WeightScheme::kTernaryCluster;
 constexpr WeightScheme kInt4 = WeightScheme::kInt4Cluster;
+constexpr WeightScheme kInt3 = WeightScheme::kInt3Cluster;
 
 // One convolution with its data.
 struct Problem {
@@ -79,7 +80,7 @@ int Draw(std::mt19937& random, int lo, int hi) {
 Problem MakeProblem(const ConvGeometry& g, int n, WeightScheme scheme, uint32_t seed,
                     int batch = 1) {
   std::mt19937 random(seed);
-  const int max_code = scheme == kTernary ? 1 : 7;
+  const int max_code = LargestCode(scheme);
   Problem problem;
   problem.g = g;
   problem.batch = batch;
@@ -330,7 +331,7 @@ class ClusterConvTest : public IsaTest {};
 
 TEST_P(ClusterConvTest, AgreesForEveryChannelCountAndClusterSize) {
   uint32_t seed = 1;
-  for (WeightScheme scheme : {kTernary, kInt4}) {
+  for (WeightScheme scheme : {kTernary, kInt3, kInt4}) {
     for (int n : {1, 2, 3, 4, 6, 8, 16, 64, 256}) {
       for (int ic : {1, 2, 3, 4, 5, 7, 8, 12, 16, 24, 64, 72}) {
         for (int k : {1, 3}) {
@@ -344,7 +345,7 @@ TEST_P(ClusterConvTest, AgreesForEveryChannelCountAndClusterSize) {
 
 TEST_P(ClusterConvTest, AgreesForLongInputs) {
   uint32_t seed = 100;
-  for (WeightScheme scheme : {kTernary, kInt4}) {
+  for (WeightScheme scheme : {kTernary, kInt3, kInt4}) {
     for (int n : {4, 7, 16, 64, 256, 1024}) {
       for (int ic : {130, 261, 512}) {
         Check(MakeProblem(Same(2, ic, 16, 3), n, scheme, seed++), GetParam());
@@ -422,8 +423,8 @@ TEST_P(ClusterConvTest, AFullyConnectedLayerIsAConvolutionOfOnePixel) {
 }
 
 TEST_P(ClusterConvTest, ExtremeSumsDoNotOverflow) {
-  for (WeightScheme scheme : {kTernary, kInt4}) {
-    const int8_t max_code = scheme == kTernary ? 1 : 7;
+  for (WeightScheme scheme : {kTernary, kInt3, kInt4}) {
+    const int8_t max_code = static_cast<int8_t>(LargestCode(scheme));
     for (int sign : {1, -1}) {
       for (int n : {3, 4, 16, 64, 256}) {
         for (int k : {1, 3}) {

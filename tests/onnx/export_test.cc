@@ -74,8 +74,8 @@ TEST(ExportTest, AFloatNetworkOfEveryOperatorComesBackWithItsResults) {
 }
 
 TEST(ExportTest, AQuantisedNetworkComesBackWithTheSameCodesWeightsAndLogits) {
-  for (const WeightScheme scheme :
-       {WeightScheme::kInt8, WeightScheme::kInt4Cluster, WeightScheme::kTernaryCluster}) {
+  for (const WeightScheme scheme : {WeightScheme::kInt8, WeightScheme::kInt4Cluster,
+                                    WeightScheme::kInt3Cluster, WeightScheme::kTernaryCluster}) {
     for (const NamedGraph& named : testing::ExportZoo()) {
       SCOPED_TRACE(absl::StrCat(named.name, " ", Name(scheme)));
       const Graph plain = Flattened(named.graph);
@@ -90,9 +90,8 @@ TEST(ExportTest, AQuantisedNetworkComesBackWithTheSameCodesWeightsAndLogits) {
         ASSERT_EQ(nodes.count(node.name), 1u) << node.name;
         const graph::Node& other = *nodes[node.name];
         ASSERT_TRUE(other.quantized) << node.name;
-        EXPECT_EQ(other.quantized->scheme, scheme == WeightScheme::kInt4Cluster
-                                               ? node.quantized->scheme
-                                               : WeightScheme::kInt8);
+        EXPECT_EQ(other.quantized->scheme,
+                  LargestCode(scheme) > 1 ? node.quantized->scheme : WeightScheme::kInt8);
         EXPECT_EQ(other.quantized->steps, node.quantized->steps);
         EXPECT_EQ(other.has_residual(), node.has_residual());
         EXPECT_EQ(other.clip, node.clip);

@@ -138,7 +138,7 @@ class ClusterSizeTest : public ::testing::TestWithParam<int> {};
 // Odd sizes, short last clusters, and sizes beyond the channels.
 TEST_P(ClusterSizeTest, GivesValidExactWeights) {
   const graph::Graph graph = SmallNetwork();
-  for (auto type : {v1::TERNARY_CLUSTER, v1::INT4_CLUSTER}) {
+  for (auto type : {v1::TERNARY_CLUSTER, v1::INT3_CLUSTER, v1::INT4_CLUSTER}) {
     const QuantizeResult result =
         MustQuantize(graph, SmoothImages(32, kSample, 2), Options(type, GetParam()));
     for (const graph::Node& node : result.graph.nodes) {
@@ -148,10 +148,16 @@ TEST_P(ClusterSizeTest, GivesValidExactWeights) {
       const int64_t outputs = q.codes.shape()[0], columns = q.codes.elements() / outputs;
       const int limit = q.scheme == WeightScheme::kInt8          ? 63
                         : q.scheme == WeightScheme::kInt4Cluster ? 7
+                        : q.scheme == WeightScheme::kInt3Cluster ? 3
                                                                  : 1;
       if (q.scheme != WeightScheme::kInt8) {
         EXPECT_GE(q.cluster_size, 1);
-        for (int8_t scale : q.cluster_scales.data<int8_t>()) ASSERT_GE(scale, 1);
+        for (int8_t scale : q.cluster_scales.data<int8_t>()) {
+          ASSERT_GE(scale, 1);
+          if (q.scheme == WeightScheme::kInt3Cluster) {
+            ASSERT_LE(scale * 3, 127);
+          }
+        }
       }
       for (int64_t o = 0; o < outputs; ++o) {
         ASSERT_GT(q.steps[o], 0);
@@ -219,7 +225,7 @@ TEST(QuantizeTest, DynamicFixedPointUsesPowersOfTwo) {
 // The quantiser leaves a valid fixed-point graph, and so does distillation, which moves scales and
 // biases afterwards.
 TEST(QuantizeTest, DynamicFixedPointNetworksRunOnIntegers) {
-  for (auto weights : {v1::INT8, v1::INT4_CLUSTER, v1::TERNARY_CLUSTER}) {
+  for (auto weights : {v1::INT8, v1::INT4_CLUSTER, v1::INT3_CLUSTER, v1::TERNARY_CLUSTER}) {
     for (auto distillation : {v1::DISTILL_OFF, v1::DISTILL_NETWORK}) {
       QuantizeOptions options = Options(weights);
       options.recipe.set_activations(v1::DFP8);

@@ -43,6 +43,8 @@ INSTANTIATE_TEST_SUITE_P(Recipes, QuantReferenceTest,
                          ::testing::Values(std::pair{v1::INT8, v1::AFFINE},
                                            std::pair{v1::TERNARY_CLUSTER, v1::AFFINE},
                                            std::pair{v1::INT4_CLUSTER, v1::AFFINE},
+                                           std::pair{v1::INT3_CLUSTER, v1::AFFINE},
+                                           std::pair{v1::INT3_CLUSTER, v1::DFP8},
                                            std::pair{v1::INT8, v1::DFP8},
                                            std::pair{v1::INT4_CLUSTER, v1::DFP8},
                                            std::pair{v1::TERNARY_CLUSTER, v1::DFP8}));

@@ -228,6 +228,7 @@ TEST(StoredBitsTest, CountsCodesAndScales) {
   const QuantizedWeights four = quantise(WeightScheme::kInt4Cluster);
   EXPECT_EQ(StoredBits(four), 4 * 8 * 144 + 8 * 8 * 4);
   EXPECT_EQ(MultiplicationsRemoved(four), 0);
+  EXPECT_EQ(StoredBits(quantise(WeightScheme::kInt3Cluster)), 3 * 8 * 144 + 8 * 8 * 4);
   EXPECT_EQ(StoredBits(NearestInt8(weight, false)), 8 * 8 * 144);
 }
 

@@ -172,8 +172,8 @@ TEST(ExecuteQuantizedTest, FallsBackToFloatWhereNoRuleExists) {
 // by the rounding of its result: half a code, and what single precision adds.
 TEST(ExecuteQuantizedTest, StaysWithinHalfACodeOfFloat) {
   for (uint32_t seed = 0; seed < 20; ++seed) {
-    for (const WeightScheme scheme :
-         {WeightScheme::kInt8, WeightScheme::kInt4Cluster, WeightScheme::kTernaryCluster}) {
+    for (const WeightScheme scheme : {WeightScheme::kInt8, WeightScheme::kInt4Cluster,
+                                      WeightScheme::kInt3Cluster, WeightScheme::kTernaryCluster}) {
       GraphBuilder b({6, 7, 5}, seed + 1);
       const QuantParams x{0.03f, b.Below(256)}, r{0.05f, b.Below(256)}, y{0.5f, b.Below(256)};
       const ValueId skip = b.Relu(b.input());
@@ -188,6 +188,7 @@ TEST(ExecuteQuantizedTest, StaysWithinHalfACodeOfFloat) {
       QuantizedWeights q{.scheme = scheme, .codes = Tensor(DType::kS8, node.weight.shape())};
       const int limit = scheme == WeightScheme::kInt8          ? 63
                         : scheme == WeightScheme::kInt4Cluster ? 7
+                        : scheme == WeightScheme::kInt3Cluster ? 3
                                                                : 1;
       for (int8_t& code : q.codes.data<int8_t>()) {
         code = static_cast<int8_t>(b.Below(2 * limit + 1) - limit);

@@ -104,6 +104,7 @@ inline std::string TinyOnnx(unsigned seed, int classes = 4, int channels = 3,
 inline QuantizedWeights RandomWeights(Shape shape, WeightScheme scheme, unsigned seed) {
   const int limit = scheme == WeightScheme::kInt8          ? 63
                     : scheme == WeightScheme::kInt4Cluster ? 7
+                    : scheme == WeightScheme::kInt3Cluster ? 3
                                                            : 1;
   std::mt19937 random(seed);
   QuantizedWeights weights;
