@@ -10,7 +10,7 @@ build=(g++ cmake ninja-build make pkgconf
   libturbojpeg0-dev libpng-dev libwebp-dev libexif-dev
   prometheus-cpp-dev libspdlog-dev nlohmann-json3-dev libcli11-dev libeigen3-dev libisal-dev libssl-dev)
 demo=(curl)
-test=(libgtest-dev libgmock-dev python3 python3-yaml curl)
+test=(libgtest-dev libgmock-dev libbenchmark-dev python3 python3-yaml curl)
 finetune=(libtorch-dev)
 full=(python3-torch python3-torchvision python3-pil python3-numpy python3-venv libopenblas0-pthread)
 

@@ -17,6 +17,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "models/embedded.h"
+#include "server/base/allocator.h"
 #include "server/base/cpu_budget.h"
 #include "server/base/file.h"
 #include "server/base/log.h"
@@ -202,6 +203,7 @@ absl::Status Run() {
 }  // namespace tern
 
 int main(int argc, char** argv) {
+  tern::KeepFreedMemory();
   // Blocked before any thread starts, so that every thread inherits it and only sigwait sees them.
   sigset_t signals;
   sigemptyset(&signals);
