@@ -9,7 +9,7 @@ JOBS ?= $(shell nproc)
 help:
 	@echo "make demo       build, start a server with the demo model, quantise and classify (KEEP=1: leave it running)"
 	@echo "make test       build and run unit, kernel, integration and end-to-end tests"
-	@echo "make test-full  the tests against others: ONNX with torchvision and onnxruntime, preprocessing with Pillow"
+	@echo "make test-full  the tests against others: torchvision, onnxruntime, Pillow; AVX-512 kernels on an emulated CPU"
 	@echo "make build      only build: $(BUILD)/bin/ternd, $(BUILD)/bin/ternctl"
 	@echo "make finetune   build $(BUILD)/bin/tern-finetune, which needs libtorch (TEST=1: also run its tests)"
 	@echo "make bench      kernel and engine benchmarks"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that a task needs: build, demo, test (build and test tools), full
-# (also torch for the parity fixtures), finetune (tern-finetune and its tests: libtorch). Repeating
+# (also torch for the parity fixtures and an emulator), finetune (tern-finetune and its tests: libtorch). Repeating
 # it is cheap: packages that are there are not asked for again.
 set -euo pipefail
 
@@ -13,6 +13,10 @@ demo=(curl)
 test=(libgtest-dev libgmock-dev libbenchmark-dev python3 python3-yaml curl)
 finetune=(libtorch-dev)
 full=(python3-torch python3-torchvision python3-pil python3-numpy python3-venv libopenblas0-pthread)
+if [ "$(dpkg --print-architecture)" = amd64 ]; then
+  # The emulated CPU of tests/emulation, which also unpacks a kernel package.
+  full+=(bochs bochs-term vgabios xorriso isolinux syslinux-common busybox-static)
+fi
 
 case "${1:-build}" in
   build) packages=("${build[@]}") ;;

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# test-full.sh BUILD: makes the fixtures that need Debian's torch and Pillow and PyPI's onnxruntime (once per build
-# folder), then runs the tests labelled `full`.
+# test-full.sh BUILD: makes the fixtures that need Debian's torch, Pillow and kernel and PyPI's onnxruntime (once per
+# build folder), then runs the tests labelled `full`.
 set -euo pipefail
 build=$(realpath "$1")
 source=$(realpath "$(dirname "$0")/..")
@@ -38,6 +38,11 @@ if [ -z "${TERN_ORT_PYTHON:-}" ]; then
   else
     echo "onnxruntime cannot be installed from PyPI: its tests are skipped"
   fi
+fi
+if "$source/tests/emulation/setup.sh" "$fixtures/emulation"; then
+  export TERN_EMULATION=$fixtures/emulation
+else
+  echo "no kernel for the emulated CPU: its test is skipped"
 fi
 export TERN_TORCH_FIXTURES=$fixtures/torch TERN_PARITY_FIXTURES=$fixtures/parity
 ctest --test-dir "$build" --output-on-failure -L full

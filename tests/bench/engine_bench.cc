@@ -2,25 +2,34 @@
 //
 //   engine_bench --onnx FILE [--isa scalar|avx2|native] [--batch 1,8] [--threads 1] [--rounds 15]
 //                [--schemes float,int8,ternary:64,int8:dfp8,ternary:4:dfp8] [--layers] [--expand]
+//                [--serve]
 //
-// :dfp8 is the fixed-point form of a scheme; --expand lets ternary run as int8 where VNNI exists.
-// Rounds are interleaved, so that a slow moment of the machine meets every scheme. Weights are
-// rounded directly: the numbers are typical, the accuracy is not. First and last layers are int8 in
-// every quantised network.
+// :dfp8 is the fixed-point form of a scheme, a scheme ending in .tern is an artifact of the same
+// network; --expand lets ternary run as int8 where VNNI exists. Rounds are interleaved, so that a
+// slow moment of the machine meets every scheme. Weights are rounded directly: the numbers are
+// typical, the accuracy is not. First and last layers are int8 in every quantised network.
+//
+// --serve, with one batch size, is for programs that interleave these runs with others'
+// (bench/compare_peers.py): one line of JSON says what is ready; then each line of input
+// "SCHEME RUNS" is answered with {"ms": [per image, ...]}, after one run that is not timed.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
+#include <iostream>
 #include <iterator>
 #include <map>
 #include <random>
 #include <string>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "nlohmann/json.hpp"
+#include "server/artifact/artifact.h"
 #include "server/engine/ops.h"
 #include "server/engine/plan.h"
 #include "server/graph/fixed_point.h"
@@ -40,6 +49,7 @@ struct Flags {
   int rounds = 15;
   bool layers = false;
   bool expand = false;
+  bool serve = false;
 };
 
 [[noreturn]] void Fail(const std::string& message) {
@@ -72,6 +82,10 @@ Flags Parse(int argc, char** argv) {
       flags.expand = true;
       continue;
     }
+    if (flag == "--serve") {
+      flags.serve = true;
+      continue;
+    }
     if (i + 1 >= argc) Fail(absl::StrCat("no value for ", flag));
     const std::string value = argv[++i];
     if (flag == "--onnx") {
@@ -93,6 +107,7 @@ Flags Parse(int argc, char** argv) {
     }
   }
   if (flags.onnx.empty()) Fail("--onnx FILE is missing");
+  if (flags.serve && flags.batches.size() != 1) Fail("--serve takes one batch size");
   return flags;
 }
 
@@ -118,6 +133,7 @@ testing::Ranges Measure(const graph::Graph& graph) {
 graph::Graph InScheme(const graph::Graph& graph, const testing::Ranges& ranges,
                       const std::string& name) {
   if (name == "float") return graph;
+  if (absl::EndsWith(name, ".tern")) return Check(artifact::Read(name)).graph;
   testing::QuantizeOptions options;
   options.first_and_last_int8 = true;
   const std::vector<std::string> parts = absl::StrSplit(name, ':');
@@ -170,6 +186,64 @@ void PrintLayers(const std::vector<Contender>& contenders, int batch) {
   std::printf("\n");
 }
 
+std::vector<Contender> MakeContenders(const Flags& flags, const graph::Graph& graph,
+                                      const testing::Ranges& ranges, kernels::Isa isa, int batch) {
+  std::vector<Contender> contenders;
+  for (const std::string& name : flags.schemes) {
+    PlanOptions options;
+    options.isa = isa;
+    options.max_batch = batch;
+    // Ternary is measured on our kernels even where int8 would serve it, unless told otherwise.
+    options.expand_on_vnni = flags.expand;
+    auto plan = Check(Plan::Create(InScheme(graph, ranges, name), options));
+    Session session = Check(plan->NewSession(flags.threads));
+    std::mt19937 random(2);
+    std::normal_distribution<float> normal;
+    for (float& v : session.input()) v = normal(random);
+    contenders.push_back({name, plan, std::move(session), {}, {}});
+  }
+  return contenders;
+}
+
+// Milliseconds per image of one run; of each layer too where `layers` is given.
+double Time(Contender& contender, int batch, std::vector<absl::Duration>* layers) {
+  const auto begin = std::chrono::steady_clock::now();
+  const absl::Status status = layers != nullptr
+                                  ? contender.session.RunProfiled(batch, *layers).status()
+                                  : contender.session.Run(batch).status();
+  const std::chrono::duration<double, std::milli> time = std::chrono::steady_clock::now() - begin;
+  if (!status.ok()) Fail(status.ToString());
+  return time.count() / batch;
+}
+
+void Serve(const Flags& flags, std::vector<Contender> contenders, kernels::Isa isa, int batch) {
+  nlohmann::json ready{{"isa", kernels::IsaName(isa)},
+                       {"onednn", OneDnnVersion()},
+                       {"threads", flags.threads},
+                       {"batch", batch}};
+  for (const Contender& c : contenders) {
+    std::map<std::string, int> implementations;
+    for (const LayerInfo& layer : c.plan->layers()) ++implementations[layer.implementation];
+    ready["schemes"][c.name] = {{"weight_bytes", c.plan->weight_bytes()},
+                                {"activation_bytes", c.plan->activation_bytes()},
+                                {"implementations", implementations}};
+  }
+  std::cout << ready.dump() << std::endl;
+  std::string line;
+  while (std::getline(std::cin, line)) {
+    const std::vector<std::string> words = absl::StrSplit(line, ' ');
+    const auto contender = std::find_if(contenders.begin(), contenders.end(),
+                                        [&](const Contender& c) { return c.name == words[0]; });
+    if (words.size() != 2 || contender == contenders.end()) {
+      Fail(absl::StrCat("want \"SCHEME RUNS\", got \"", line, "\""));
+    }
+    Time(*contender, batch, nullptr);
+    std::vector<double> milliseconds(Number(words[1]));
+    for (double& ms : milliseconds) ms = Time(*contender, batch, nullptr);
+    std::cout << nlohmann::json{{"ms", milliseconds}}.dump() << std::endl;
+  }
+}
+
 int Main(int argc, char** argv) {
   const Flags flags = Parse(argc, argv);
   const kernels::Isa isa = Check(kernels::SelectIsa(flags.isa));
@@ -179,34 +253,21 @@ int Main(int argc, char** argv) {
   graph::Graph graph = Check(onnx::Import(std::string(std::istreambuf_iterator<char>(file), {})));
   graph::Optimize(graph);
   const testing::Ranges ranges = Measure(graph);
+  if (flags.serve) {
+    const int batch = flags.batches[0];
+    Serve(flags, MakeContenders(flags, graph, ranges, isa, batch), isa, batch);
+    return 0;
+  }
   std::printf("%s, isa %s, %d threads\n", flags.onnx.c_str(), kernels::IsaName(isa), flags.threads);
 
   for (int batch : flags.batches) {
-    std::vector<Contender> contenders;
-    for (const std::string& name : flags.schemes) {
-      PlanOptions options;
-      options.isa = isa;
-      options.max_batch = batch;
-      // Ternary is measured on our kernels even where int8 would serve it, unless told otherwise.
-      options.expand_on_vnni = flags.expand;
-      auto plan = Check(Plan::Create(InScheme(graph, ranges, name), options));
-      Session session = Check(plan->NewSession(flags.threads));
-      std::mt19937 random(2);
-      std::normal_distribution<float> normal;
-      for (float& v : session.input()) v = normal(random);
-      contenders.push_back({name, plan, std::move(session), {}, {}});
-    }
+    std::vector<Contender> contenders = MakeContenders(flags, graph, ranges, isa, batch);
     for (int round = -1; round < flags.rounds; ++round) {
       for (Contender& c : contenders) {
-        const auto begin = std::chrono::steady_clock::now();
         std::vector<absl::Duration> layers;
-        const absl::Status status = flags.layers ? c.session.RunProfiled(batch, layers).status()
-                                                 : c.session.Run(batch).status();
-        if (!status.ok()) Fail(status.ToString());
-        const std::chrono::duration<double, std::milli> time =
-            std::chrono::steady_clock::now() - begin;
+        const double milliseconds = Time(c, batch, flags.layers ? &layers : nullptr);
         if (round < 0) continue;
-        c.milliseconds.push_back(time.count() / batch);
+        c.milliseconds.push_back(milliseconds);
         if (c.layers.empty()) c.layers = layers;
         for (size_t i = 0; i < layers.size(); ++i) c.layers[i] = std::min(c.layers[i], layers[i]);
       }
