@@ -8,8 +8,8 @@ Peers, where this Python has them: onnxruntime and openvino, each in float and i
 what onnxruntime's static quantiser makes of the float one (QDQ, u8 activations, s8 weights per channel), calibrated with
 noise: the speed is typical, the accuracy is not. Tern's schemes run in engine_bench from the same ONNX file.
 
-Every contender is a process of its own, on the same CPUs with the same number of threads, and stands still (SIGSTOP)
-while another one runs. A round runs all of them in a new order: one run that is not timed, then --runs timed ones.
+Tern and each network of a peer are processes of their own, on the same CPUs with the same number of threads, and stand
+still (SIGSTOP) while another one runs. A round runs all of them in a new order: one run that is not timed, then --runs timed ones.
 The table goes to stdout as Markdown.
 
 --isa caps Tern and its oneDNN. OpenVINO's oneDNN obeys ONEDNN_MAX_CPU_ISA; OpenVINO's own kernels obey OV_CPU_MAX_ISA in

@@ -5,9 +5,10 @@
 //                [--serve]
 //
 // :dfp8 is the fixed-point form of a scheme, a scheme ending in .tern is an artifact of the same
-// network; --expand lets ternary run as int8 where VNNI exists. Rounds are interleaved, so that a
-// slow moment of the machine meets every scheme. Weights are rounded directly: the numbers are
-// typical, the accuracy is not. First and last layers are int8 in every quantised network.
+// network; --expand lets cluster layers that fit run as int8 where VNNI exists. Rounds are
+// interleaved, so that a slow moment of the machine meets every scheme. Weights are rounded
+// directly: the numbers are typical, the accuracy is not. First and last layers are int8 in every
+// quantised network.
 //
 // --serve, with one batch size, is for programs that interleave these runs with others'
 // (bench/compare_peers.py): one line of JSON says what is ready; then each line of input
