@@ -1,4 +1,5 @@
-// Convolutions and fully connected layers: oneDNN in f32 and int8, our kernels for cluster weights.
+// Convolutions and fully connected layers: oneDNN in f32 and int8, our kernels for cluster and int8
+// depthwise weights.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -280,8 +281,8 @@ absl::Status Lowering::LowerIntegerWeighted(const Node& node) {
     constexpr float kInfinity = std::numeric_limits<float>::infinity();
     clamp = node.clip.value_or(graph::ClipRange{-kInfinity, kInfinity});
   }
-  if (q.scheme != WeightScheme::kInt8 && !ExpandsToInt8(node)) {
-    return LowerCluster(node, multiplier, offset, static_cast<float>(residual_ratio), clamp);
+  if (IsInt8Depthwise(node) || (q.scheme != WeightScheme::kInt8 && !ExpandsToInt8(node))) {
+    return LowerOwn(node, multiplier, offset, static_cast<float>(residual_ratio), clamp);
   }
   return LowerInt8(node, weights, multiplier, offset, residual_ratio, clamp);
 }
@@ -412,29 +413,47 @@ int Lowering::Pad(int src, const Node& node, int zero) {
   return result;
 }
 
-absl::Status Lowering::LowerCluster(const Node& node, const std::vector<float>& multiplier,
-                                    const std::vector<float>& offset, float residual_multiplier,
-                                    graph::ClipRange clamp) {
-  const Shape &x = graph_.shape(node.inputs[0]), &y = graph_.shape(node.output);
-  const kernels::ConvGeometry geometry = GeometryOf(node, x, y);
-  struct Layer {
-    kernels::PackedClusterConv packed;
-    std::vector<float> multiplier, offset;
-  };
-  auto cluster = std::make_shared<Layer>();
-  cluster->packed = kernels::PackClusterConv(geometry, *node.quantized, options_.isa);
-  cluster->multiplier = multiplier;
-  cluster->offset = offset;
-  layer().implementation = absl::StrCat("tern:", kernels::IsaName(cluster->packed.isa));
-  program_.weight_bytes +=
-      cluster->packed.bytes() + (multiplier.size() + offset.size()) * sizeof(float);
+bool Lowering::IsInt8Depthwise(const Node& node) const {
+  return node.op == OpType::kConv && node.quantized->scheme == WeightScheme::kInt8 &&
+         IsDepthwise(node, graph_.shape(node.inputs[0])) &&
+         graph_.shape(node.output)[0] == node.conv.groups;
+}
+
+Lowering::OwnKernel Lowering::PackOwn(const Node& node) {
+  const kernels::ConvGeometry geometry =
+      GeometryOf(node, graph_.shape(node.inputs[0]), graph_.shape(node.output));
+  if (IsInt8Depthwise(node)) {
+    const auto packed = std::make_shared<const kernels::PackedDepthwiseConv>(
+        kernels::PackDepthwiseConv(geometry, node.quantized->codes.data<int8_t>(), options_.isa));
+    layer().implementation = absl::StrCat("tern:depthwise-", kernels::IsaName(packed->isa));
+    program_.weight_bytes += packed->bytes();
+    program_.scratch_bytes =
+        std::max(program_.scratch_bytes, kernels::DepthwiseConvScratchBytes(*packed));
+    return [packed](const RunContext& run, const kernels::ClusterConvArgs& args) {
+      RunDepthwise(run, *packed, args);
+    };
+  }
+  const auto packed = std::make_shared<const kernels::PackedClusterConv>(
+      kernels::PackClusterConv(geometry, *node.quantized, options_.isa));
+  layer().implementation = absl::StrCat("tern:", kernels::IsaName(packed->isa));
+  program_.weight_bytes += packed->bytes();
   program_.scratch_bytes =
-      std::max(program_.scratch_bytes, kernels::ClusterConvScratchBytes(cluster->packed));
+      std::max(program_.scratch_bytes, kernels::ClusterConvScratchBytes(*packed));
+  return [packed](const RunContext& run, const kernels::ClusterConvArgs& args) {
+    RunCluster(run, *packed, args);
+  };
+}
+
+absl::Status Lowering::LowerOwn(const Node& node, const std::vector<float>& multiplier,
+                                const std::vector<float>& offset, float residual_multiplier,
+                                graph::ClipRange clamp) {
+  const OwnKernel kernel = PackOwn(node);
+  program_.weight_bytes += (multiplier.size() + offset.size()) * sizeof(float);
 
   const bool codes_out = quant(node.output).has_value();
   const int src = Get(node.inputs[0], Format::kU8);
   const int residual = node.has_residual() ? Get(node.inputs[1], Format::kU8) : -1;
-  const int dst = NewBuffer(codes_out ? Format::kU8 : Format::kF32, y);
+  const int dst = NewBuffer(codes_out ? Format::kU8 : Format::kF32, graph_.shape(node.output));
   std::vector<int> reads{src};
   if (residual >= 0) reads.push_back(residual);
   const uint8_t zero = static_cast<uint8_t>(quant(node.inputs[0])->zero_point);
@@ -445,8 +464,8 @@ absl::Status Lowering::LowerCluster(const Node& node, const std::vector<float>& 
     args.src = run.at<uint8_t>(src);
     args.batch = run.batch;
     args.src_zero_point = zero;
-    args.multiplier = cluster->multiplier.data();
-    args.offset = cluster->offset.data();
+    args.multiplier = multiplier.data();
+    args.offset = offset.data();
     if (residual >= 0) args.residual = run.at<uint8_t>(residual);
     args.residual_multiplier = residual_multiplier;
     if (codes_out) {
@@ -456,7 +475,7 @@ absl::Status Lowering::LowerCluster(const Node& node, const std::vector<float>& 
     }
     args.lo = clamp.lo;
     args.hi = clamp.hi;
-    RunCluster(run, cluster->packed, args);
+    kernel(run, args);
   };
   Define(node.output, dst);
   return absl::OkStatus();
@@ -465,31 +484,27 @@ absl::Status Lowering::LowerCluster(const Node& node, const std::vector<float>& 
 absl::Status Lowering::LowerFixedPoint(const Node& node) {
   const auto fixed = std::make_shared<const FixedPointLayer>(graph::FixedPointOf(graph_, node));
   const bool clustered = node.quantized->scheme != WeightScheme::kInt8;
+  const bool own = clustered || IsInt8Depthwise(node);
   IntegerWeights integers;
-  if (!clustered || ExpandsToInt8(node)) {
+  if (!own || (clustered && ExpandsToInt8(node))) {
     integers = Expand(node);
     TERN_ASSIGN_OR_RETURN(const bool done, LowerFixedPointOneDnn(node, integers, fixed));
     if (done) return absl::OkStatus();
   }
-  const Shape &x = graph_.shape(node.inputs[0]), &y = graph_.shape(node.output);
+  const Shape& y = graph_.shape(node.output);
   const uint8_t zero = static_cast<uint8_t>(quant(node.inputs[0])->zero_point);
   const bool codes_out = quant(node.output).has_value();
   const int src = Get(node.inputs[0], Format::kU8);
   const int residual = node.has_residual() ? Get(node.inputs[1], Format::kU8) : -1;
-  // Cluster layers round in the kernel where 32 bits suffice; the others leave their sums.
-  const bool fused = clustered && codes_out && fixed->narrow();
+  // Our kernels round where 32 bits suffice; elsewhere the sums come out.
+  const bool fused = own && codes_out && fixed->narrow();
   int out = -1;
   std::vector<int> reads{src};
   if (fused && residual >= 0) reads.push_back(residual);
   program_.weight_bytes += fixed->multiplier.size() * (sizeof(int32_t) + sizeof(int64_t));
-  if (clustered) {
+  if (own) {
     out = NewBuffer(fused ? Format::kU8 : Format::kS32, y);
-    const auto packed = std::make_shared<const kernels::PackedClusterConv>(
-        kernels::PackClusterConv(GeometryOf(node, x, y), *node.quantized, options_.isa));
-    layer().implementation = absl::StrCat("tern:", kernels::IsaName(packed->isa));
-    program_.weight_bytes += packed->bytes();
-    program_.scratch_bytes =
-        std::max(program_.scratch_bytes, kernels::ClusterConvScratchBytes(*packed));
+    const OwnKernel kernel = PackOwn(node);
     Step& step = AddStep(std::move(reads), {out});
     if (fused && residual >= 0 && residual != src) step.in_place = {{residual, out}};
     step.loop = [=](const RunContext& run) {
@@ -504,7 +519,7 @@ absl::Status Lowering::LowerFixedPoint(const Node& node) {
       } else {
         args.dst_s32 = run.at<int32_t>(out);
       }
-      RunCluster(run, *packed, args);
+      kernel(run, args);
     };
   } else {
     out = AddInt8Sums(node, integers, src);
@@ -737,6 +752,22 @@ void Lowering::RunCluster(const RunContext& run, const kernels::PackedClusterCon
     kernels::RunClusterConv(packed, own, pixels * p / parts, pixels * (p + 1) / parts,
                             static_cast<int>(blocks * b / channel_parts),
                             static_cast<int>(blocks * (b + 1) / channel_parts));
+  }
+}
+
+void Lowering::RunDepthwise(const RunContext& run, const kernels::PackedDepthwiseConv& packed,
+                            kernels::ClusterConvArgs args) {
+  const int64_t rows = int64_t{run.batch} * packed.geometry.oh;
+  if (run.threads == 1) {
+    args.scratch = run.scratch;
+    kernels::RunDepthwiseConv(packed, args, 0, rows);
+    return;
+  }
+#pragma omp parallel for schedule(static, 1) num_threads(run.threads)
+  for (int t = 0; t < run.threads; ++t) {
+    kernels::ClusterConvArgs own = args;
+    own.scratch = run.thread_scratch();
+    kernels::RunDepthwiseConv(packed, own, rows * t / run.threads, rows * (t + 1) / run.threads);
   }
 }
 

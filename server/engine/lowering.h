@@ -4,6 +4,7 @@
 #ifndef TERN_SERVER_ENGINE_LOWERING_H_
 #define TERN_SERVER_ENGINE_LOWERING_H_
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -19,6 +20,7 @@
 #include "server/engine/onednn.h"
 #include "server/engine/program.h"
 #include "server/kernels/cluster_conv.h"
+#include "server/kernels/depthwise_conv.h"
 
 namespace tern::engine {
 
@@ -137,14 +139,30 @@ class Lowering {
   void AddRequantize(int acc, int residual, int dst, std::shared_ptr<const FixedPointLayer> layer,
                      std::optional<graph::ClipRange> clip);
 
-  absl::Status LowerCluster(const Node& node, const std::vector<float>& multiplier,
-                            const std::vector<float>& offset, float residual_multiplier,
-                            graph::ClipRange clamp);
+  // On our own kernels, with the float epilogue.
+  absl::Status LowerOwn(const Node& node, const std::vector<float>& multiplier,
+                        const std::vector<float>& offset, float residual_multiplier,
+                        graph::ClipRange clamp);
+
+  // ---- Our own kernels -----------------------------------------------------------------------
+
+  // Runs a layer on the team; its arguments but for the scratch.
+  using OwnKernel = std::function<void(const RunContext&, const kernels::ClusterConvArgs&)>;
+
+  // Whether a layer's int8 weights are depthwise: one filter for each channel.
+  bool IsInt8Depthwise(const Node& node) const;
+
+  // Packs cluster or int8 depthwise weights, and names what runs the layer.
+  OwnKernel PackOwn(const Node& node);
 
   // Cuts the layer for the team into a grid of pixel ranges and output-channel ranges, whichever is
   // more even: late layers have few pixels, early ones few channels.
   static void RunCluster(const RunContext& run, const kernels::PackedClusterConv& packed,
                          kernels::ClusterConvArgs args);
+
+  // Cuts the layer for the team into ranges of rows.
+  static void RunDepthwise(const RunContext& run, const kernels::PackedDepthwiseConv& packed,
+                           kernels::ClusterConvArgs args);
 
   // ---- Other operators on codes --------------------------------------------------------------
 

@@ -194,6 +194,58 @@ TEST_P(OwnKernelsTest, AreBitIdenticalToTheReference) {
 INSTANTIATE_TEST_SUITE_P(Variants, OwnKernelsTest, ::testing::ValuesIn(OwnCases()),
                          [](const auto& info) { return info.param.name; });
 
+// Nothing but depthwise layers, one of which is the output.
+Graph DepthwiseChain() {
+  GraphBuilder b({37, 23, 20});
+  ConvAttributes dilated = Strided(1, 2, 37);
+  dilated.dilation_h = dilated.dilation_w = 2;
+  ConvAttributes uneven = Strided(2, 0, 37);
+  uneven.pad_bottom = uneven.pad_right = 1;
+  const ValueId skip = b.Conv(b.input(), 37, 3, Strided(1, 1, 37), kRelu6Range);
+  ValueId x = b.Conv(skip, 37, 5, Strided(1, 2, 37), kReluRange, skip);
+  x = b.Conv(x, 37, 3, Strided(1, 1, 37), {}, x);
+  x = b.Conv(x, 37, 3, dilated, kReluRange);
+  x = b.Conv(x, 37, 3, uneven, kRelu6Range);
+  x = b.Conv(x, 37, 5, Strided(2, 2, 37));
+  return b.Finish(b.Conv(x, 37, 3, Strided(1, 1, 37), kReluRange));
+}
+
+TEST(DepthwisePlanTest, EveryInt8LayerIsOurOwnAndBitIdenticalToTheReference) {
+  for (kernels::Isa isa : kernels::RunnableIsas()) {
+    for (bool fixed_point : {false, true}) {
+      for (bool float_output : {false, true}) {
+        for (int threads : {1, 3}) {
+          QuantizeOptions quantize;
+          quantize.float_output = float_output;
+          Case c{Quantized(DepthwiseChain(), quantize), {}, 3, threads};
+          if (fixed_point) {
+            ASSERT_TRUE(graph::RoundToFixedPoint(c.graph).ok());
+          }
+          c.options.isa = isa;
+          c.options.max_batch = 3;
+          int layers = 0;
+          ForEveryNode(c, InputFor(c.graph, 3),
+                       [&](const Node& node, const LayerInfo& layer, const Difference& d) {
+                         ++layers;
+                         EXPECT_EQ(d.worst, 0) << node.name << (fixed_point ? " fixed" : "");
+                         EXPECT_EQ(layer.implementation,
+                                   absl::StrCat("tern:depthwise-", kernels::IsaName(isa)));
+                       });
+          EXPECT_EQ(layers, 7);
+        }
+      }
+    }
+  }
+}
+
+TEST(DepthwisePlanTest, SeveralFiltersPerChannelAreNotDepthwise) {
+  GraphBuilder b({16, 9, 9});
+  const Graph graph = b.Finish(b.Conv(b.input(), 32, 3, Strided(1, 1, 16)));
+  const auto plan = Plan::Create(Quantized(graph, {}), {});
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_NE((*plan)->layers()[0].implementation.substr(0, 14), "tern:depthwise");
+}
+
 // One layer between a quantised input and a quantised or float output.
 struct LayerCase {
   std::string name;
@@ -360,8 +412,9 @@ TEST_P(OneDnnLayerTest, EightBitCodesAreExactOnEveryCpu) {
       const bool capped = std::getenv("ONEDNN_MAX_CPU_ISA") != nullptr ||
                           kernels::DetectIsa() != kernels::Isa::kAvx512Vnni;
       ForEveryNode(c, input, [&](const Node& node, const LayerInfo& layer, const Difference& d) {
-        if (node.quantized && capped) {
-          EXPECT_EQ(layer.implementation.substr(0, 9), "tern:int8");
+        const bool depthwise = node.conv.groups == c.graph.shape(node.inputs[0])[0];
+        if (node.quantized && (capped || depthwise)) {
+          EXPECT_EQ(layer.implementation.substr(0, 9), depthwise ? "tern:dept" : "tern:int8");
           EXPECT_EQ(d.worst, 0) << node.name << " by " << layer.implementation;
         } else if (c.graph.values[node.output].quant) {
           EXPECT_LE(d.worst, node.quantized ? 1 : 0) << node.name << " by " << layer.implementation;
