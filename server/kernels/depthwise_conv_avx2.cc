@@ -60,10 +60,11 @@ TERN_INLINE __m256i LoadLanes(const void* values, int half) {
                                  1);
 }
 
+template <Mode kMode>
 TERN_INLINE Constants LoadConstants(const DepthwiseTile& k) {
   Constants c{};
-  if (k.sums != nullptr) return c;
-  const bool fixed = k.fixed_multiplier != nullptr;
+  if constexpr (kMode == kSums) return c;
+  const bool fixed = kMode == kFixedPoint;
   const void* multiplier = fixed ? static_cast<const void*>(k.fixed_multiplier) : k.multiplier;
   const void* offset = fixed ? static_cast<const void*>(k.fixed_offset) : k.offset;
   for (int half = 0; half < 2; ++half) {
@@ -95,10 +96,10 @@ TERN_INLINE __m256i Shifted(const DepthwiseTile& k, const Constants& c, int half
   return _mm256_sra_epi32(v, _mm_cvtsi32_si128(k.shift));
 }
 
-template <int kPixels>
+template <Mode kMode, int kPixels>
 TERN_INLINE void Finish(const DepthwiseTile& k, const Constants& c, int64_t at,
                         const Vector (&sums)[kPixels][2]) {
-  if (k.sums != nullptr) {
+  if constexpr (kMode == kSums) {
     TERN_UNROLL
     for (int p = 0; p < kPixels; ++p) {
       __m256i* out = reinterpret_cast<__m256i*>(k.sums + at + p * k.pixel_elements);
@@ -111,7 +112,7 @@ TERN_INLINE void Finish(const DepthwiseTile& k, const Constants& c, int64_t at,
   for (int p = 0; p < kPixels; p += 2) {
     const int q = p + 1 < kPixels ? p + 1 : p;
     __m256i codes;
-    if (k.fixed_multiplier != nullptr) {
+    if constexpr (kMode == kFixedPoint) {
       codes = PackCodes(k, Shifted(k, c, 0, sums[p][0]), Shifted(k, c, 1, sums[p][1]),
                         Shifted(k, c, 0, sums[q][0]), Shifted(k, c, 1, sums[q][1]));
     } else {

@@ -66,10 +66,11 @@ TERN_INLINE __m512i LoadLanes(const void* values, int half) {
   return _mm512_permutex2var_epi32(first, index, second);
 }
 
+template <Mode kMode>
 TERN_INLINE Constants LoadConstants(const DepthwiseTile& k) {
   Constants c{};
-  if (k.sums != nullptr) return c;
-  const bool fixed = k.fixed_multiplier != nullptr;
+  if constexpr (kMode == kSums) return c;
+  const bool fixed = kMode == kFixedPoint;
   const void* multiplier = fixed ? static_cast<const void*>(k.fixed_multiplier) : k.multiplier;
   const void* offset = fixed ? static_cast<const void*>(k.fixed_offset) : k.offset;
   for (int half = 0; half < 2; ++half) {
@@ -101,10 +102,10 @@ TERN_INLINE __m512i Shifted(const DepthwiseTile& k, const Constants& c, int half
   return _mm512_sra_epi32(v, _mm_cvtsi32_si128(k.shift));
 }
 
-template <int kPixels>
+template <Mode kMode, int kPixels>
 TERN_INLINE void Finish(const DepthwiseTile& k, const Constants& c, int64_t at,
                         const Vector (&sums)[kPixels][2]) {
-  if (k.sums != nullptr) {
+  if constexpr (kMode == kSums) {
     const __m512i low = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27);
     const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(4));
     TERN_UNROLL
@@ -119,7 +120,7 @@ TERN_INLINE void Finish(const DepthwiseTile& k, const Constants& c, int64_t at,
   for (int p = 0; p < kPixels; p += 2) {
     const int q = p + 1 < kPixels ? p + 1 : p;
     __m512i codes;
-    if (k.fixed_multiplier != nullptr) {
+    if constexpr (kMode == kFixedPoint) {
       codes = PackCodes(k, Shifted(k, c, 0, sums[p][0]), Shifted(k, c, 1, sums[p][1]),
                         Shifted(k, c, 0, sums[q][0]), Shifted(k, c, 1, sums[q][1]));
     } else {

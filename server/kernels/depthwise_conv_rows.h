@@ -8,8 +8,8 @@
 //                                          past `rows` are not read and count as 0
 //   Multiply(x, weights)                   the dwords' dot products
 //   MultiplyAdd(sum, x, weights)           sum + these
-//   Constants, LoadConstants(tile)         of the epilogue
-//   Finish<pixels>(tile, constants, at, sums[pixels][2])
+//   Constants, LoadConstants<mode>(tile)   of the epilogue
+//   Finish<mode, pixels>(tile, constants, at, sums[pixels][2])
 // The same dwords serve every output that sees their column: kernel width / stride pixels of up to
 // two rows.
 
@@ -56,60 +56,60 @@ TERN_INLINE void SumTile(const DepthwiseTile& tile, const uint8_t* src,
   }
 }
 
-template <int kKernel, int kStride, int kRows, int kPixels>
+template <Mode kMode, int kKernel, int kStride, int kRows, int kPixels>
 TERN_INLINE void RunTile(const DepthwiseTile& tile, const Constants& constants, const uint8_t* src,
                          int64_t at) {
   Vector sums[kRows][kPixels][2];
   SumTile<kKernel, kStride, kRows, kPixels>(tile, src, sums);
   TERN_UNROLL
   for (int r = 0; r < kRows; ++r) {
-    Finish<kPixels>(tile, constants, at + r * tile.row_elements, sums[r]);
+    Finish<kMode, kPixels>(tile, constants, at + r * tile.row_elements, sums[r]);
   }
 }
 
 // The last `left` <= kPixels pixels.
-template <int kKernel, int kStride, int kRows, int kPixels>
+template <Mode kMode, int kKernel, int kStride, int kRows, int kPixels>
 TERN_INLINE void RunRest(const DepthwiseTile& tile, const Constants& constants, const uint8_t* src,
                          int64_t at, int left) {
   if constexpr (kPixels > 0) {
     if (left == kPixels) {
-      RunTile<kKernel, kStride, kRows, kPixels>(tile, constants, src, at);
+      RunTile<kMode, kKernel, kStride, kRows, kPixels>(tile, constants, src, at);
     } else {
-      RunRest<kKernel, kStride, kRows, kPixels - 1>(tile, constants, src, at, left);
+      RunRest<kMode, kKernel, kStride, kRows, kPixels - 1>(tile, constants, src, at, left);
     }
   }
 }
 
-template <int kKernel, int kStride, int kRows>
+template <Mode kMode, int kKernel, int kStride, int kRows>
 TERN_INLINE void RunRows(const DepthwiseTile& tile, const Constants& constants, const uint8_t* src,
                          int64_t at) {
   constexpr int kPixels = kTilePixels / kRows;
   int left = tile.pixels;
   for (; left >= kPixels; left -= kPixels) {
-    RunTile<kKernel, kStride, kRows, kPixels>(tile, constants, src, at);
+    RunTile<kMode, kKernel, kStride, kRows, kPixels>(tile, constants, src, at);
     src += kPixels * kStride * tile.column_stride;
     at += kPixels * tile.pixel_elements;
   }
-  RunRest<kKernel, kStride, kRows, kPixels - 1>(tile, constants, src, at, left);
+  RunRest<kMode, kKernel, kStride, kRows, kPixels - 1>(tile, constants, src, at, left);
 }
 
-template <int kKernel, int kStride>
-void Run(const DepthwiseTile& tile) {
+template <Mode kMode, int kKernel, int kStride>
+void RunMode(const DepthwiseTile& tile) {
   constexpr int kRows = kStride == 1 ? 2 : 1;
   const DepthwiseTile t = tile;  // a copy, so that the stores cannot change it
-  const Constants constants = LoadConstants(t);
+  const Constants constants = LoadConstants<kMode>(t);
   int r = 0;
   for (; r + kRows <= t.rows; r += kRows) {
-    RunRows<kKernel, kStride, kRows>(t, constants, t.src + r * kStride * t.row_stride,
-                                     r * t.row_elements);
+    RunRows<kMode, kKernel, kStride, kRows>(t, constants, t.src + r * kStride * t.row_stride,
+                                            r * t.row_elements);
   }
   if (r < t.rows) {
-    RunRows<kKernel, kStride, 1>(t, constants, t.src + r * kStride * t.row_stride,
-                                 r * t.row_elements);
+    RunRows<kMode, kKernel, kStride, 1>(t, constants, t.src + r * kStride * t.row_stride,
+                                        r * t.row_elements);
   }
 }
 
-template <int kPixels>
+template <Mode kMode, int kPixels>
 TERN_INLINE void RunAnyTile(const DepthwiseTile& tile, const Constants& constants,
                             const uint8_t* src, int64_t at) {
   Vector sums[kPixels][2];
@@ -128,22 +128,44 @@ TERN_INLINE void RunAnyTile(const DepthwiseTile& tile, const Constants& constant
       }
     }
   }
-  Finish<kPixels>(tile, constants, at, sums);
+  Finish<kMode, kPixels>(tile, constants, at, sums);
 }
 
-void RunAny(const DepthwiseTile& tile) {
+template <Mode kMode>
+void RunAnyMode(const DepthwiseTile& tile) {
   const DepthwiseTile t = tile;
-  const Constants constants = LoadConstants(t);
+  const Constants constants = LoadConstants<kMode>(t);
   const uint8_t* src = t.src;
   int64_t at = 0;
   int left = t.pixels;
   for (; left >= 4; left -= 4, at += 4 * t.pixel_elements) {
-    RunAnyTile<4>(t, constants, src, at);
+    RunAnyTile<kMode, 4>(t, constants, src, at);
     src += 4 * t.kw * t.column_stride;
   }
   for (; left > 0; --left, at += t.pixel_elements) {
-    RunAnyTile<1>(t, constants, src, at);
+    RunAnyTile<kMode, 1>(t, constants, src, at);
     src += t.kw * t.column_stride;
+  }
+}
+
+template <int kKernel, int kStride>
+void Run(const DepthwiseTile& tile) {
+  if (tile.sums != nullptr) {
+    RunMode<kSums, kKernel, kStride>(tile);
+  } else if (tile.fixed_multiplier != nullptr) {
+    RunMode<kFixedPoint, kKernel, kStride>(tile);
+  } else {
+    RunMode<kFloat, kKernel, kStride>(tile);
+  }
+}
+
+void RunAny(const DepthwiseTile& tile) {
+  if (tile.sums != nullptr) {
+    RunAnyMode<kSums>(tile);
+  } else if (tile.fixed_multiplier != nullptr) {
+    RunAnyMode<kFixedPoint>(tile);
+  } else {
+    RunAnyMode<kFloat>(tile);
   }
 }
 

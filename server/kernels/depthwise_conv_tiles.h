@@ -45,6 +45,9 @@ inline constexpr int kDepthwiseShapes = 5;
 // Output rows of a tile: those of stride 1 share what they read.
 constexpr int RowsOf(DepthwiseShape shape) { return shape == k3x3 || shape == k5x5 ? 2 : 1; }
 
+// What follows the sums: nothing, or one of the epilogues.
+enum Mode { kSums, kFloat, kFixedPoint };
+
 struct DepthwiseKernels {
   int block;        // channels; also the bytes of a pixel in a patch
   int group_rows;   // input rows whose weights share a dword: 2 (s16) or 4 (s8)

@@ -1,10 +1,12 @@
-// Speed of the cluster convolutions on ResNet-50's layers, one thread.
+// Speed of the cluster convolutions on ResNet-50's layers and of the int8 depthwise ones on
+// MobileNet v2's, one thread.
 //
 //   kernels_bench [isa [batch [milliseconds per measurement [layer name part]]]]
 //
 // Prints GMAC/s (10^9 multiply-accumulates per second), from the fastest of as many runs as fit
 // the given time: on a shared machine only the fastest run measures the code. Weights,
 // activations and output of a layer are warm. "total" weights each layer by how often it occurs.
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -15,6 +17,7 @@
 
 #include "server/base/aligned_buffer.h"
 #include "server/kernels/cluster_conv.h"
+#include "server/kernels/depthwise_conv.h"
 #include "server/tensor/cluster.h"
 
 namespace tern::kernels {
@@ -53,7 +56,22 @@ constexpr Config kConfigs[] = {
     {"4-bit N=64", 64, WeightScheme::kInt4Cluster},
 };
 
-// Seconds of the fastest run.
+// Seconds of the fastest of as many runs as fit.
+template <typename F>
+double Fastest(double seconds, F run) {
+  using Clock = std::chrono::steady_clock;
+  const auto start = Clock::now();
+  double best = 1e9;
+  for (int runs = 0;
+       runs < 3 || std::chrono::duration<double>(Clock::now() - start).count() < seconds; ++runs) {
+    const auto begin = Clock::now();
+    run();
+    best = std::min(best, std::chrono::duration<double>(Clock::now() - begin).count());
+  }
+  return best;
+}
+
+// Of a cluster convolution.
 double Measure(const Layer& layer, const Config& config, Isa isa, int batch, double seconds) {
   std::mt19937 random(1);
   ConvGeometry g;
@@ -96,16 +114,72 @@ double Measure(const Layer& layer, const Config& config, Isa isa, int batch, dou
   args.dst = dst.as<uint8_t>();
   args.scratch = scratch.data();
 
-  using Clock = std::chrono::steady_clock;
-  const auto start = Clock::now();
-  double best = 1e9;
-  for (int runs = 0;
-       runs < 3 || std::chrono::duration<double>(Clock::now() - start).count() < seconds; ++runs) {
-    const auto begin = Clock::now();
-    RunClusterConv(conv, args, 0, pixels, 0, OutputBlocks(g));
-    best = std::min(best, std::chrono::duration<double>(Clock::now() - begin).count());
+  return Fastest(seconds, [&] { RunClusterConv(conv, args, 0, pixels, 0, OutputBlocks(g)); });
+}
+
+struct DepthwiseLayer {
+  const char* name;
+  int channels, size, stride, times;
+};
+
+// Of 3x3 kernels.
+constexpr DepthwiseLayer kDepthwiseLayers[] = {
+    {"dw_32_112", 32, 112, 1, 1},    {"dw_96_112_s2", 96, 112, 2, 1},
+    {"dw_144_56", 144, 56, 1, 1},    {"dw_144_56_s2", 144, 56, 2, 1},
+    {"dw_192_28", 192, 28, 1, 2},    {"dw_192_28_s2", 192, 28, 2, 1},
+    {"dw_384_14", 384, 14, 1, 4},    {"dw_576_14", 576, 14, 1, 2},
+    {"dw_576_14_s2", 576, 14, 2, 1}, {"dw_960_7", 960, 7, 1, 3},
+};
+
+// Seconds of the fastest run with a square kernel of `k`.
+double MeasureDepthwise(const DepthwiseLayer& layer, int k, Isa isa, int batch, double seconds) {
+  std::mt19937 random(1);
+  ConvGeometry g;
+  g.ih = g.iw = layer.size;
+  g.ic = g.oc = layer.channels;
+  g.kh = g.kw = k;
+  g.stride_h = g.stride_w = layer.stride;
+  g.pad_top = g.pad_left = k / 2;
+  g.oh = g.ow = layer.size / layer.stride;
+  std::vector<int8_t> weights(static_cast<size_t>(g.oc) * k * k);
+  for (int8_t& w : weights) w = static_cast<int8_t>(random());
+  const PackedDepthwiseConv conv = PackDepthwiseConv(g, weights, isa);
+  AlignedBuffer src(static_cast<size_t>(batch) * g.ih * g.iw * g.ic);
+  AlignedBuffer dst(static_cast<size_t>(batch) * g.oh * g.ow * g.oc);
+  AlignedBuffer scratch(DepthwiseConvScratchBytes(conv));
+  for (size_t i = 0; i < src.size_bytes(); ++i)
+    src.as<uint8_t>()[i] = static_cast<uint8_t>(random());
+  const std::vector<float> multiplier(g.oc, 1e-3f);
+  const std::vector<float> offset(g.oc, 100.0f);
+  ClusterConvArgs args;
+  args.src = src.as<uint8_t>();
+  args.batch = batch;
+  args.multiplier = multiplier.data();
+  args.offset = offset.data();
+  args.dst = dst.as<uint8_t>();
+  args.scratch = scratch.data();
+  return Fastest(seconds, [&] { RunDepthwiseConv(conv, args, 0, int64_t{batch} * g.oh); });
+}
+
+void PrintDepthwise(Isa isa, int batch, double seconds, const char* part) {
+  std::printf("\n| depthwise | x | 3x3 MMAC | 3x3 us | 3x3 GMAC/s | 5x5 us | 5x5 GMAC/s |\n");
+  std::printf("|---|---|---|---|---|---|---|\n");
+  double total[2] = {};
+  for (const DepthwiseLayer& layer : kDepthwiseLayers) {
+    if (std::strstr(layer.name, part) == nullptr) continue;
+    const double out = layer.size / layer.stride;
+    const double taps = batch * out * out * layer.channels;
+    std::printf("| %s | %d | %.2f |", layer.name, layer.times, 9 * taps * 1e-6);
+    for (int i = 0; i < 2; ++i) {
+      const int k = 3 + 2 * i;
+      const double best = MeasureDepthwise(layer, k, isa, batch, seconds);
+      total[i] += best * layer.times;
+      std::printf(" %.1f | %.1f |", best * 1e6, taps * k * k / best * 1e-9);
+      std::fflush(stdout);
+    }
+    std::printf("\n");
   }
-  return best;
+  std::printf("| all, weighted | | | %.1f | | %.1f | |\n", total[0] * 1e6, total[1] * 1e6);
 }
 
 int Main(int argc, char** argv) {
@@ -142,6 +216,7 @@ int Main(int argc, char** argv) {
     std::printf(" %.1f (%.2f ms) |", total_macs / seconds_of_all * 1e-9, seconds_of_all * 1e3);
   }
   std::printf("\n");
+  PrintDepthwise(*isa, batch, seconds, part);
   return 0;
 }
 
