@@ -153,7 +153,7 @@ class Runner {
     const Range x =
         Inner(0, g_.ow, g_.stride_w, g_.pad_left, g_.kw, g_.iw, kernels_.tile / cut_.rows);
     const int64_t inner = int64_t{y.last - y.first} * (x.last - x.first);
-    if (cut_.shape == kAny || channels_ < cut_.block || 2 * inner < int64_t{end - begin} * g_.ow) {
+    if (cut_.shape == kAny || channels_ < cut_.block || 3 * inner < 2 * int64_t{end - begin} * g_.ow) {
       RunPatches(begin, end, 0, g_.ow);
       return;
     }
