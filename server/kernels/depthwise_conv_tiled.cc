@@ -30,6 +30,9 @@ DepthwiseShape ShapeOf(const ConvGeometry& g) {
   return g.stride_h == 1 ? k5x5 : k5x5Stride2;
 }
 
+// Output rows of a tile: those of stride 1 share what they read.
+int RowsOf(DepthwiseShape shape) { return shape == k3x3 || shape == k5x5 ? 2 : 1; }
+
 // How a layer is cut.
 struct Cut {
   Cut(const ConvGeometry& geometry, const DepthwiseKernels& kernels)
@@ -153,7 +156,8 @@ class Runner {
     const Range x =
         Inner(0, g_.ow, g_.stride_w, g_.pad_left, g_.kw, g_.iw, kernels_.tile / cut_.rows);
     const int64_t inner = int64_t{y.last - y.first} * (x.last - x.first);
-    if (cut_.shape == kAny || channels_ < cut_.block || 3 * inner < 2 * int64_t{end - begin} * g_.ow) {
+    if (cut_.shape == kAny || channels_ < cut_.block ||
+        3 * inner < 2 * int64_t{end - begin} * g_.ow) {
       RunPatches(begin, end, 0, g_.ow);
       return;
     }

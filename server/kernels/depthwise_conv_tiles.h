@@ -42,9 +42,6 @@ using DepthwiseKernel = void (*)(const DepthwiseTile&);
 enum DepthwiseShape : int32_t { k3x3, k3x3Stride2, k5x5, k5x5Stride2, kAny };
 inline constexpr int kDepthwiseShapes = 5;
 
-// Output rows of a tile: those of stride 1 share what they read.
-constexpr int RowsOf(DepthwiseShape shape) { return shape == k3x3 || shape == k5x5 ? 2 : 1; }
-
 // What follows the sums: nothing, or one of the epilogues.
 enum Mode { kSums, kFloat, kFixedPoint };
 
