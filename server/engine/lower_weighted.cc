@@ -418,18 +418,16 @@ absl::Status Lowering::LowerCluster(const Node& node, const std::vector<float>& 
   const Shape &x = graph_.shape(node.inputs[0]), &y = graph_.shape(node.output);
   const kernels::ConvGeometry geometry = GeometryOf(node, x, y);
   struct Layer {
-    kernels::PackedClusterConv packed;
+    kernels::ClusterKernel kernel;
     std::vector<float> multiplier, offset;
   };
-  auto cluster = std::make_shared<Layer>();
-  cluster->packed = kernels::PackClusterConv(geometry, *node.quantized, options_.isa);
-  cluster->multiplier = multiplier;
-  cluster->offset = offset;
-  layer().implementation = absl::StrCat("tern:", kernels::IsaName(cluster->packed.isa));
+  const auto cluster = std::make_shared<const Layer>(
+      Layer{kernels::ClusterKernel::Make(geometry, *node.quantized, options_.isa), multiplier,
+            offset});
+  layer().implementation = absl::StrCat("tern:", cluster->kernel.name());
   program_.weight_bytes +=
-      cluster->packed.bytes() + (multiplier.size() + offset.size()) * sizeof(float);
-  program_.scratch_bytes =
-      std::max(program_.scratch_bytes, kernels::ClusterConvScratchBytes(cluster->packed));
+      cluster->kernel.bytes() + (multiplier.size() + offset.size()) * sizeof(float);
+  program_.scratch_bytes = std::max(program_.scratch_bytes, cluster->kernel.scratch_bytes());
 
   const bool codes_out = quant(node.output).has_value();
   const int src = Get(node.inputs[0], Format::kU8);
@@ -456,7 +454,7 @@ absl::Status Lowering::LowerCluster(const Node& node, const std::vector<float>& 
     }
     args.lo = clamp.lo;
     args.hi = clamp.hi;
-    RunCluster(run, cluster->packed, args);
+    RunCluster(run, cluster->kernel, args);
   };
   Define(node.output, dst);
   return absl::OkStatus();
@@ -484,12 +482,11 @@ absl::Status Lowering::LowerFixedPoint(const Node& node) {
   program_.weight_bytes += fixed->multiplier.size() * (sizeof(int32_t) + sizeof(int64_t));
   if (clustered) {
     out = NewBuffer(fused ? Format::kU8 : Format::kS32, y);
-    const auto packed = std::make_shared<const kernels::PackedClusterConv>(
-        kernels::PackClusterConv(GeometryOf(node, x, y), *node.quantized, options_.isa));
-    layer().implementation = absl::StrCat("tern:", kernels::IsaName(packed->isa));
-    program_.weight_bytes += packed->bytes();
-    program_.scratch_bytes =
-        std::max(program_.scratch_bytes, kernels::ClusterConvScratchBytes(*packed));
+    const auto kernel = std::make_shared<const kernels::ClusterKernel>(
+        kernels::ClusterKernel::Make(GeometryOf(node, x, y), *node.quantized, options_.isa));
+    layer().implementation = absl::StrCat("tern:", kernel->name());
+    program_.weight_bytes += kernel->bytes();
+    program_.scratch_bytes = std::max(program_.scratch_bytes, kernel->scratch_bytes());
     Step& step = AddStep(std::move(reads), {out});
     if (fused && residual >= 0 && residual != src) step.in_place = {{residual, out}};
     step.loop = [=](const RunContext& run) {
@@ -504,7 +501,7 @@ absl::Status Lowering::LowerFixedPoint(const Node& node) {
       } else {
         args.dst_s32 = run.at<int32_t>(out);
       }
-      RunCluster(run, *packed, args);
+      RunCluster(run, *kernel, args);
     };
   } else {
     out = AddInt8Sums(node, integers, src);
@@ -707,17 +704,16 @@ absl::StatusOr<bool> Lowering::LowerFixedPointOneDnn(const Node& node,
   return true;
 }
 
-void Lowering::RunCluster(const RunContext& run, const kernels::PackedClusterConv& packed,
+void Lowering::RunCluster(const RunContext& run, const kernels::ClusterKernel& kernel,
                           kernels::ClusterConvArgs args) {
-  const auto& g = packed.geometry;
-  const int64_t pixels = int64_t{run.batch} * g.oh * g.ow;
-  const int blocks = kernels::OutputBlocks(g);
-  int parts = 1;  // of the pixels
+  const int64_t units = kernel.Units(run.batch);
+  const int blocks = kernels::OutputBlocks(kernel.geometry());
+  int parts = 1;  // of the units
   int64_t least = std::numeric_limits<int64_t>::max();
   for (int p = 1; p <= run.threads; ++p) {
     if (run.threads % p != 0) continue;
     const int b = run.threads / p;
-    const int64_t cost = ((pixels + p - 1) / p) * ((blocks + b - 1) / b);
+    const int64_t cost = ((units + p - 1) / p) * ((blocks + b - 1) / b);
     if (cost <= least) {
       least = cost;
       parts = p;
@@ -726,7 +722,7 @@ void Lowering::RunCluster(const RunContext& run, const kernels::PackedClusterCon
   const int channel_parts = run.threads / parts;
   if (run.threads == 1) {
     args.scratch = run.scratch;
-    kernels::RunClusterConv(packed, args, 0, pixels, 0, blocks);
+    kernel.Run(args, 0, units, 0, blocks);
     return;
   }
 #pragma omp parallel for schedule(static, 1) num_threads(run.threads)
@@ -734,9 +730,9 @@ void Lowering::RunCluster(const RunContext& run, const kernels::PackedClusterCon
     const int64_t p = task % parts, b = task / parts;
     kernels::ClusterConvArgs own = args;
     own.scratch = run.thread_scratch();
-    kernels::RunClusterConv(packed, own, pixels * p / parts, pixels * (p + 1) / parts,
-                            static_cast<int>(blocks * b / channel_parts),
-                            static_cast<int>(blocks * (b + 1) / channel_parts));
+    kernel.Run(own, units * p / parts, units * (p + 1) / parts,
+               static_cast<int>(blocks * b / channel_parts),
+               static_cast<int>(blocks * (b + 1) / channel_parts));
   }
 }
 

@@ -19,6 +19,7 @@
 #include "server/engine/onednn.h"
 #include "server/engine/program.h"
 #include "server/kernels/cluster_conv.h"
+#include "server/kernels/cluster_kernel.h"
 
 namespace tern::engine {
 
@@ -141,9 +142,9 @@ class Lowering {
                             const std::vector<float>& offset, float residual_multiplier,
                             graph::ClipRange clamp);
 
-  // Cuts the layer for the team into a grid of pixel ranges and output-channel ranges, whichever is
+  // Cuts the layer for the team into a grid of unit ranges and output-channel ranges, whichever is
   // more even: late layers have few pixels, early ones few channels.
-  static void RunCluster(const RunContext& run, const kernels::PackedClusterConv& packed,
+  static void RunCluster(const RunContext& run, const kernels::ClusterKernel& kernel,
                          kernels::ClusterConvArgs args);
 
   // ---- Other operators on codes --------------------------------------------------------------

@@ -164,7 +164,7 @@ class Runner {
       for (int group = 0; group < groups; ++group) {
         BuildGroup(scratch_.planes + int64_t{4 * kGroupQuads * kLanes} * group, scratch_.table);
         const int64_t at = int64_t{group} * PaddedOutputs(g_) + o;
-        sum.states = conv_.states.as<uint8_t>() + kGroupQuads * at;
+        sum.states = conv_.states.as<uint16_t>() + kGroupQuads * at;
         sum.scales = conv_.scales.as<int32_t>() + PairsPerGroup(conv_) * at;
         sum.clear = group == 0;
         add(sum);
@@ -319,19 +319,31 @@ PackedTableConv PackTableConv(const ConvGeometry& geometry, const QuantizedWeigh
   const auto scales = weights.cluster_scales.data<int8_t>();
 
   const int quads = g.ic / 4;
-  conv.states = AlignedBuffer(static_cast<size_t>(quads) * outputs * taps);
-  uint8_t* states = conv.states.as<uint8_t>();
-  std::memset(states, kZeroState, conv.states.size_bytes());
-  for (int64_t o = 0; o < g.oc; ++o) {
+  const auto state_of = [&](int64_t o, int64_t quad, int tap) {
+    if (o >= g.oc) return kZeroState;
+    const int8_t* channel = codes.data() + (o * g.ic + quad / 2 * 8) * taps;
+    int state = 0;
+    for (int c : kQuadOffsets[quad % 2]) state = 3 * state + channel[c * taps + tap] + 1;
+    return state;
+  };
+  if (Is3x3(g)) {
+    conv.states = AlignedBuffer(static_cast<size_t>(quads) * outputs * taps);
+    uint8_t* states = conv.states.as<uint8_t>();
     for (int64_t quad = 0; quad < quads; ++quad) {
-      const int8_t* channel = codes.data() + (o * g.ic + quad / 2 * 8) * taps;
-      for (int t = 0; t < taps; ++t) {
-        int state = 0;
-        for (int c : kQuadOffsets[quad % 2]) state = 3 * state + channel[c * taps + t] + 1;
-        const int64_t at =
-            Is3x3(g) ? (quad * outputs + o) * 9 + t
-                     : (quad / kGroupQuads * outputs + o) * kGroupQuads + quad % kGroupQuads;
-        states[at] = static_cast<uint8_t>(state);
+      for (int64_t o = 0; o < outputs; ++o) {
+        for (int t = 0; t < taps; ++t) *states++ = static_cast<uint8_t>(state_of(o, quad, t));
+      }
+    }
+  } else {
+    conv.states = AlignedBuffer(sizeof(uint16_t) * quads * outputs);
+    uint16_t* states = conv.states.as<uint16_t>();
+    static_assert(kTable1x1Bytes <= 65536);
+    for (int64_t group = 0; group < quads / kGroupQuads; ++group) {
+      for (int64_t o = 0; o < outputs; ++o) {
+        for (int q = 0; q < kGroupQuads; ++q) {
+          *states++ = static_cast<uint16_t>(
+              2 * kLanes * (kStates * q + state_of(o, group * kGroupQuads + q, 0)));
+        }
       }
     }
   }

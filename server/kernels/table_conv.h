@@ -3,8 +3,8 @@
 //
 // Four channels have 81 ternary combinations. For a row of pixels a table holds all 81 sums in the
 // first-level cache; an output channel then adds one row of it per four weights instead of
-// multiplying. Weights are one state byte 0..80 per four weights. The table is built once for all
-// output channels, so this pays for layers with many of them.
+// multiplying. The table is built once for all output channels, so this pays for layers with many of
+// them.
 //
 // Pure functions: no allocation, no threads, no errors. The caller validated the shapes.
 #ifndef TERN_SERVER_KERNELS_TABLE_CONV_H_
@@ -32,7 +32,8 @@ struct PackedTableConv {
   ConvGeometry geometry;
   int cluster_size = 0;  // N
   // Quads (four channels of one cluster, see table_conv.cc), output channels rounded up to blocks.
-  // 3x3: u8 [quad][output channel][tap]; 1x1: u8 [quad / 8][output channel][quad % 8].
+  // 3x3: states 0..80, u8 [quad][output channel][tap];
+  // 1x1: byte offsets in the tables of eight quads, u16 [quad / 8][output channel][quad % 8].
   AlignedBuffer states;
   // Pairs of s16, the scales of a pair of clusters. 3x3: [pair][output channel];
   // 1x1: [quad / 8][output channel][pairs in 32 channels].

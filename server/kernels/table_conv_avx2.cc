@@ -129,40 +129,69 @@ void AddQuad(const QuadArgs& args) {
   }
 }
 
+// Takes the low 16 bits off `packed`. Assembly, because GCC copies the word for each of them: the
+// loop is bound by the number of its instructions.
+TERN_INLINE uint64_t TakeOffset(uint64_t& packed) {
+  uint64_t at;
+  asm("movzwl %w[packed], %k[at]\n\t"
+      "shrq $16, %[packed]"
+      : [at] "=&r"(at), [packed] "+r"(packed)
+      :
+      : "cc");
+  return at;
+}
+
+// Four of a group's rows.
+TERN_INLINE void FourRows(const char* table, const uint16_t* states, __m256i& a0, __m256i& b0,
+                          __m256i& a1, __m256i& b1) {
+  uint64_t packed;
+  __builtin_memcpy(&packed, states, 8);
+  a0 = Load(table + TakeOffset(packed));
+  b0 = Load(table + TakeOffset(packed));
+  a1 = Load(table + TakeOffset(packed));
+  b1 = Load(table + packed);
+}
+
 // Even quads belong to the first cluster of their pair, odd ones to the second.
-template <int kPairs>
-void AddGroup(const GroupArgs& args) {
+template <int kPairs, bool kClear>
+TERN_INLINE void AddGroup(const GroupArgs& args) {
   const char* const table = args.table;
-  const uint8_t* states = args.states;
+  const uint16_t* states = args.states;
   const int32_t* scales = args.scales;
   int32_t* acc = args.acc;
-  const bool clear = args.clear;
-  for (int o = args.outputs; o > 0; --o, states += 8, scales += kPairs, acc += 16) {
-    uint64_t packed;
-    __builtin_memcpy(&packed, states, 8);
-    const auto row = [&](int quad) __attribute__((always_inline)) {
-      const uint64_t at = (quad == 0 ? packed << 5 : packed >> (8 * quad - 5)) & 0xfe0;
-      return Load(table + 32 * kStates * quad + at);
-    };
+  for (int32_t* const end = acc + 16 * args.outputs; acc != end; acc += 16) {
+    __m256i a[4], b[4];
+    FourRows(table, states, a[0], b[0], a[1], b[1]);
+    FourRows(table, states + 4, a[2], b[2], a[3], b[3]);
+    states += kGroupQuads;
     __m256i l = _mm256_setzero_si256(), h = l;
-    if (!clear) {
+    if constexpr (!kClear) {
       l = Load(acc);
       h = Load(acc + 8);
     }
-    constexpr int kQuads = kGroupQuads / kPairs;
+    constexpr int kQuads = 4 / kPairs;  // of one cluster
     TERN_UNROLL
     for (int pair = 0; pair < kPairs; ++pair) {
-      __m256i a = row(pair * kQuads);
-      __m256i b = row(pair * kQuads + 1);
+      __m256i first = a[pair * kQuads], second = b[pair * kQuads];
       TERN_UNROLL
-      for (int q = 2; q < kQuads; q += 2) {
-        a = _mm256_add_epi16(a, row(pair * kQuads + q));
-        b = _mm256_add_epi16(b, row(pair * kQuads + q + 1));
+      for (int q = pair * kQuads + 1; q < (pair + 1) * kQuads; ++q) {
+        first = _mm256_add_epi16(first, a[q]);
+        second = _mm256_add_epi16(second, b[q]);
       }
-      Flush(a, b, scales[pair], l, h);
+      Flush(first, second, scales[pair], l, h);
     }
+    scales += kPairs;
     Store(acc, l);
     Store(acc + 8, h);
+  }
+}
+
+template <int kPairs>
+void AddGroups(const GroupArgs& args) {
+  if (args.clear) {
+    AddGroup<kPairs, true>(args);
+  } else {
+    AddGroup<kPairs, false>(args);
   }
 }
 
@@ -251,6 +280,6 @@ const QuadKernel kQuadKernels[kMaxRows][kMaxVectors][4] = {
     {TERN_STEPS(3, 1), TERN_STEPS(3, 2)},
 };
 
-const GroupKernel kGroupKernels[5] = {nullptr, AddGroup<1>, AddGroup<2>, nullptr, AddGroup<4>};
+const GroupKernel kGroupKernels[5] = {nullptr, AddGroups<1>, AddGroups<2>, nullptr, AddGroups<4>};
 
 }  // namespace tern::kernels::tables

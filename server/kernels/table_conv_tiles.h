@@ -59,7 +59,7 @@ inline constexpr size_t kTable1x1Bytes = size_t{kGroupQuads} * kStates * 2 * kLa
 
 struct GroupArgs {
   const char* table;      // [8 quads][81][16] s16, 64-byte aligned
-  const uint8_t* states;  // [outputs][8]
+  const uint16_t* states; // [outputs][8]: bytes from `table` to the row
   const int32_t* scales;  // [outputs][pairs]
   int32_t* acc;           // [outputs][16] in the order of QuadArgs::acc
   bool clear;
