@@ -1,6 +1,7 @@
 // Between the driver of the SIMD convolutions (cluster_conv_tiled.cc) and their register
-// blocks (cluster_conv_<isa>.cc); the sum-table convolutions (table_conv.cc) share the epilogue. Included by files with their own instruction-set flags:
-// keep it free of inline code and of library headers that have some.
+// blocks (cluster_conv_<isa>.cc); the sum-table convolutions (table_conv.cc) share the epilogue.
+// Included by files with their own instruction-set flags: keep it free of inline code and of
+// library headers that have some.
 #ifndef TERN_SERVER_KERNELS_CLUSTER_CONV_TILES_H_
 #define TERN_SERVER_KERNELS_CLUSTER_CONV_TILES_H_
 

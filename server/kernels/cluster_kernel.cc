@@ -1,8 +1,9 @@
 #include "server/kernels/cluster_kernel.h"
 
+#include <time.h>
+
 #include <algorithm>
 #include <array>
-#include <chrono>
 #include <cstring>
 #include <map>
 #include <mutex>
@@ -19,9 +20,16 @@ constexpr int kLeastPixels = 32;
 
 // A measurement runs both kernels in turn, at least this often, until the time is over.
 constexpr int kLeastRounds = 3;
-constexpr std::chrono::microseconds kMeasureTime(1000);
+constexpr double kMeasureSeconds = 1e-3;
 // Multiply-accumulates of one run, about; at least one tile.
 constexpr int64_t kMeasuredMacs = 8 << 20;
+
+// Of this thread: other work on the machine counts little.
+double CpuSeconds() {
+  timespec time{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
+}
 
 // Whether the tables take less time for one image. More images only fill their tiles better.
 bool MeasureTables(const PackedClusterConv& tiles, const PackedTableConv& tables) {
@@ -44,32 +52,42 @@ bool MeasureTables(const PackedClusterConv& tiles, const PackedTableConv& tables
   args.dst = dst.as<uint8_t>();
   args.scratch = scratch.data();
 
-  using Clock = std::chrono::steady_clock;
-  const auto time = [](Clock::duration& least, const auto& run) {
-    const Clock::time_point begin = Clock::now();
+  const auto time = [](double& least, const auto& run) {
+    const double begin = CpuSeconds();
     run();
-    least = std::min(least, Clock::now() - begin);
+    least = std::min(least, CpuSeconds() - begin);
   };
-  Clock::duration tiles_time = Clock::duration::max(), tables_time = tiles_time;
-  const Clock::time_point end = Clock::now() + kMeasureTime;
-  for (int round = 0; round < kLeastRounds || Clock::now() < end; ++round) {
+  double tiles_time = 1e9, tables_time = 1e9;
+  const double end = CpuSeconds() + kMeasureSeconds;
+  for (int round = 0; round < kLeastRounds || CpuSeconds() < end; ++round) {
     time(tiles_time, [&] { RunClusterConv(tiles, args, 0, some_pixels, 0, OutputBlocks(g)); });
     time(tables_time, [&] { RunTableConv(tables, args, 0, some_tiles, 0, OutputBlocks(g)); });
   }
-  // Per pixel: tiles of the tables may hold more or fewer of them than the average.
-  return static_cast<double>(tables_time.count()) / some_tiles * all_tiles <
-         static_cast<double>(tiles_time.count()) / some_pixels * pixels;
+  const auto whole = [](double part, int64_t some, int64_t all) {
+    return part / static_cast<double>(some) * static_cast<double>(all);
+  };
+  return whole(tables_time, some_tiles, all_tiles) < whole(tiles_time, some_pixels, pixels);
 }
 
 bool TablesAreFaster(const PackedClusterConv& tiles, const PackedTableConv& tables) {
   const ConvGeometry& g = tiles.geometry;
   if (g.oc < kLeastOutputs || g.oh * g.ow < kLeastPixels) return false;
   using Key = std::array<int, 16>;
-  const Key key{g.ih,         g.iw,         g.ic,
-                g.oh,         g.ow,         g.oc,
-                g.kh,         g.kw,         g.stride_h,
-                g.stride_w,   g.pad_top,    g.pad_left,
-                g.dilation_h, g.dilation_w, tiles.cluster_size,
+  const Key key{g.ih,
+                g.iw,
+                g.ic,
+                g.oh,
+                g.ow,
+                g.oc,
+                g.kh,
+                g.kw,
+                g.stride_h,
+                g.stride_w,
+                g.pad_top,
+                g.pad_left,
+                g.dilation_h,
+                g.dilation_w,
+                tiles.cluster_size,
                 static_cast<int>(tiles.isa)};
   static std::mutex mutex;
   static auto* const known = new std::map<Key, bool>();

@@ -65,14 +65,14 @@ Tiling MakeTiling(const ConvGeometry& g, int batch) {
     const int per_line = ((vectors == 1 ? kLanes : kMaxWidth) + 2) / (width + 2);
     for (int bands = 1; bands <= std::min(per_line, g.oh); ++bands) {
       Tiling t{column_parts, width, bands, (g.oh + bands - 1) / bands, per_line, vectors};
-      // Pieces of two or three rows.
-      t.pieces = std::max(1, t.height / 2);
+      // Pieces of three or two rows.
+      t.pieces = (t.height + 2) / 3;
       t.strips = int64_t{batch} * bands * column_parts;
       t.groups = (t.strips + per_line - 1) / per_line;
       // Cycles per quad: two additions, or one store of a table row, per cycle.
-      const double cost = static_cast<double>(t.groups) *
-                          (0.5 * 9 * t.height * vectors * PaddedOutputs(g) +
-                           2.0 * kStates * (t.height + 2 * t.pieces));
+      const double cost =
+          static_cast<double>(t.groups) * (0.5 * 9 * t.height * vectors * PaddedOutputs(g) +
+                                           2.0 * kStates * (t.height + 2 * t.pieces));
       if (best.vectors == 0 || cost < best_cost) {
         best = t;
         best_cost = cost;

@@ -3,8 +3,8 @@
 //
 // Four channels have 81 ternary combinations. For a row of pixels a table holds all 81 sums in the
 // first-level cache; an output channel then adds one row of it per four weights instead of
-// multiplying. The table is built once for all output channels, so this pays for layers with many of
-// them.
+// multiplying. The table is built once for all output channels, so this pays for layers with many
+// of them.
 //
 // Pure functions: no allocation, no threads, no errors. The caller validated the shapes.
 #ifndef TERN_SERVER_KERNELS_TABLE_CONV_H_

@@ -32,15 +32,9 @@ TERN_INLINE void BuildRows(const uint8_t* planes, int64_t plane_stride, char* ta
   const __m256i minus1 = _mm256_sub_epi16(zero, x[1]);
   const __m256i minus2 = _mm256_sub_epi16(zero, x[2]);
   const __m256i minus3 = _mm256_sub_epi16(zero, x[3]);
-  const __m256i low[9] = {_mm256_sub_epi16(minus2, x[3]),
-                          minus2,
-                          _mm256_sub_epi16(x[3], x[2]),
-                          minus3,
-                          zero,
-                          x[3],
-                          _mm256_sub_epi16(x[2], x[3]),
-                          x[2],
-                          _mm256_add_epi16(x[2], x[3])};
+  const __m256i low[9] = {
+      _mm256_sub_epi16(minus2, x[3]), minus2, _mm256_sub_epi16(x[3], x[2]), minus3, zero, x[3],
+      _mm256_sub_epi16(x[2], x[3]),   x[2],   _mm256_add_epi16(x[2], x[3])};
   TERN_UNROLL
   for (int i = 0; i < 9; ++i) {
     __m256i high = i % 3 == 0 ? minus1 : i % 3 == 1 ? zero : x[1];
@@ -94,9 +88,7 @@ void AddQuad(const QuadArgs& args) {
     for (int t = 0; t < 9; ++t) {
       uint64_t at;
       if constexpr (kPitch == 256) {
-        at = t == 0   ? packed << 8 & 0xff00
-             : t == 8 ? ninth << 8
-                      : packed >> (8 * t - 8) & 0xff00;
+        at = t == 0 ? packed << 8 & 0xff00 : t == 8 ? ninth << 8 : packed >> (8 * t - 8) & 0xff00;
       } else {
         at = (t == 8 ? ninth : packed >> (8 * t) & 0xff) * kPitch;
       }
@@ -269,10 +261,10 @@ void TransposeSums(const int32_t* acc, int64_t stride, int32_t* tile) {
   }
 }
 
-#define TERN_STEPS(rows, vectors)                                                        \
-  {                                                                                      \
-    AddQuad<rows, vectors, false, false>, AddQuad<rows, vectors, true, false>,           \
-        AddQuad<rows, vectors, false, true>, AddQuad<rows, vectors, true, true>          \
+#define TERN_STEPS(rows, vectors)                                               \
+  {                                                                             \
+    AddQuad<rows, vectors, false, false>, AddQuad<rows, vectors, true, false>,  \
+        AddQuad<rows, vectors, false, true>, AddQuad<rows, vectors, true, true> \
   }
 const QuadKernel kQuadKernels[kMaxRows][kMaxVectors][4] = {
     {TERN_STEPS(1, 1), TERN_STEPS(1, 2)},

@@ -58,10 +58,10 @@ inline constexpr int kGroupQuads = 8;  // 32 channels at a time
 inline constexpr size_t kTable1x1Bytes = size_t{kGroupQuads} * kStates * 2 * kLanes;
 
 struct GroupArgs {
-  const char* table;      // [8 quads][81][16] s16, 64-byte aligned
-  const uint16_t* states; // [outputs][8]: bytes from `table` to the row
-  const int32_t* scales;  // [outputs][pairs]
-  int32_t* acc;           // [outputs][16] in the order of QuadArgs::acc
+  const char* table;       // [8 quads][81][16] s16, 64-byte aligned
+  const uint16_t* states;  // [outputs][8]: bytes from `table` to the row
+  const int32_t* scales;   // [outputs][pairs]
+  int32_t* acc;            // [outputs][16] in the order of QuadArgs::acc
   bool clear;
   int outputs;
 };

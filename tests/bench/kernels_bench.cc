@@ -118,9 +118,8 @@ Times Measure(const Layer& layer, const Config& config, Isa isa, int batch, doub
        runs < 3 || std::chrono::duration<double>(Clock::now() - start).count() < seconds; ++runs) {
     time(best.tiles, [&] { RunClusterConv(conv, args, 0, pixels, 0, OutputBlocks(g)); });
     if (!has_tables) continue;
-    time(best.tables, [&] {
-      RunTableConv(tables, args, 0, TableConvTiles(tables, batch), 0, OutputBlocks(g));
-    });
+    time(best.tables,
+         [&] { RunTableConv(tables, args, 0, TableConvTiles(tables, batch), 0, OutputBlocks(g)); });
   }
   return best;
 }

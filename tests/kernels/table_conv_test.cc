@@ -86,8 +86,7 @@ std::vector<T> Result(const Problem& p, Output output, size_t scratch_bytes, con
   const GuardedBuffer<uint8_t> src(p.src, guard);
   const GuardedBuffer<uint8_t> residual(p.residual, guard);
   GuardedBuffer<T> dst(std::vector<T>(p.outputs(), T{77}), guard);
-  GuardedBuffer<uint8_t> scratch(std::vector<uint8_t>((scratch_bytes + 63) / 64 * 64, 0xEE),
-                                 guard);
+  GuardedBuffer<uint8_t> scratch(std::vector<uint8_t>((scratch_bytes + 63) / 64 * 64, 0xEE), guard);
   ClusterConvArgs args;
   args.src = src.data();
   args.batch = p.batch;
@@ -224,7 +223,8 @@ TEST_P(TableConvTest, DisjointRangesMayRunAtOnceAndCoverEverything) {
           ClusterConvArgs own = args;
           own.scratch = scratch.data();
           const int t = part % 3, half = part / 3;
-          RunTableConv(tables, own, tiles * t / 3, tiles * (t + 1) / 3, 2 * half, half == 0 ? 2 : 5);
+          RunTableConv(tables, own, tiles * t / 3, tiles * (t + 1) / 3, 2 * half,
+                       half == 0 ? 2 : 5);
         });
       }
       for (std::thread& thread : threads) thread.join();
