@@ -216,14 +216,15 @@ TEST_P(TableConvTest, DisjointRangesMayRunAtOnceAndCoverEverything) {
     const PackedTableConv tables = PackTableConv(p.g, p.weights);
     const int64_t tiles = TableConvTiles(tables, p.batch);
     const auto got = Result<int32_t>(p, kSums, 0, [&](const ClusterConvArgs& args) {
+      // Some parts of 3x3 begin in the middle of a group of tiles.
       std::vector<std::thread> threads;
-      for (int part = 0; part < 6; ++part) {
+      for (int part = 0; part < 8; ++part) {
         threads.emplace_back([&, part] {
           AlignedBuffer scratch(TableConvScratchBytes(tables));
           ClusterConvArgs own = args;
           own.scratch = scratch.data();
-          const int t = part % 3, half = part / 3;
-          RunTableConv(tables, own, tiles * t / 3, tiles * (t + 1) / 3, 2 * half,
+          const int t = part % 4, half = part / 4;
+          RunTableConv(tables, own, tiles * t / 4, tiles * (t + 1) / 4, 2 * half,
                        half == 0 ? 2 : 5);
         });
       }
