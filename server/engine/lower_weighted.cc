@@ -421,9 +421,8 @@ absl::Status Lowering::LowerCluster(const Node& node, const std::vector<float>& 
     kernels::ClusterKernel kernel;
     std::vector<float> multiplier, offset;
   };
-  const auto cluster = std::make_shared<const Layer>(
-      Layer{kernels::ClusterKernel::Make(geometry, *node.quantized, options_.isa), multiplier,
-            offset});
+  const auto cluster = std::make_shared<const Layer>(Layer{
+      kernels::ClusterKernel::Make(geometry, *node.quantized, options_.isa), multiplier, offset});
   layer().implementation = absl::StrCat("tern:", cluster->kernel.name());
   program_.weight_bytes +=
       cluster->kernel.bytes() + (multiplier.size() + offset.size()) * sizeof(float);
