@@ -433,14 +433,13 @@ Lowering::OwnKernel Lowering::PackOwn(const Node& node) {
       RunDepthwise(run, *packed, args);
     };
   }
-  const auto packed = std::make_shared<const kernels::PackedClusterConv>(
-      kernels::PackClusterConv(geometry, *node.quantized, options_.isa));
-  layer().implementation = absl::StrCat("tern:", kernels::IsaName(packed->isa));
-  program_.weight_bytes += packed->bytes();
-  program_.scratch_bytes =
-      std::max(program_.scratch_bytes, kernels::ClusterConvScratchBytes(*packed));
-  return [packed](const RunContext& run, const kernels::ClusterConvArgs& args) {
-    RunCluster(run, *packed, args);
+  const auto kernel = std::make_shared<const kernels::ClusterKernel>(
+      kernels::ClusterKernel::Make(geometry, *node.quantized, options_.isa));
+  layer().implementation = absl::StrCat("tern:", kernel->name());
+  program_.weight_bytes += kernel->bytes();
+  program_.scratch_bytes = std::max(program_.scratch_bytes, kernel->scratch_bytes());
+  return [kernel](const RunContext& run, const kernels::ClusterConvArgs& args) {
+    RunCluster(run, *kernel, args);
   };
 }
 
@@ -722,17 +721,16 @@ absl::StatusOr<bool> Lowering::LowerFixedPointOneDnn(const Node& node,
   return true;
 }
 
-void Lowering::RunCluster(const RunContext& run, const kernels::PackedClusterConv& packed,
+void Lowering::RunCluster(const RunContext& run, const kernels::ClusterKernel& kernel,
                           kernels::ClusterConvArgs args) {
-  const auto& g = packed.geometry;
-  const int64_t pixels = int64_t{run.batch} * g.oh * g.ow;
-  const int blocks = kernels::OutputBlocks(g);
-  int parts = 1;  // of the pixels
+  const int64_t units = kernel.Units(run.batch);
+  const int blocks = kernels::OutputBlocks(kernel.geometry());
+  int parts = 1;  // of the units
   int64_t least = std::numeric_limits<int64_t>::max();
   for (int p = 1; p <= run.threads; ++p) {
     if (run.threads % p != 0) continue;
     const int b = run.threads / p;
-    const int64_t cost = ((pixels + p - 1) / p) * ((blocks + b - 1) / b);
+    const int64_t cost = ((units + p - 1) / p) * ((blocks + b - 1) / b);
     if (cost <= least) {
       least = cost;
       parts = p;
@@ -741,7 +739,7 @@ void Lowering::RunCluster(const RunContext& run, const kernels::PackedClusterCon
   const int channel_parts = run.threads / parts;
   if (run.threads == 1) {
     args.scratch = run.scratch;
-    kernels::RunClusterConv(packed, args, 0, pixels, 0, blocks);
+    kernel.Run(args, 0, units, 0, blocks);
     return;
   }
 #pragma omp parallel for schedule(static, 1) num_threads(run.threads)
@@ -749,9 +747,9 @@ void Lowering::RunCluster(const RunContext& run, const kernels::PackedClusterCon
     const int64_t p = task % parts, b = task / parts;
     kernels::ClusterConvArgs own = args;
     own.scratch = run.thread_scratch();
-    kernels::RunClusterConv(packed, own, pixels * p / parts, pixels * (p + 1) / parts,
-                            static_cast<int>(blocks * b / channel_parts),
-                            static_cast<int>(blocks * (b + 1) / channel_parts));
+    kernel.Run(own, units * p / parts, units * (p + 1) / parts,
+               static_cast<int>(blocks * b / channel_parts),
+               static_cast<int>(blocks * (b + 1) / channel_parts));
   }
 }
 

@@ -20,6 +20,7 @@
 #include "server/engine/onednn.h"
 #include "server/engine/program.h"
 #include "server/kernels/cluster_conv.h"
+#include "server/kernels/cluster_kernel.h"
 #include "server/kernels/depthwise_conv.h"
 
 namespace tern::engine {
@@ -155,9 +156,9 @@ class Lowering {
   // Packs cluster or int8 depthwise weights, and names what runs the layer.
   OwnKernel PackOwn(const Node& node);
 
-  // Cuts the layer for the team into a grid of pixel ranges and output-channel ranges, whichever is
+  // Cuts the layer for the team into a grid of unit ranges and output-channel ranges, whichever is
   // more even: late layers have few pixels, early ones few channels.
-  static void RunCluster(const RunContext& run, const kernels::PackedClusterConv& packed,
+  static void RunCluster(const RunContext& run, const kernels::ClusterKernel& kernel,
                          kernels::ClusterConvArgs args);
 
   // Cuts the layer for the team into ranges of rows.

@@ -27,7 +27,7 @@ struct Constants {
   __m256 multiplier[2], offset[2], residual_multiplier, lo, hi;
 };
 
-TERN_INLINE Constants LoadConstants(const TileArgs& k) {
+TERN_INLINE Constants LoadConstants(const EpilogueArgs& k) {
   return {{_mm256_load_ps(k.multiplier), _mm256_load_ps(k.multiplier + 8)},
           {_mm256_load_ps(k.offset), _mm256_load_ps(k.offset + 8)},
           _mm256_set1_ps(k.residual_multiplier),
@@ -58,14 +58,14 @@ TERN_INLINE __m128i RoundToU8(__m256 v0, __m256 v1) {
 }
 
 // The common case: 16 channels to u8.
-template <int kPixels, bool kResidual>
-TERN_INLINE void FinishFull(const TileArgs& args, const int32_t* acc) {
+template <bool kResidual>
+TERN_INLINE void FinishFull(const EpilogueArgs& args, const int32_t* acc, int pixels) {
   const Constants k = LoadConstants(args);
   const int64_t stride = args.stride;
   const uint8_t* residual = args.residual;
   uint8_t* y = args.dst;
   TERN_UNROLL
-  for (int p = 0; p < kPixels; ++p) {
+  for (int p = 0; p < pixels; ++p) {
     __m256 v0 = Affine(k, 0, acc + 16 * p);
     __m256 v1 = Affine(k, 1, acc + 16 * p);
     if constexpr (kResidual) {
@@ -80,7 +80,7 @@ TERN_INLINE void FinishFull(const TileArgs& args, const int32_t* acc) {
 }
 
 // A short block of channels, or f32 output.
-__attribute__((noinline)) void FinishAny(const TileArgs& args, const int32_t* acc, int pixels) {
+__attribute__((noinline)) void FinishAny(const EpilogueArgs& args, const int32_t* acc, int pixels) {
   const Constants k = LoadConstants(args);
   for (int p = 0; p < pixels; ++p) {
     __m256 v0 = Affine(k, 0, acc + 16 * p);
@@ -108,16 +108,16 @@ __attribute__((noinline)) void FinishAny(const TileArgs& args, const int32_t* ac
 }
 
 // 8 sums of the fixed-point epilogue; `codes` are their residuals.
-TERN_INLINE __m256i FixedSum(const TileArgs& k, const int32_t* acc, int half) {
+TERN_INLINE __m256i FixedSum(const EpilogueArgs& k, const int32_t* acc, int half) {
   return _mm256_add_epi32(
       _mm256_mullo_epi32(Load(acc + 8 * half), Load(k.fixed_multiplier + 8 * half)),
       Load(k.fixed_offset + 8 * half));
 }
-TERN_INLINE __m256i AddFixedResidual(const TileArgs& k, __m128i codes, __m256i v) {
+TERN_INLINE __m256i AddFixedResidual(const EpilogueArgs& k, __m128i codes, __m256i v) {
   return _mm256_add_epi32(v, _mm256_mullo_epi32(_mm256_cvtepu8_epi32(codes),
                                                 _mm256_set1_epi32(k.fixed_residual_multiplier)));
 }
-TERN_INLINE __m128i ShiftToU8(const TileArgs& k, __m256i v0, __m256i v1) {
+TERN_INLINE __m128i ShiftToU8(const EpilogueArgs& k, __m256i v0, __m256i v1) {
   const __m128i shift = _mm_cvtsi32_si128(k.shift);
   const __m256i words =
       _mm256_packs_epi32(_mm256_sra_epi32(v0, shift), _mm256_sra_epi32(v1, shift));
@@ -129,8 +129,9 @@ TERN_INLINE __m128i ShiftToU8(const TileArgs& k, __m256i v0, __m256i v1) {
 }
 
 // The fixed-point epilogue, or the sums themselves.
-__attribute__((noinline)) void FinishFixed(const TileArgs& args, const int32_t* acc, int pixels) {
-  const TileArgs k = args;  // a copy, so that the stores to dst cannot change it
+__attribute__((noinline)) void FinishFixed(const EpilogueArgs& args, const int32_t* acc,
+                                           int pixels) {
+  const EpilogueArgs k = args;  // a copy, so that the stores to dst cannot change it
   for (int p = 0; p < pixels; ++p, acc += 16) {
     const int64_t at = p * k.stride;
     if (k.dst_s32 != nullptr) {
@@ -163,18 +164,17 @@ __attribute__((noinline)) void FinishFixed(const TileArgs& args, const int32_t* 
 }
 
 // The epilogue of a tile whose s32 sums are acc[pixel][16], 32-byte aligned.
-template <int kPixels>
-TERN_INLINE void Finish(const TileArgs& args, const int32_t* acc) {
+TERN_INLINE void Finish(const EpilogueArgs& args, const int32_t* acc, int pixels) {
   if (args.multiplier == nullptr || args.dst_s32 != nullptr) {
-    FinishFixed(args, acc, kPixels);
+    FinishFixed(args, acc, pixels);
   } else if (args.channels == 16 && args.dst != nullptr) {
     if (args.residual != nullptr) {
-      FinishFull<kPixels, true>(args, acc);
+      FinishFull<true>(args, acc, pixels);
     } else {
-      FinishFull<kPixels, false>(args, acc);
+      FinishFull<false>(args, acc, pixels);
     }
   } else {
-    FinishAny(args, acc, kPixels);
+    FinishAny(args, acc, pixels);
   }
 }
 
@@ -247,7 +247,7 @@ void GeneralTile(const TileArgs& k) {
       _mm256_store_si256(a, _mm256_add_epi32(_mm256_load_si256(a), product));
     }
   }
-  Finish<kPixels>(k, acc);
+  Finish(k, acc, kPixels);
 }
 
 // One half (8 output channels) of a pairs tile: 10 s32 sums, two weights, the scales and two
@@ -292,10 +292,14 @@ void PairsTile(const TileArgs& k) {
   TERN_UNROLL
   for (int p = 0; p < kPixels; ++p) x[p] = k.inputs[p];
   for (int half = 0; half < 2; ++half) PairsHalf<kPixels>(k, half, x, acc);
-  Finish<kPixels>(k, acc);
+  Finish(k, acc, kPixels);
 }
 
 }  // namespace
+
+void FinishAvx2(const EpilogueArgs& args, const int32_t* acc, int pixels) {
+  Finish(args, acc, pixels);
+}
 
 const TileKernels kAvx2Tiles[kKinds] = {
     {6,

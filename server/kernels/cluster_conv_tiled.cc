@@ -4,6 +4,7 @@
 #include <cassert>
 #include <cstring>
 
+#include "server/kernels/cluster_conv_epilogue.h"
 #include "server/kernels/cluster_conv_tiles.h"
 #include "server/kernels/cluster_conv_variants.h"
 #include "server/tensor/cluster.h"
@@ -306,27 +307,9 @@ void Run(const PackedClusterConv& conv, const ClusterConvArgs& args, int64_t pix
   const int64_t chunks = (pixels + chunk - 1) / chunk;
 
   TileArgs tile{};
+  BlockEpilogue epilogue(g, args, tile);
   tile.program = conv.layout.data() + kLayoutFields;
   tile.flushes = conv.layout[kFlushes];
-  tile.stride = g.oc;
-  tile.residual_multiplier = args.residual_multiplier;
-  tile.lo = args.lo;
-  tile.hi = args.hi;
-  alignas(64) float multiplier[kOutputBlock] = {};
-  alignas(64) float offset[kOutputBlock] = {};
-  alignas(64) int32_t fixed_multiplier[kOutputBlock] = {};
-  alignas(64) int32_t fixed_offset[kOutputBlock] = {};
-  if (args.fixed != nullptr) {
-    tile.fixed_multiplier = fixed_multiplier;
-    tile.fixed_offset = fixed_offset;
-    tile.fixed_residual_multiplier = static_cast<int32_t>(args.fixed->residual_multiplier);
-    tile.shift = args.fixed->shift;
-    tile.fixed_lo = static_cast<uint8_t>(args.fixed->lo);
-    tile.fixed_hi = static_cast<uint8_t>(args.fixed->hi);
-  } else {
-    tile.multiplier = multiplier;
-    tile.offset = offset;
-  }
   const int64_t block_weights = int64_t{conv.layout[kSteps]} * kStepBytes;
   const int64_t block_scales = int64_t{conv.layout[kFlushes]} * kFlushScales;
 
@@ -341,26 +324,14 @@ void Run(const PackedClusterConv& conv, const ClusterConvArgs& args, int64_t pix
       pointers.Fill(first + begin, static_cast<int>(end - begin), inputs + taps * begin);
     }
     for (int block = block_begin; block < block_end; ++block) {
-      const int o = block * kOutputBlock;
-      tile.channels = std::min(kOutputBlock, g.oc - o);
-      if (args.fixed != nullptr) {
-        std::copy_n(args.fixed->multiplier.data() + o, tile.channels, fixed_multiplier);
-        std::copy_n(args.fixed->narrow_offset.data() + o, tile.channels, fixed_offset);
-      } else if (args.dst_s32 == nullptr) {
-        std::copy_n(args.multiplier + o, tile.channels, multiplier);
-        std::copy_n(args.offset + o, tile.channels, offset);
-      }
+      epilogue.SetBlock(block);
       tile.weights = conv.weights.as<int8_t>() + block * block_weights;
       tile.scales = conv.scales.as<int16_t>() + block * block_scales;
       for (int64_t t = 0; t < tiles; ++t) {
         const int64_t begin = count * t / tiles;
         const int64_t end = count * (t + 1) / tiles;
         tile.inputs = inputs + taps * begin;
-        const int64_t out = (first + begin) * g.oc + o;
-        tile.residual = args.residual != nullptr ? args.residual + out : nullptr;
-        tile.dst = args.dst != nullptr ? args.dst + out : nullptr;
-        tile.dst_f32 = args.dst_f32 != nullptr ? args.dst_f32 + out : nullptr;
-        tile.dst_s32 = args.dst_s32 != nullptr ? args.dst_s32 + out : nullptr;
+        epilogue.SetPixel(first + begin);
         kernels.run[end - begin](tile);
       }
     }

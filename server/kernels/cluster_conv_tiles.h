@@ -1,6 +1,7 @@
 // Between the driver of the SIMD convolutions (cluster_conv_tiled.cc) and their register
-// blocks (cluster_conv_<isa>.cc). Included by files with their own instruction-set flags:
-// keep it free of inline code and of library headers that have some.
+// blocks (cluster_conv_<isa>.cc); the sum-table convolutions (table_conv.cc) share the epilogue.
+// Included by files with their own instruction-set flags: keep it free of inline code and of
+// library headers that have some.
 #ifndef TERN_SERVER_KERNELS_CLUSTER_CONV_TILES_H_
 #define TERN_SERVER_KERNELS_CLUSTER_CONV_TILES_H_
 
@@ -20,18 +21,10 @@ enum Kind : int32_t {
 };
 inline constexpr int kKinds = 2;
 
-// One tile: up to max_pixels consecutive output pixels x one block of 16 output channels.
-struct TileArgs {
-  const uint8_t* const* inputs;  // [taps][pixels of the tile]: first channel of a pixel
-  const int8_t* weights;         // [steps][16 output channels][4 channels], 64-byte aligned
-  const int16_t* scales;         // [flushes][16 output channels][2], 64-byte aligned
-  // Per flush: the number of runs, then per run {first channel, tap << 8 | steps}; the steps
-  // of a run are consecutive dwords. Unused by kPairs.
-  const int32_t* program;
-  int32_t flushes;
-
-  // The epilogue of cluster_conv.h. Pointers are at the tile's first pixel and first output
-  // channel; the next pixel is `stride` elements on.
+// The epilogue of cluster_conv.h for one block of 16 output channels.
+struct EpilogueArgs {
+  // Pointers are at the first pixel and the block's first output channel; the next pixel is
+  // `stride` elements on.
   const float* multiplier;  // [16], 64-byte aligned, any value past `channels`
   const float* offset;
   const uint8_t* residual;  // or null
@@ -49,6 +42,20 @@ struct TileArgs {
   // Set: the sums themselves go there, and nothing else of the epilogue applies.
   int32_t* dst_s32;
 };
+
+// One tile: up to max_pixels consecutive output pixels x one block of 16 output channels.
+struct TileArgs : EpilogueArgs {
+  const uint8_t* const* inputs;  // [taps][pixels of the tile]: first channel of a pixel
+  const int8_t* weights;         // [steps][16 output channels][4 channels], 64-byte aligned
+  const int16_t* scales;         // [flushes][16 output channels][2], 64-byte aligned
+  // Per flush: the number of runs, then per run {first channel, tap << 8 | steps}; the steps
+  // of a run are consecutive dwords. Unused by kPairs.
+  const int32_t* program;
+  int32_t flushes;
+};
+
+// Finishes `pixels` consecutive pixels whose sums are acc[pixel][16], 32-byte aligned.
+void FinishAvx2(const EpilogueArgs& args, const int32_t* acc, int pixels);
 
 using TileKernel = void (*)(const TileArgs&);
 

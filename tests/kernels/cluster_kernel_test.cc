@@ -1,0 +1,109 @@
+// Whichever kernel is chosen, the sums are those of the scalar definition.
+#include "server/kernels/cluster_kernel.h"
+
+#include <random>
+#include <string>
+#include <vector>
+
+#include "gtest/gtest.h"
+#include "server/base/aligned_buffer.h"
+#include "server/tensor/cluster.h"
+#include "tests/kernels/isa_test.h"
+
+namespace tern::kernels {
+namespace {
+
+ConvGeometry Square(int size, int ic, int oc, int k) {
+  ConvGeometry g;
+  g.ih = g.iw = g.oh = g.ow = size;
+  g.ic = ic;
+  g.oc = oc;
+  g.kh = g.kw = k;
+  g.pad_top = g.pad_left = k / 2;
+  return g;
+}
+
+QuantizedWeights RandomWeights(const ConvGeometry& g, WeightScheme scheme, int n) {
+  std::mt19937 random(1);
+  QuantizedWeights weights;
+  weights.scheme = scheme;
+  weights.cluster_size = n;
+  weights.codes = Tensor(DType::kS8, {g.oc, g.ic, g.kh, g.kw});
+  for (int8_t& code : weights.codes.data<int8_t>()) {
+    code = static_cast<int8_t>(static_cast<int>(random() % 3) - 1);
+  }
+  weights.cluster_scales = Tensor(DType::kS8, {g.oc, ClusterMap(g.ic, n).clusters()});
+  for (int8_t& scale : weights.cluster_scales.data<int8_t>()) {
+    scale = static_cast<int8_t>(1 + random() % 127);
+  }
+  return weights;
+}
+
+// The sums of `batch` images in `cuts` x 2 calls.
+std::vector<int32_t> Sums(const ClusterKernel& kernel, int batch, int cuts) {
+  const ConvGeometry& g = kernel.geometry();
+  std::mt19937 random(2);
+  std::vector<uint8_t> src(static_cast<size_t>(batch) * g.ih * g.iw * g.ic);
+  for (uint8_t& x : src) x = static_cast<uint8_t>(random());
+  std::vector<int32_t> sums(static_cast<size_t>(batch) * g.oh * g.ow * g.oc, 77);
+  AlignedBuffer scratch(kernel.scratch_bytes());
+  ClusterConvArgs args;
+  args.src = src.data();
+  args.batch = batch;
+  args.src_zero_point = 9;
+  args.dst_s32 = sums.data();
+  args.scratch = scratch.data();
+  const int64_t units = kernel.Units(batch);
+  const int blocks = OutputBlocks(g);
+  for (int i = 0; i < cuts; ++i) {
+    for (int half = 0; half < 2; ++half) {
+      kernel.Run(args, units * i / cuts, units * (i + 1) / cuts, blocks * half / 2,
+                 blocks * (half + 1) / 2);
+    }
+  }
+  return sums;
+}
+
+class ClusterKernelTest : public IsaTest {};
+
+TEST_P(ClusterKernelTest, GivesTheSumsOfTheDefinitionWhateverItChooses) {
+  for (int k : {1, 3}) {
+    for (int n : {4, 64}) {
+      for (int size : {6, 14}) {
+        const ConvGeometry g = Square(size, 64, 144, k);
+        const QuantizedWeights weights = RandomWeights(g, WeightScheme::kTernaryCluster, n);
+        const ClusterKernel expected = ClusterKernel::Make(g, weights, Isa::kScalar);
+        const ClusterKernel kernel = ClusterKernel::Make(g, weights, GetParam());
+        EXPECT_EQ(expected.name(), "scalar");
+        for (int batch : {1, 3}) {
+          EXPECT_EQ(Sums(kernel, batch, 4), Sums(expected, batch, 1))
+              << kernel.name() << " kernel " << k << " N=" << n << " size " << size;
+        }
+      }
+    }
+  }
+}
+
+TEST_P(ClusterKernelTest, ChoosesTheSameForEqualLayers) {
+  const ConvGeometry g = Square(14, 64, 128, 3);
+  const QuantizedWeights weights = RandomWeights(g, WeightScheme::kTernaryCluster, 16);
+  const std::string name = ClusterKernel::Make(g, weights, GetParam()).name();
+  EXPECT_TRUE(name == IsaName(GetParam()) || name == "sum-tables-avx2") << name;
+  for (int i = 0; i < 5; ++i) EXPECT_EQ(ClusterKernel::Make(g, weights, GetParam()).name(), name);
+}
+
+TEST_P(ClusterKernelTest, KeepsTilesForFewOutputsAndForWeightsThatTablesDoNotTake) {
+  const auto name = [](const ConvGeometry& g, WeightScheme scheme, int n) {
+    return ClusterKernel::Make(g, RandomWeights(g, scheme, n), GetParam()).name();
+  };
+  const char* tiles = IsaName(GetParam());
+  EXPECT_EQ(name(Square(14, 64, 48, 3), WeightScheme::kTernaryCluster, 16), tiles);
+  EXPECT_EQ(name(Square(1, 256, 256, 1), WeightScheme::kTernaryCluster, 16), tiles);
+  EXPECT_EQ(name(Square(14, 64, 128, 3), WeightScheme::kTernaryCluster, 5), tiles);
+  EXPECT_EQ(name(Square(14, 64, 128, 3), WeightScheme::kInt4Cluster, 16), tiles);
+}
+
+INSTANTIATE_TEST_SUITE_P(Isas, ClusterKernelTest, kAllIsas, IsaSuffix);
+
+}  // namespace
+}  // namespace tern::kernels
