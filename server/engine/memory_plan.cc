@@ -48,7 +48,8 @@ void PlanMemory(Program& program) {
   for (size_t b = 0; b < buffers.size(); ++b) {
     group_of[b] = static_cast<int>(b);
     groups[b] = {buffers[b].first, buffers[b].last,
-                 RoundUp(buffers[b].sample_bytes * SamplesOf(program, buffers[b])), 0, buffers[b].pinned};
+                 RoundUp(buffers[b].sample_bytes * SamplesOf(program, buffers[b])), 0,
+                 buffers[b].pinned};
   }
   // In step order, so that a chain of in-place steps grows from its beginning.
   for (int s = 0; s < end; ++s) {
@@ -58,7 +59,8 @@ void PlanMemory(Program& program) {
       const Buffer& to = buffers[wish.to];
       Group& source = groups[group_of[from_root]];
       if (from.constant >= 0 || from.pinned || source.pinned || source.last != s || to.first != s ||
-          group_of[wish.to] != wish.to || from.sample_bytes != to.sample_bytes || from.max_samples != to.max_samples) {
+          group_of[wish.to] != wish.to || from.sample_bytes != to.sample_bytes ||
+          from.max_samples != to.max_samples) {
         continue;
       }
       source.last = std::max(source.last, to.last);

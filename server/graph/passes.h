@@ -31,8 +31,8 @@ int FuseResidualAdds(Graph& graph);
 
 // A copy that only quantises (a reshape to the same shape whose result alone is held as codes) of
 // a value that nobody else reads: what computes the value, or the image, becomes the codes itself.
-// And what only moves codes (slice, reshape, transpose, zero padding, max pool) keeps them as codes.
-// After the other fusions, which need a float value between their two nodes.
+// And what only moves codes (slice, reshape, transpose, zero padding, max pool) keeps them as
+// codes. After the other fusions, which need a float value between their two nodes.
 int FuseQuantization(Graph& graph);
 
 // Removes nodes whose results nobody reads, identities (reshapes, transposes, 1x1 pools) and

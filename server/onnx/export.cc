@@ -344,14 +344,12 @@ class Exporter {
              std::vector<int64_t>{conv.pad_top, conv.pad_left, conv.pad_bottom, conv.pad_right}},
             {"dilations", std::vector<int64_t>{conv.dilation_h, conv.dilation_w}},
             {"group", int64_t{conv.groups}}};
-        const std::vector<std::string> inputs{Read(node.inputs[0]), Weight(node),
-                                              Bias(node)};
+        const std::vector<std::string> inputs{Read(node.inputs[0]), Weight(node), Bias(node)};
         Epilogue(node, Main("Conv", node, inputs, !HasEpilogue(node), attributes));
         return;
       }
       case OpType::kFullyConnected: {
-        const std::vector<std::string> inputs{Read(node.inputs[0]), Weight(node),
-                                              Bias(node)};
+        const std::vector<std::string> inputs{Read(node.inputs[0]), Weight(node), Bias(node)};
         Epilogue(node, Main("Gemm", node, inputs, !HasEpilogue(node), {{"transB", int64_t{1}}}));
         return;
       }

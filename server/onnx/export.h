@@ -21,9 +21,9 @@ namespace tern::onnx {
 // the cluster scales [o,c,1,1], int8 dequantised with scale 1, follows. (int32 products would be
 // the same, but onnxruntime's optimiser turns them into an operator that does not take them.)
 // Biases stay float; those of a fixed-point graph carry half a unit of their layer's sums, so that
-// ties round up as they do in the engine. A fused residual is an Add, a fused activation a Relu or Clip; ceil_mode is
-// written as the pads that it comes to, so that the runtimes' different readings of it do not
-// matter.
+// ties round up as they do in the engine. A fused residual is an Add, a fused activation a Relu or
+// Clip; ceil_mode is written as the pads that it comes to, so that the runtimes' different readings
+// of it do not matter.
 //
 // `metadata` becomes the model's metadata_props. Deterministic. INVALID_ARGUMENT if the graph is
 // not valid; RESOURCE_EXHAUSTED beyond protobuf's 2 GiB. Thread safe.

@@ -392,8 +392,8 @@ absl::StatusOr<CodedWeights> Compensate(const ClusterLayout& layout, absl::Span<
   // With fewer positions than columns H has directions without any variance, in which the target
   // would fit noise and codes would be free: what looks perfect on the calibration images is not on
   // others.
-  const double scarcity = static_cast<double>(columns) /
-                          static_cast<double>(std::max<int64_t>(moments.count(), 1));
+  const double scarcity =
+      static_cast<double>(columns) / static_cast<double>(std::max<int64_t>(moments.count(), 1));
   const double target_damping = options.target_damping + kTargetScarcity * scarcity;
   const double damping = options.damping + kSearchScarcity * scarcity;
 

@@ -53,9 +53,10 @@ class Moments {
 struct CompensateOptions {
   int max_code = 1;
   ScaleGrid grid;
-  int sweeps = 3;         // of coordinate descent before scales are rounded; one more follows
-  // Added to the diagonal of H, as shares of its mean: in the search, and in the target's regression.
-  // Where there are few positions for the number of columns, more is added to both (compensate.cc).
+  int sweeps = 3;  // of coordinate descent before scales are rounded; one more follows
+  // Added to the diagonal of H, as shares of its mean: in the search, and in the target's
+  // regression. Where there are few positions for the number of columns, more is added to both
+  // (compensate.cc).
   double damping = 0.01;
   double target_damping = 0.05;
   bool asymmetric_target = true;

@@ -195,9 +195,8 @@ struct Schedule {
 
   Student::Rates At(int step) const {
     const float warm = std::min(1.0f, static_cast<float>(step + 1) / 10.0f);
-    const float cosine =
-        0.5f * (1 + std::cos(static_cast<float>(M_PI) * static_cast<float>(step) /
-                             static_cast<float>(steps)));
+    const float cosine = 0.5f * (1 + std::cos(static_cast<float>(M_PI) * static_cast<float>(step) /
+                                              static_cast<float>(steps)));
     return {rates.theta * warm * cosine, rates.beta * warm * cosine};
   }
 };
@@ -206,8 +205,8 @@ struct Schedule {
 constexpr double kSmallNetwork = 2e8;  // multiply-accumulates
 constexpr int kSmallSteps = 300, kSmallBatch = 50;
 constexpr int kSteps = 150, kBatch = 20, kLeastSteps = 60;
-// Multiply-accumulates of all passes: less than kSteps where they would take more, some five minutes of
-// two cores.
+// Multiply-accumulates of all passes: less than kSteps where they would take more, some five
+// minutes of two cores.
 constexpr double kWork = 2e13;
 
 Schedule MakeSchedule(const Graph& graph) {
@@ -235,12 +234,11 @@ absl::Status TrainNetwork(const Graph& reference, const Tensor& images,
     const std::vector<int64_t> drawn = drawer.Draw(schedule.batch);
     for (int64_t first = 0; first < schedule.batch; first += micro) {
       if (IsSet(options.cancelled)) return Cancelled();
-      const Tensor batch = augmenter.Batch(
-          images, absl::MakeConstSpan(drawn).subspan(
-                      first, std::min<int64_t>(micro, schedule.batch - first)));
+      const Tensor batch =
+          augmenter.Batch(images, absl::MakeConstSpan(drawn).subspan(
+                                      first, std::min<int64_t>(micro, schedule.batch - first)));
       TERN_ASSIGN_OR_RETURN(const Tensor wanted, teacher.Run(batch));
-      TERN_ASSIGN_OR_RETURN(const std::vector<Tensor> values,
-                            student.Forward(whole, batch, true));
+      TERN_ASSIGN_OR_RETURN(const std::vector<Tensor> values, student.Forward(whole, batch, true));
       if (IsSet(options.cancelled)) return Cancelled();
       TERN_RETURN_IF_ERROR(student.Backward(
           whole, values, DivergenceGradient(wanted, values[whole.output], schedule.batch)));
@@ -401,8 +399,8 @@ absl::StatusOr<v1::DistillationReport> Distill(const Graph& reference, const Ten
   Tensor wanted;
   Closeness before;
   const auto measure = [&](const Graph& graph) -> absl::StatusOr<Closeness> {
-    TERN_ASSIGN_OR_RETURN(
-        const Tensor got, RunEngine(graph, images, held_out, options.threads, options.cancelled));
+    TERN_ASSIGN_OR_RETURN(const Tensor got,
+                          RunEngine(graph, images, held_out, options.threads, options.cancelled));
     return Compare(wanted, got);
   };
   if (!held_out.empty()) {
@@ -413,9 +411,9 @@ absl::StatusOr<v1::DistillationReport> Distill(const Graph& reference, const Ten
   report.set_loss_before(before.divergence);
   report.set_agreement_before(before.agreement);
 
-  TERN_ASSIGN_OR_RETURN(const Tensor sample,
-                        teacher.Run(TakeImages(images, train.subspan(0, std::min<size_t>(
-                                                                      train.size(), 32)))));
+  TERN_ASSIGN_OR_RETURN(
+      const Tensor sample,
+      teacher.Run(TakeImages(images, train.subspan(0, std::min<size_t>(train.size(), 32)))));
   Student student(quantised, static_cast<float>(StandardDeviation(sample)), options.threads);
   student.StopAt(options.cancelled);
   TERN_RETURN_IF_ERROR(

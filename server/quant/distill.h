@@ -24,7 +24,7 @@ struct DistillOptions {
   // is dropped if the divergence on the held-out images rises by more than its standard error.
   v1::Distillation kind = v1::DISTILL_AUTO;
   uint64_t seed = 0;
-  int steps = 0;  // of DISTILL_NETWORK; 0: by the network's size
+  int steps = 0;                    // of DISTILL_NETWORK; 0: by the network's size
   bool power_of_two_steps = false;  // DFP8: scales go back to such a grid
   int threads = 1;
   // Share done, 0..1; called on the calling thread. May be empty.
@@ -35,8 +35,8 @@ struct DistillOptions {
 
 // How far a network's answers are from the float network's on some images.
 struct Closeness {
-  double divergence = 0;  // mean Kullback-Leibler divergence of the outputs, nats
-  double agreement = 0;   // share of images with the same top-1
+  double divergence = 0;         // mean Kullback-Leibler divergence of the outputs, nats
+  double agreement = 0;          // share of images with the same top-1
   std::vector<double> by_image;  // the divergence of each
 };
 

@@ -1,9 +1,9 @@
 // Mixed precision by budget: which layer gets which weights (docs/quantisation.md, "Mixed
 // precision"; the paper's title).
 //
-// Every layer is made in several schemes; each is judged by what it costs (stored bits, time on this
-// machine) and by how far the network's outputs move when only this layer is made so. Damages of
-// layers are taken to add up, which makes the best choice for every budget a knapsack problem.
+// Every layer is made in several schemes; each is judged by what it costs (stored bits, time on
+// this machine) and by how far the network's outputs move when only this layer is made so. Damages
+// of layers are taken to add up, which makes the best choice for every budget a knapsack problem.
 #ifndef TERN_SERVER_QUANT_MIXED_H_
 #define TERN_SERVER_QUANT_MIXED_H_
 
@@ -44,14 +44,14 @@ Totals Sum(absl::Span<const LayerOptions> layers, const Assignment& assignment);
 enum class Cost { kBits, kMilliseconds };
 
 // For `budgets` (of total bits or ms): the assignment of least divergence, and among those equal to
-// within a thousandth the cheapest in the other cost. A budget that even the cheapest options exceed
-// gives them. Exact up to rounding costs up to 1/4000 of the dearest assignment.
+// within a thousandth the cheapest in the other cost. A budget that even the cheapest options
+// exceed gives them. Exact up to rounding costs up to 1/4000 of the dearest assignment.
 std::vector<Assignment> BestAssignments(absl::Span<const LayerOptions> layers, Cost cost,
                                         absl::Span<const double> budgets);
 
 // Measures the options of every weighted layer of `graph`: `build` (image indices of `calibration`)
-// for making the weights, `measure` for the divergences. Grouped layers and the first are int8 only;
-// the last is int8 or 4-bit. CANCELLED, and what Quantize returns.
+// for making the weights, `measure` for the divergences. Grouped layers and the first are int8
+// only; the last is int8 or 4-bit. CANCELLED, and what Quantize returns.
 absl::StatusOr<std::vector<LayerOptions>> MeasureLayers(const graph::Graph& graph,
                                                         const Tensor& calibration,
                                                         absl::Span<const int64_t> build,

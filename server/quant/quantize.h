@@ -47,8 +47,8 @@ struct QuantizeResult {
 absl::StatusOr<QuantizeResult> Quantize(const graph::Graph& graph, const Tensor& calibration,
                                         const QuantizeOptions& options);
 
-// Quantises with the images `train` and distils, `held_out` apart to judge by; the layers' weights are
-// the recipe's, not MIXED. For Quantize and the search for mixed precision.
+// Quantises with the images `train` and distils, `held_out` apart to judge by; the layers' weights
+// are the recipe's, not MIXED. For Quantize and the search for mixed precision.
 absl::StatusOr<QuantizeResult> QuantizeAndDistill(const graph::Graph& graph,
                                                   const Tensor& calibration,
                                                   absl::Span<const int64_t> train,

@@ -31,8 +31,7 @@ std::vector<int> ClusterOfColumn(const QuantizedWeights& weights) {
   if (weights.scheme == WeightScheme::kInt8) return result;
   const int64_t channels = shape[1], taps = columns / channels;
   const ClusterMap map(static_cast<int>(channels), weights.cluster_size);
-  for (int64_t j = 0; j < columns; ++j)
-    result[j] = map.cluster_of(static_cast<int>(j / taps));
+  for (int64_t j = 0; j < columns; ++j) result[j] = map.cluster_of(static_cast<int>(j / taps));
   return result;
 }
 
@@ -138,8 +137,7 @@ void Student::Clamp(ValueId id, Tensor& value) const {
   const auto data = value.data<float>();
   const int64_t count = static_cast<int64_t>(data.size());
 #pragma omp parallel for schedule(static) num_threads(threads_)
-  for (int64_t i = 0; i < count; ++i)
-    data[i] = std::min(std::max(data[i], limits->lo), limits->hi);
+  for (int64_t i = 0; i < count; ++i) data[i] = std::min(std::max(data[i], limits->lo), limits->hi);
 }
 
 absl::StatusOr<Tensor> Student::Replay(const std::vector<Tensor>& values, int index, Tensor weight,
@@ -160,7 +158,7 @@ absl::StatusOr<Tensor> Student::Replay(const std::vector<Tensor>& values, int in
     for (ValueId id : node->inputs) {
       const bool constant = graph_.values[id].constant.has_value();
       affected |= !constant && !changed[id].empty();
-      inputs.push_back(constant               ? &*graph_.values[id].constant
+      inputs.push_back(constant              ? &*graph_.values[id].constant
                        : changed[id].empty() ? &values[id]
                                              : &changed[id]);
     }

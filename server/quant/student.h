@@ -2,8 +2,8 @@
 //
 // Weights are the reals that codes and scales stand for; activations are floats, clamped to the
 // range of their QuantParams but not rounded, so that derivatives are exact. Parameters per
-// weighted layer: theta [o][g], the logarithm of a factor on each cluster scale (int8: one per output
-// channel), and beta [o], a shift of the bias in units of a sixth of the output's range.
+// weighted layer: theta [o][g], the logarithm of a factor on each cluster scale (int8: one per
+// output channel), and beta [o], a shift of the bias in units of a sixth of the output's range.
 #ifndef TERN_SERVER_QUANT_STUDENT_H_
 #define TERN_SERVER_QUANT_STUDENT_H_
 
@@ -17,8 +17,8 @@
 
 namespace tern::quant {
 
-// Nodes first .. last - 1 of a graph, which read nothing from outside but `input` and constants, and
-// of whose results only `output` is read outside.
+// Nodes first .. last - 1 of a graph, which read nothing from outside but `input` and constants,
+// and of whose results only `output` is read outside.
 struct NodeRange {
   int first = 0, last = 0;
   graph::ValueId input = graph::kNoValue, output = graph::kNoValue;

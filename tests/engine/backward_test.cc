@@ -27,8 +27,7 @@ class BackwardTest : public ::testing::Test {
     BackwardOptions options;
     for (ValueId id : node.inputs) {
       const Value& value = graph.values[id];
-      inputs.push_back(value.constant ? *value.constant
-                                      : b.Random(value.shape.WithBatch(kBatch)));
+      inputs.push_back(value.constant ? *value.constant : b.Random(value.shape.WithBatch(kBatch)));
       options.inputs.push_back(!value.constant);
     }
     for (const Tensor& t : inputs) pointers.push_back(&t);
@@ -95,14 +94,24 @@ TEST_F(BackwardTest, ConvolutionsOfEveryAttribute) {
   {
     GraphBuilder b({3, 9, 8});
     b.ConvRect(b.input(), 10, 3, 5,
-               {.stride_h = 2, .stride_w = 2, .pad_top = 0, .pad_left = 2, .pad_bottom = 1,
+               {.stride_h = 2,
+                .stride_w = 2,
+                .pad_top = 0,
+                .pad_left = 2,
+                .pad_bottom = 1,
                 .pad_right = 1});
     Check(b);
   }
   {
     GraphBuilder b({8, 8, 8});
-    b.Conv(b.input(), 8, 3, {.pad_top = 2, .pad_left = 2, .pad_bottom = 2, .pad_right = 2,
-                             .dilation_h = 2, .dilation_w = 2, .groups = 8});
+    b.Conv(b.input(), 8, 3,
+           {.pad_top = 2,
+            .pad_left = 2,
+            .pad_bottom = 2,
+            .pad_right = 2,
+            .dilation_h = 2,
+            .dilation_w = 2,
+            .groups = 8});
     Check(b);
   }
   {
@@ -150,8 +159,8 @@ TEST_F(BackwardTest, ArithmeticWithBroadcastingAndConstants) {
 }
 
 TEST_F(BackwardTest, FunctionsOfOneVariable) {
-  for (OpType op : {OpType::kRelu, OpType::kClip, OpType::kSigmoid, OpType::kHardSigmoid,
-                    OpType::kHardSwish}) {
+  for (OpType op :
+       {OpType::kRelu, OpType::kClip, OpType::kSigmoid, OpType::kHardSigmoid, OpType::kHardSwish}) {
     GraphBuilder b({3, 4, 5}, static_cast<unsigned>(op) + 1);
     b.Unary(op, b.input());
     Check(b, op == OpType::kRelu || op == OpType::kClip ? 5 : 0);
@@ -166,13 +175,27 @@ TEST_F(BackwardTest, PoolsOfEveryKind) {
     for (bool ceil : {false, true}) {
       GraphBuilder b({3, 7, 8});
       b.Pool(OpType::kAveragePool, b.input(),
-             {.kernel_h = 3, .kernel_w = 2, .stride_h = 2, .stride_w = 2, .pad_top = 1,
-              .pad_left = 1, .pad_bottom = 1, .pad_right = 0, .ceil_mode = ceil,
+             {.kernel_h = 3,
+              .kernel_w = 2,
+              .stride_h = 2,
+              .stride_w = 2,
+              .pad_top = 1,
+              .pad_left = 1,
+              .pad_bottom = 1,
+              .pad_right = 0,
+              .ceil_mode = ceil,
               .count_include_pad = counted});
       Check(b);
       b.Pool(OpType::kMaxPool, b.input(),
-             {.kernel_h = 3, .kernel_w = 3, .stride_h = 2, .stride_w = 2, .pad_top = 1,
-              .pad_left = 1, .pad_bottom = 1, .pad_right = 1, .ceil_mode = ceil});
+             {.kernel_h = 3,
+              .kernel_w = 3,
+              .stride_h = 2,
+              .stride_w = 2,
+              .pad_top = 1,
+              .pad_left = 1,
+              .pad_bottom = 1,
+              .pad_right = 1,
+              .ceil_mode = ceil});
       Check(b, 6);
     }
   }

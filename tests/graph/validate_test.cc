@@ -169,7 +169,8 @@ INSTANTIATE_TEST_SUITE_P(
                "both float and quantised", true}),
     [](const auto& info) { return info.param.name; });
 
-// Networks that were quantised elsewhere use 8 bits, those of u8 weights with zero point 128 all of them.
+// Networks that were quantised elsewhere use 8 bits, those of u8 weights with zero point 128 all of
+// them.
 TEST(ValidateTest, Int8CodesMayUseEightBits) {
   GraphBuilder b({3});
   Graph graph = b.Finish(b.FullyConnected(b.input(), 1));

@@ -20,8 +20,7 @@ std::vector<int64_t> Range(int64_t first, int64_t last) {
 
 class DistillTest : public ::testing::Test {
  protected:
-  DistillTest()
-      : reference_(SmallNetwork()), images_(SmoothImages(120, Shape{3, 12, 12}, 5)) {
+  DistillTest() : reference_(SmallNetwork()), images_(SmoothImages(120, Shape{3, 12, 12}, 5)) {
     // Answers that differ from image to image.
     for (float& w : reference_.nodes.back().weight.data<float>()) w *= 4;
     QuantizeOptions options;
@@ -46,8 +45,7 @@ TEST_F(DistillTest, WholeNetworkComesCloserToTheFloatOneOnFreshImages) {
   DistillOptions options;
   options.kind = v1::DISTILL_NETWORK;
   options.steps = 60;
-  const auto report =
-      Distill(reference_, images_, Range(0, 80), Range(80, 100), options, trained);
+  const auto report = Distill(reference_, images_, Range(0, 80), Range(80, 100), options, trained);
   ASSERT_TRUE(report.ok()) << report.status();
   EXPECT_TRUE(report->kept());
   EXPECT_GT(report->steps(), 0u);
@@ -204,11 +202,10 @@ TEST_F(DistillTest, ReplayGivesWhatAChangedNetworkGives) {
     for (float& b : changed.nodes[i].bias.data<float>()) b += 0.125f;
     const Student other(changed, 1.0f, 1);
     const auto wanted = other.Forward(other.whole(), batch, false).value();
-    const Tensor got =
-        student
-            .Replay(values, static_cast<int>(i), Dequantize(*changed.nodes[i].quantized),
-                    changed.nodes[i].bias)
-            .value();
+    const Tensor got = student
+                           .Replay(values, static_cast<int>(i),
+                                   Dequantize(*changed.nodes[i].quantized), changed.nodes[i].bias)
+                           .value();
     EXPECT_EQ(got.data<float>(), wanted[changed.output].data<float>()) << changed.nodes[i].name;
   }
 }

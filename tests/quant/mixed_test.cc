@@ -20,8 +20,9 @@ std::vector<LayerOptions> RandomLayers(int count, uint64_t seed) {
     layers[i].weights = 100;
     double bits = 800, divergence = 0;
     for (int k = 0; k < 4; ++k) {
-      layers[i].options.push_back({Scheme{k == 0 ? WeightScheme::kInt8 : WeightScheme::kInt4Cluster, k},
-                                   divergence, bits, 1 + std::fabs(normal())});
+      layers[i].options.push_back(
+          {Scheme{k == 0 ? WeightScheme::kInt8 : WeightScheme::kInt4Cluster, k}, divergence, bits,
+           1 + std::fabs(normal())});
       bits *= 0.6;
       divergence += 0.01 + 0.02 * std::fabs(normal());
     }
@@ -56,7 +57,8 @@ TEST(BestAssignmentsTest, FindTheLeastDivergenceThatEverySearchFinds) {
         double wanted = std::numeric_limits<double>::infinity();
         ForAll(layers, [&](const Assignment& a) {
           const Totals t = Sum(layers, a);
-          if ((cost == Cost::kBits ? t.bits : t.ms) <= budget) wanted = std::min(wanted, t.divergence);
+          if ((cost == Cost::kBits ? t.bits : t.ms) <= budget)
+            wanted = std::min(wanted, t.divergence);
         });
         if (std::isinf(wanted)) continue;
         const Assignment got = BestAssignments(layers, cost, {budget}).front();
