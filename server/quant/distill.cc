@@ -318,22 +318,6 @@ absl::Status TrainBlocks(const Graph& reference, const Tensor& images,
   return absl::OkStatus();
 }
 
-// Whether the divergences fell, or rose by no more than chance explains: the mean of the paired
-// differences is at most their standard error.
-bool Helps(const std::vector<double>& before, const std::vector<double>& after) {
-  const double n = static_cast<double>(before.size());
-  if (n < 2) return false;
-  double sum = 0, square = 0;
-  for (size_t i = 0; i < before.size(); ++i) {
-    const double d = after[i] - before[i];
-    sum += d;
-    square += d * d;
-  }
-  const double mean = sum / n;
-  const double variance = std::max(0.0, (square - n * mean * mean) / (n - 1));
-  return mean <= std::sqrt(variance / n);
-}
-
 }  // namespace
 
 Tensor TakeImages(const Tensor& images, absl::Span<const int64_t> which) {
@@ -375,7 +359,6 @@ Closeness Compare(const Tensor& wanted, const Tensor& got) {
     double divergence = 0;
     for (int64_t k = 0; k < classes; ++k)
       divergence += p[k] * std::log(std::max(p[k], 1e-30) / std::max(q[k], 1e-30));
-    result.by_image.push_back(divergence);
     result.divergence += divergence / static_cast<double>(n);
     const bool same = std::max_element(a, a + classes) - a == std::max_element(b, b + classes) - b;
     result.agreement += same / static_cast<double>(n);
@@ -432,7 +415,8 @@ absl::StatusOr<v1::DistillationReport> Distill(const Graph& reference, const Ten
   }
   report.set_loss_after(after.divergence);
   report.set_agreement_after(after.agreement);
-  report.set_kept(options.kind != v1::DISTILL_AUTO || Helps(before.by_image, after.by_image));
+  report.set_kept(options.kind != v1::DISTILL_AUTO ||
+                  (!held_out.empty() && after.divergence < before.divergence));
   if (report.kept()) quantised = std::move(trained);
   report.set_seconds(absl::ToDoubleSeconds(absl::Now() - start));
   return report;

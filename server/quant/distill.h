@@ -21,7 +21,7 @@ namespace tern::quant {
 struct DistillOptions {
   // DISTILL_NETWORK: towards the float network's logits. DISTILL_BLOCKS: block by block towards the
   // float network's value at the end of the block. DISTILL_AUTO: as DISTILL_NETWORK, but the result
-  // is dropped if the divergence on the held-out images rises by more than its standard error.
+  // is dropped unless the divergence on the held-out images falls.
   v1::Distillation kind = v1::DISTILL_AUTO;
   uint64_t seed = 0;
   int steps = 0;                    // of DISTILL_NETWORK; 0: by the network's size
@@ -37,7 +37,6 @@ struct DistillOptions {
 struct Closeness {
   double divergence = 0;         // mean Kullback-Leibler divergence of the outputs, nats
   double agreement = 0;          // share of images with the same top-1
-  std::vector<double> by_image;  // the divergence of each
 };
 
 // Trains `quantised`, made from `reference` (the same nodes in the same order), on the images
