@@ -93,7 +93,7 @@ Times Measure(const Layer& layer, const Config& config, Isa isa, int batch, doub
   weights.scheme = config.scheme;
   weights.cluster_size = config.n;
   weights.codes = Tensor(DType::kS8, {g.oc, g.ic, g.kh, g.kw});
-  const int max_code = config.scheme == WeightScheme::kTernaryCluster ? 1 : 7;
+  const int max_code = LargestCode(config.scheme);
   for (int8_t& code : weights.codes.data<int8_t>()) {
     code = static_cast<int8_t>(static_cast<int>(random() % (2 * max_code + 1)) - max_code);
   }

@@ -14,6 +14,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "server/tensor/cluster.h"
+#include "tests/kernels/conv_geometry.h"
 #include "tests/kernels/isa_test.h"
 #include "tests/testing/guarded_buffer.h"
 
@@ -22,6 +23,7 @@ namespace {
 
 using tern::testing::Guard;
 using tern::testing::GuardedBuffer;
+using testing::Geometry;
 using ::testing::ElementsAreArray;
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
@@ -45,28 +47,6 @@ struct Problem {
   int64_t pixels() const { return int64_t{batch} * g.oh * g.ow; }
   int64_t outputs() const { return pixels() * g.oc; }
 };
-
-// A geometry with the output size that the padding gives. Pads: top, left, bottom, right.
-ConvGeometry Geometry(int ih, int iw, int ic, int oc, int kh, int kw, int stride_h = 1,
-                      int stride_w = 1, std::array<int, 4> pads = {0, 0, 0, 0}, int dilation_h = 1,
-                      int dilation_w = 1) {
-  ConvGeometry g;
-  g.ih = ih;
-  g.iw = iw;
-  g.ic = ic;
-  g.oc = oc;
-  g.kh = kh;
-  g.kw = kw;
-  g.stride_h = stride_h;
-  g.stride_w = stride_w;
-  g.pad_top = pads[0];
-  g.pad_left = pads[1];
-  g.dilation_h = dilation_h;
-  g.dilation_w = dilation_w;
-  g.oh = (ih + pads[0] + pads[2] - dilation_h * (kh - 1) - 1) / stride_h + 1;
-  g.ow = (iw + pads[1] + pads[3] - dilation_w * (kw - 1) - 1) / stride_w + 1;
-  return g;
-}
 
 ConvGeometry Same(int size, int ic, int oc, int k) {
   return Geometry(size, size, ic, oc, k, k, 1, 1, {k / 2, k / 2, k / 2, k / 2});

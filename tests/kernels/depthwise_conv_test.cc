@@ -10,6 +10,7 @@
 #include <sstream>
 
 #include "gtest/gtest.h"
+#include "tests/kernels/conv_geometry.h"
 #include "tests/kernels/isa_test.h"
 #include "tests/testing/guarded_buffer.h"
 
@@ -37,21 +38,8 @@ struct Problem {
 ConvGeometry Geometry(int ih, int iw, int channels, int kh, int kw, int stride_h = 1,
                       int stride_w = 1, std::array<int, 4> pads = {0, 0, 0, 0}, int dilation_h = 1,
                       int dilation_w = 1) {
-  ConvGeometry g;
-  g.ih = ih;
-  g.iw = iw;
-  g.ic = g.oc = channels;
-  g.kh = kh;
-  g.kw = kw;
-  g.stride_h = stride_h;
-  g.stride_w = stride_w;
-  g.pad_top = pads[0];
-  g.pad_left = pads[1];
-  g.dilation_h = dilation_h;
-  g.dilation_w = dilation_w;
-  g.oh = (ih + pads[0] + pads[2] - dilation_h * (kh - 1) - 1) / stride_h + 1;
-  g.ow = (iw + pads[1] + pads[3] - dilation_w * (kw - 1) - 1) / stride_w + 1;
-  return g;
+  return testing::Geometry(ih, iw, channels, channels, kh, kw, stride_h, stride_w, pads, dilation_h,
+                           dilation_w);
 }
 
 ConvGeometry Same(int ih, int iw, int channels, int k, int stride = 1) {

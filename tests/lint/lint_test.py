@@ -35,7 +35,7 @@ TREE = {
     "models/CMakeLists.txt": "",
     "proto/tern/v1/model.proto": 'syntax = "proto3";\n',
     "proto/CMakeLists.txt": "tern_proto_library(NAME model_proto PROTOS tern/v1/model.proto)\n",
-    "README.md": "Serves images. See http://www.example.org/work/of/art, a/work/b, \"$tree\"/" "root/x and network/x.\n",
+    "README.md": "Serves images. See http://www.example.org/" "work/of/art, a/" "work/b, \"$tree\"/" "root/x and network/x.\n",
 }
 
 
