@@ -23,8 +23,8 @@ namespace {
 
 using tern::testing::Guard;
 using tern::testing::GuardedBuffer;
-using testing::Geometry;
 using ::testing::ElementsAreArray;
+using testing::Geometry;
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr WeightScheme kTernary = WeightScheme::kTernaryCluster;
