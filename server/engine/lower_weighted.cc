@@ -281,8 +281,8 @@ absl::Status Lowering::LowerIntegerWeighted(const Node& node) {
     constexpr float kInfinity = std::numeric_limits<float>::infinity();
     clamp = node.clip.value_or(graph::ClipRange{-kInfinity, kInfinity});
   }
-  if (IsInt8Depthwise(node) || (q.scheme != WeightScheme::kInt8 && !ExpandsToInt8(node))) {
-    return LowerOwn(node, multiplier, offset, static_cast<float>(residual_ratio), clamp);
+  if (const OwnKernel kernel = PackOwn(node, weights.largest)) {
+    return LowerOwn(node, kernel, multiplier, offset, static_cast<float>(residual_ratio), clamp);
   }
   return LowerInt8(node, weights, multiplier, offset, residual_ratio, clamp);
 }
@@ -419,12 +419,13 @@ bool Lowering::IsInt8Depthwise(const Node& node) const {
          graph_.shape(node.output)[0] == node.conv.groups;
 }
 
-Lowering::OwnKernel Lowering::PackOwn(const Node& node) {
-  const kernels::ConvGeometry geometry =
-      GeometryOf(node, graph_.shape(node.inputs[0]), graph_.shape(node.output));
-  if (IsInt8Depthwise(node)) {
-    const auto packed = std::make_shared<const kernels::PackedDepthwiseConv>(
-        kernels::PackDepthwiseConv(geometry, node.quantized->codes.data<int8_t>(), options_.isa));
+Lowering::OwnKernel Lowering::PackOwn(const Node& node, int largest) {
+  const bool saturates = largest > kMaxSaturatingCode && !onednn::ExactInt8();
+  if (IsInt8Depthwise(node) && (options_.own_int8 || saturates)) {
+    const auto packed =
+        std::make_shared<const kernels::PackedDepthwiseConv>(kernels::PackDepthwiseConv(
+            GeometryOf(node, graph_.shape(node.inputs[0]), graph_.shape(node.output)),
+            node.quantized->codes.data<int8_t>(), options_.isa));
     layer().implementation = absl::StrCat("tern:depthwise-", kernels::IsaName(packed->isa));
     program_.weight_bytes += packed->bytes();
     program_.scratch_bytes =
@@ -433,8 +434,23 @@ Lowering::OwnKernel Lowering::PackOwn(const Node& node) {
       RunDepthwise(run, *packed, args);
     };
   }
-  const auto kernel = std::make_shared<const kernels::ClusterKernel>(
-      kernels::ClusterKernel::Make(geometry, *node.quantized, options_.isa));
+  if (node.conv.groups != 1) return nullptr;
+  const kernels::ConvGeometry geometry =
+      GeometryOf(node, graph_.shape(node.inputs[0]), graph_.shape(node.output));
+  if (IsClustered(node.quantized->scheme)) {
+    if (ExpandsToInt8(node)) return nullptr;
+    return UseKernel(kernels::ConvKernel::Make(geometry, *node.quantized, options_.isa));
+  }
+  if (saturates)
+    return UseKernel(kernels::ConvKernel::Make(geometry, *node.quantized, options_.isa));
+  // With VNNI oneDNN needs one instruction where these kernels need three.
+  if (options_.isa != kernels::Isa::kAvx2 || !options_.own_int8) return nullptr;
+  auto kernel = kernels::ConvKernel::MakeIfFaster(geometry, *node.quantized, options_.isa);
+  return kernel ? UseKernel(std::move(*kernel)) : nullptr;
+}
+
+Lowering::OwnKernel Lowering::UseKernel(kernels::ConvKernel made) {
+  const auto kernel = std::make_shared<const kernels::ConvKernel>(std::move(made));
   layer().implementation = absl::StrCat("tern:", kernel->name());
   program_.weight_bytes += kernel->bytes();
   program_.scratch_bytes = std::max(program_.scratch_bytes, kernel->scratch_bytes());
@@ -443,10 +459,10 @@ Lowering::OwnKernel Lowering::PackOwn(const Node& node) {
   };
 }
 
-absl::Status Lowering::LowerOwn(const Node& node, const std::vector<float>& multiplier,
+absl::Status Lowering::LowerOwn(const Node& node, const OwnKernel& kernel,
+                                const std::vector<float>& multiplier,
                                 const std::vector<float>& offset, float residual_multiplier,
                                 graph::ClipRange clamp) {
-  const OwnKernel kernel = PackOwn(node);
   program_.weight_bytes += (multiplier.size() + offset.size()) * sizeof(float);
 
   const bool codes_out = quant(node.output).has_value();
@@ -482,13 +498,16 @@ absl::Status Lowering::LowerOwn(const Node& node, const std::vector<float>& mult
 
 absl::Status Lowering::LowerFixedPoint(const Node& node) {
   const auto fixed = std::make_shared<const FixedPointLayer>(graph::FixedPointOf(graph_, node));
-  const bool clustered = node.quantized->scheme != WeightScheme::kInt8;
-  const bool own = clustered || IsInt8Depthwise(node);
-  IntegerWeights integers;
-  if (!own || (clustered && ExpandsToInt8(node))) {
-    integers = Expand(node);
+  const IntegerWeights integers = Expand(node);
+  OwnKernel kernel = PackOwn(node, integers.largest);
+  if (!kernel) {
     TERN_ASSIGN_OR_RETURN(const bool done, LowerFixedPointOneDnn(node, integers, fixed));
     if (done) return absl::OkStatus();
+    if (node.conv.groups == 1) {
+      kernel = UseKernel(kernels::ConvKernel::Make(
+          GeometryOf(node, graph_.shape(node.inputs[0]), graph_.shape(node.output)),
+          *node.quantized, options_.isa));
+    }
   }
   const Shape& y = graph_.shape(node.output);
   const uint8_t zero = static_cast<uint8_t>(quant(node.inputs[0])->zero_point);
@@ -496,14 +515,13 @@ absl::Status Lowering::LowerFixedPoint(const Node& node) {
   const int src = Get(node.inputs[0], Format::kU8);
   const int residual = node.has_residual() ? Get(node.inputs[1], Format::kU8) : -1;
   // Our kernels round where 32 bits suffice; elsewhere the sums come out.
-  const bool fused = own && codes_out && fixed->narrow();
+  const bool fused = kernel && codes_out && fixed->narrow();
   int out = -1;
   std::vector<int> reads{src};
   if (fused && residual >= 0) reads.push_back(residual);
   program_.weight_bytes += fixed->multiplier.size() * (sizeof(int32_t) + sizeof(int64_t));
-  if (own) {
+  if (kernel) {
     out = NewBuffer(fused ? Format::kU8 : Format::kS32, y);
-    const OwnKernel kernel = PackOwn(node);
     Step& step = AddStep(std::move(reads), {out});
     if (fused && residual >= 0 && residual != src) step.in_place = {{residual, out}};
     step.loop = [=](const RunContext& run) {
@@ -721,7 +739,7 @@ absl::StatusOr<bool> Lowering::LowerFixedPointOneDnn(const Node& node,
   return true;
 }
 
-void Lowering::RunCluster(const RunContext& run, const kernels::ClusterKernel& kernel,
+void Lowering::RunCluster(const RunContext& run, const kernels::ConvKernel& kernel,
                           kernels::ClusterConvArgs args) {
   const int64_t units = kernel.Units(run.batch);
   const int blocks = kernels::OutputBlocks(kernel.geometry());

@@ -20,7 +20,7 @@
 #include "server/engine/onednn.h"
 #include "server/engine/program.h"
 #include "server/kernels/cluster_conv.h"
-#include "server/kernels/cluster_kernel.h"
+#include "server/kernels/conv_kernel.h"
 #include "server/kernels/depthwise_conv.h"
 
 namespace tern::engine {
@@ -119,7 +119,7 @@ class Lowering {
   // A copy of `src` with the node's spatial padding made of code `zero`.
   int Pad(int src, const Node& node, int zero);
 
-  // The layer's s32 sums by our own int8 kernel, which is exact for every weight; the buffer.
+  // The s32 sums of a grouped layer by the int8 kernel that is exact for every weight; the buffer.
   int AddInt8Sums(const Node& node, const IntegerWeights& integers, int src);
 
   // Whether clustered weights run as int8 products of code and scale.
@@ -140,25 +140,27 @@ class Lowering {
   void AddRequantize(int acc, int residual, int dst, std::shared_ptr<const FixedPointLayer> layer,
                      std::optional<graph::ClipRange> clip);
 
-  // On our own kernels, with the float epilogue.
-  absl::Status LowerOwn(const Node& node, const std::vector<float>& multiplier,
-                        const std::vector<float>& offset, float residual_multiplier,
-                        graph::ClipRange clamp);
-
-  // ---- Our own kernels -----------------------------------------------------------------------
-
   // Runs a layer on the team; its arguments but for the scratch.
   using OwnKernel = std::function<void(const RunContext&, const kernels::ClusterConvArgs&)>;
+
+  // On our own kernels, with the float epilogue.
+  absl::Status LowerOwn(const Node& node, const OwnKernel& kernel,
+                        const std::vector<float>& multiplier, const std::vector<float>& offset,
+                        float residual_multiplier, graph::ClipRange clamp);
+
+  // ---- Our own kernels -----------------------------------------------------------------------
 
   // Whether a layer's int8 weights are depthwise: one filter for each channel.
   bool IsInt8Depthwise(const Node& node) const;
 
-  // Packs cluster or int8 depthwise weights, and names what runs the layer.
-  OwnKernel PackOwn(const Node& node);
+  // Packs weights for one of our kernels, and names it; null where oneDNN should run the layer.
+  // largest: the magnitude of its integer weights.
+  OwnKernel PackOwn(const Node& node, int largest);
+  OwnKernel UseKernel(kernels::ConvKernel made);
 
   // Cuts the layer for the team into a grid of unit ranges and output-channel ranges, whichever is
   // more even: late layers have few pixels, early ones few channels.
-  static void RunCluster(const RunContext& run, const kernels::ClusterKernel& kernel,
+  static void RunCluster(const RunContext& run, const kernels::ConvKernel& kernel,
                          kernels::ClusterConvArgs args);
 
   // Cuts the layer for the team into ranges of rows.

@@ -29,6 +29,9 @@ struct PlanOptions {
   // Cluster layers whose products of code and scale fit s8 may run as int8 over oneDNN where VNNI
   // exists (exact, and faster there).
   bool expand_on_vnni = true;
+  // int8 layers run on our own kernels where these are expected to be faster than oneDNN's. Off, to
+  // compare with oneDNN: only where oneDNN would saturate.
+  bool own_int8 = true;
 };
 
 // What runs one node.

@@ -10,7 +10,6 @@ PackedClusterConv PackClusterConv(const ConvGeometry& geometry, const QuantizedW
   conv.geometry = geometry;
   conv.isa = isa;
   conv.cluster_size = weights.cluster_size;
-  conv.max_code = LargestCode(weights.scheme);
   if (isa == Isa::kScalar) {
     scalar::Pack(weights, conv);
   } else {
@@ -19,6 +18,13 @@ PackedClusterConv PackClusterConv(const ConvGeometry& geometry, const QuantizedW
 #endif
   }
   return conv;
+}
+
+double Int8TileRate(const PackedClusterConv& conv) {
+#if TERN_HAVE_AVX2
+  if (conv.isa == Isa::kAvx2) return tiled::Int8Rate(conv);
+#endif
+  return 0;
 }
 
 size_t ClusterConvScratchBytes(const PackedClusterConv& conv) {

@@ -1,10 +1,11 @@
-// Convolution of u8 activations with cluster weights: the contract of every variant.
+// Convolution of u8 activations with cluster or int8 weights: the contract of every variant.
 //
 // out[p][o] = epilogue( sum over clusters g of scale[o][g] *
 //                       sum over channels c in g, taps t of code[o][c][t] * x[pixel(p, t)][c] )
-// Codes are small (|code| <= 7), so the inner sums run in 16 bits (vpmaddubsw + vpaddw) and
-// only one 32-bit multiply per cluster remains (Mellempudi et al. 2017, section 3; the
-// register-blocked design is described in docs/kernels.md).
+// Codes of clusters are small (|code| <= 7), so the inner sums run in 16 bits (vpmaddubsw + vpaddw)
+// and only one 32-bit multiply per cluster remains (Mellempudi et al. 2017, section 3; the
+// register-blocked design is described in docs/kernels.md). int8 weights are one cluster of scale
+// 1, any s8 codes; their 16-bit sums are as long as the weights at hand allow.
 //
 // All variants are bit-exact: the accumulator is an exact s32, and the epilogue is
 //   v = fma(float(acc), multiplier[o], offset[o])
@@ -42,8 +43,7 @@ struct ConvGeometry {
 struct PackedClusterConv {
   ConvGeometry geometry;
   Isa isa = Isa::kScalar;  // the variant that must run it
-  int cluster_size = 0;    // N
-  int max_code = 1;        // 1 ternary, 3 3-bit, 7 4-bit: sets the exact-sum interval
+  int cluster_size = 0;    // N; 0 for int8
   AlignedBuffer weights;
   AlignedBuffer scales;
   // Variant-private indexing; see the .cc files.
@@ -51,10 +51,13 @@ struct PackedClusterConv {
   size_t bytes() const { return weights.size_bytes() + scales.size_bytes(); }
 };
 
-// `isa` must be <= DetectIsa(). The weights' shape must be [oc, ic, kh, kw] (or [oc, ic]),
-// a cluster scheme.
+// `isa` must be <= DetectIsa(). The weights' shape must be [oc, ic, kh, kw] (or [oc, ic]).
 PackedClusterConv PackClusterConv(const ConvGeometry& geometry, const QuantizedWeights& weights,
                                   Isa isa);
+
+// Multiply-accumulates per cycle that AVX2 tiles with int8 weights are expected to reach, by the
+// flushes that these weights need (docs/kernels.md, "int8"); 0 for anything else.
+double Int8TileRate(const PackedClusterConv& conv);
 
 struct ClusterConvArgs {
   const uint8_t* src = nullptr;  // [n, ih, iw, ic] dense NHWC. Not one byte outside is read.

@@ -179,6 +179,7 @@ const TileKernels kAvx512Tiles[kKinds] = {
     {10,
      {nullptr, PairsTile<1>, PairsTile<2>, PairsTile<3>, PairsTile<4>, PairsTile<5>, PairsTile<6>,
       PairsTile<7>, PairsTile<8>, PairsTile<9>, PairsTile<10>}},
+    {},
 };
 
 }  // namespace tern::kernels::tiled

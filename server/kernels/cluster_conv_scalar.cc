@@ -15,7 +15,8 @@ namespace tern::kernels::scalar {
 void Pack(const QuantizedWeights& weights, PackedClusterConv& conv) {
   const ConvGeometry& g = conv.geometry;
   const int taps = g.kh * g.kw;
-  const ClusterMap map(g.ic, weights.cluster_size);
+  const bool clustered = IsClustered(weights.scheme);
+  const ClusterMap map(g.ic, clustered ? weights.cluster_size : g.ic);
   const auto codes = weights.codes.data<int8_t>();
   const auto scales = weights.cluster_scales.data<int8_t>();
   conv.weights = AlignedBuffer(sizeof(int16_t) * g.oc * taps * g.ic);
@@ -23,8 +24,8 @@ void Pack(const QuantizedWeights& weights, PackedClusterConv& conv) {
   for (int64_t o = 0; o < g.oc; ++o) {
     for (int t = 0; t < taps; ++t) {
       for (int c = 0; c < g.ic; ++c) {
-        *w++ = static_cast<int16_t>(scales[o * map.clusters() + map.cluster_of(c)] *
-                                    codes[(o * g.ic + c) * taps + t]);
+        const int scale = clustered ? scales[o * map.clusters() + map.cluster_of(c)] : 1;
+        *w++ = static_cast<int16_t>(scale * codes[(o * g.ic + c) * taps + t]);
       }
     }
   }

@@ -1,8 +1,10 @@
 // Packing, pixel pointers and loop order of the SIMD cluster convolutions; the arithmetic is
 // in the tiles (cluster_conv_tiles.h). docs/kernels.md has the design and the numbers.
 #include <algorithm>
-#include <cassert>
+#include <array>
 #include <cstring>
+#include <utility>
+#include <vector>
 
 #include "server/kernels/cluster_conv_epilogue.h"
 #include "server/kernels/cluster_conv_tiles.h"
@@ -12,14 +14,18 @@
 namespace tern::kernels::tiled {
 namespace {
 
-// PackedClusterConv::layout: these, then the program of TileArgs.
-enum LayoutField { kKind, kFlushes, kSteps, kRowBytes, kLayoutFields };
+// PackedClusterConv::layout: the fields, then BlockField of each block, then their programs
+// (TileArgs).
+enum LayoutField { kKind, kRowBytes, kLayoutFields };
+// Where a block's part begins in the weights (in steps), scales (in flushes) and the layout.
+enum BlockField { kFirstStep, kFirstFlush, kProgram, kFlushes, kBlockFields };
 
-// One s16 lane receives two products of at most 255 * max_code per step, so this many steps
-// are exact: 64 ternary, 9 4-bit.
-constexpr int MaxFlushSteps(int max_code) { return 32767 / (510 * max_code); }
-static_assert(MaxFlushSteps(1) == 64 && 510 * 1 * 64 <= 32767);
-static_assert(MaxFlushSteps(7) == 9 && 510 * 7 * 9 <= 32767);
+// A lane's s16 sum is exact while neither its positive nor its negative weights add up to more:
+// activations are at most 255.
+constexpr int kMaxLaneSum = 32767 / 255;
+static_assert(kMaxLaneSum == 128);
+// A run's length has eight bits.
+constexpr size_t kMaxRun = 255;
 
 // Activations of a pixel chunk: stay in the second-level cache (256 KB on the smallest AVX2
 // servers) while every block of output channels sweeps over them.
@@ -86,9 +92,45 @@ std::vector<Group> MakeGroups(const ClusterMap& map) {
   return groups;
 }
 
+// The weights of one step: [16 output channels][4 channels].
+using StepWeights = std::array<int8_t, kStepBytes>;
+
+// Sums of positive and of negative weights, lane by lane.
+class LaneSums {
+ public:
+  template <typename... Steps>
+  explicit LaneSums(const Steps&... steps) {
+    (Add(steps), ...);
+  }
+  void Add(const StepWeights& w) {
+    for (int i = 0; i < kStepBytes; ++i) {
+      positive_[i / 2] += std::max<int>(w[i], 0);
+      negative_[i / 2] -= std::min<int>(w[i], 0);
+    }
+  }
+  // Whether s16 sums of these products are exact, whatever the activations.
+  bool exact() const {
+    int largest = 0;
+    for (int lane = 0; lane < kFlushScales; ++lane)
+      largest = std::max({largest, positive_[lane], negative_[lane]});
+    return largest <= kMaxLaneSum;
+  }
+
+ private:
+  int positive_[kFlushScales] = {}, negative_[kFlushScales] = {};
+};
+
+// The step, or two that add up to it if vpmaddubsw would saturate: one product per lane each.
+std::vector<StepWeights> Exact(const StepWeights& w) {
+  if (LaneSums(w).exact()) return {w};
+  std::vector<StepWeights> halves(2, w);
+  for (int i = 0; i < kStepBytes; ++i) halves[i % 2][i] = 0;
+  return halves;
+}
+
 struct Step {
-  int tap;
-  Dword dword;
+  int tap, dword;
+  StepWeights weights;
 };
 
 struct Flush {
@@ -96,23 +138,39 @@ struct Flush {
   std::vector<Step> steps;
 };
 
-// Cuts each group's steps into equal flushes of at most `max_steps`.
-std::vector<Flush> MakeFlushes(const std::vector<Group>& groups, int taps, int max_steps) {
-  std::vector<Flush> flushes;
-  for (const Group& group : groups) {
-    const size_t total = group.dwords.size() * taps;
-    const size_t parts = (total + max_steps - 1) / max_steps;
-    for (size_t part = 0; part < parts; ++part) {
-      Flush flush{{group.clusters[0], group.clusters[1]}, {}};
-      for (size_t i = total * part / parts; i < total * (part + 1) / parts; ++i) {
-        flush.steps.push_back(
-            {static_cast<int>(i / group.dwords.size()), group.dwords[i % group.dwords.size()]});
+// Collects a block's steps into flushes as long as the weights allow.
+class FlushMaker {
+ public:
+  explicit FlushMaker(size_t max_steps) : max_steps_(max_steps) {}
+
+  void BeginGroup(const Group& group) {
+    group_ = &group;
+    open_ = false;
+  }
+
+  void Add(const Step& step) {
+    for (const StepWeights& part : Exact(step.weights)) {
+      LaneSums with = sums_;
+      with.Add(part);
+      if (!open_ || flushes_.back().steps.size() == max_steps_ || !with.exact()) {
+        flushes_.push_back({{group_->clusters[0], group_->clusters[1]}, {}});
+        with = LaneSums(part);
+        open_ = true;
       }
-      flushes.push_back(std::move(flush));
+      sums_ = with;
+      flushes_.back().steps.push_back({step.tap, step.dword, part});
     }
   }
-  return flushes;
-}
+
+  std::vector<Flush> Take() { return std::move(flushes_); }
+
+ private:
+  const size_t max_steps_;
+  const Group* group_ = nullptr;
+  bool open_ = false;
+  LaneSums sums_;
+  std::vector<Flush> flushes_;
+};
 
 // Rows in scratch, at multiples of 64 bytes: one of zero points, then copies of the last
 // pixels of the source.
@@ -216,70 +274,188 @@ class PixelPointers {
 
 }  // namespace
 
-void Pack(const QuantizedWeights& weights, PackedClusterConv& conv) {
-  const ConvGeometry& g = conv.geometry;
-  const int taps = g.kh * g.kw;
-  const ClusterMap map(g.ic, weights.cluster_size);
-  const auto codes = weights.codes.data<int8_t>();
-  const auto cluster_scales = weights.cluster_scales.data<int8_t>();
+namespace {
 
-  int dwords = (g.ic + 3) / 4;
-  std::vector<Group> groups = MakeGroups(map);
-  Kind kind = kGeneral;
-  if (taps == 1 && map.paired() && map.n() == 4) {
-    kind = kPairs;
-    // An odd last dword gets a partner without weights.
-    if (groups.back().dwords.size() == 1) groups.back().dwords.push_back({dwords++, 0});
-  }
-  const std::vector<Flush> flushes = MakeFlushes(groups, taps, MaxFlushSteps(conv.max_code));
-  int64_t steps = 0;
-  for (const Flush& flush : flushes) steps += flush.steps.size();
+// The weights of a layer, block by block, as they go into a PackedClusterConv.
+class Packer {
+ public:
+  Packer(const QuantizedWeights& weights, PackedClusterConv& conv)
+      : g_(conv.geometry),
+        taps_(g_.kh * g_.kw),
+        clustered_(IsClustered(weights.scheme)),
+        map_(g_.ic, clustered_ ? weights.cluster_size : g_.ic),
+        codes_(weights.codes.data<int8_t>()),
+        cluster_scales_(weights.cluster_scales.data<int8_t>()),
+        conv_(conv) {}
 
-  conv.layout = {kind, static_cast<int32_t>(flushes.size()), static_cast<int32_t>(steps),
-                 4 * dwords};
-  for (const Flush& flush : flushes) {
-    const size_t runs_at = conv.layout.size();
-    conv.layout.push_back(0);
-    for (size_t i = 0; i < flush.steps.size(); ++i) {
-      const Step& step = flush.steps[i];
-      if (i > 0 && flush.steps[i - 1].tap == step.tap &&
-          flush.steps[i - 1].dword.index + 1 == step.dword.index) {
-        ++conv.layout.back();
-        continue;
-      }
-      ++conv.layout[runs_at];
-      conv.layout.push_back(4 * step.dword.index);
-      conv.layout.push_back(step.tap << 8 | 1);
+  void Run() {
+    int dwords = (g_.ic + 3) / 4;
+    std::vector<Group> groups = MakeGroups(map_);
+    Kind kind = kGeneral;
+    if (!clustered_ && conv_.isa == Isa::kAvx2) {
+      kind = kInt8;
+      dwords += dwords % 2;
+    } else if (taps_ == 1 && clustered_ && map_.paired() && map_.n() == 4) {
+      kind = kPairs;
+      // An odd last dword gets a partner without weights.
+      if (groups.back().dwords.size() == 1) groups.back().dwords.push_back({dwords++, 0});
     }
+    const int blocks = OutputBlocks(g_);
+    conv_.layout.assign(kLayoutFields + kBlockFields * blocks, 0);
+    conv_.layout[kKind] = kind;
+    conv_.layout[kRowBytes] = 4 * dwords;
+    for (int block = 0; block < blocks; ++block) {
+      const int32_t begin[kBlockFields - 1] = {static_cast<int32_t>(weights_.size() / kStepBytes),
+                                               static_cast<int32_t>(scales_.size() / kFlushScales),
+                                               static_cast<int32_t>(conv_.layout.size())};
+      const int flushes = kind == kInt8 ? PackInt8(block, dwords)
+                                        : PackClusters(block, groups, kind == kPairs ? 2 : kMaxRun);
+      int32_t* field = conv_.layout.data() + kLayoutFields + kBlockFields * block;
+      std::copy(std::begin(begin), std::end(begin), field);
+      field[kFlushes] = flushes;
+    }
+    conv_.weights = AlignedBuffer(weights_.size());
+    std::memcpy(conv_.weights.data(), weights_.data(), weights_.size());
+    conv_.scales = AlignedBuffer(scales_.size() * sizeof(int16_t));
+    std::memcpy(conv_.scales.data(), scales_.data(), scales_.size() * sizeof(int16_t));
   }
 
-  const int blocks = OutputBlocks(g);
-  conv.weights = AlignedBuffer(static_cast<size_t>(blocks) * steps * kStepBytes);
-  conv.scales = AlignedBuffer(sizeof(int16_t) * blocks * flushes.size() * kFlushScales);
-  int8_t* w = conv.weights.as<int8_t>();
-  int16_t* s = conv.scales.as<int16_t>();
-  for (int block = 0; block < blocks; ++block) {
+ private:
+  StepWeights WeightsOf(int block, int tap, const Dword& dword) const {
+    StepWeights w{};
+    for (int i = 0; i < kStepBytes; ++i) {
+      const int64_t o = block * kOutputBlock + i / 4;
+      const int c = 4 * dword.index + i % 4;
+      if (o < g_.oc && c < g_.ic && (dword.mask >> i % 4 & 1))
+        w[i] = codes_[(o * g_.ic + c) * taps_ + tap];
+    }
+    return w;
+  }
+
+  void Append(const StepWeights& w) { weights_.insert(weights_.end(), w.begin(), w.end()); }
+
+  // The number of flushes.
+  int PackClusters(int block, const std::vector<Group>& groups, size_t max_steps) {
+    FlushMaker maker(max_steps);
+    for (const Group& group : groups) {
+      maker.BeginGroup(group);
+      for (int tap = 0; tap < taps_; ++tap) {
+        for (const Dword& dword : group.dwords)
+          maker.Add({tap, dword.index, WeightsOf(block, tap, dword)});
+      }
+    }
+    const std::vector<Flush> flushes = maker.Take();
+    std::vector<int32_t>& program = conv_.layout;
     for (const Flush& flush : flushes) {
+      const size_t runs_at = program.size();
+      program.push_back(0);
+      for (size_t i = 0; i < flush.steps.size(); ++i) {
+        const Step& step = flush.steps[i];
+        Append(step.weights);
+        if (i > 0 && flush.steps[i - 1].tap == step.tap &&
+            flush.steps[i - 1].dword + 1 == step.dword) {
+          ++program.back();
+          continue;
+        }
+        ++program[runs_at];
+        program.push_back(4 * step.dword);
+        program.push_back(step.tap << 8 | 1);
+      }
       for (int i = 0; i < kOutputBlock; ++i) {
         const int64_t o = block * kOutputBlock + i;
         for (int cluster : flush.clusters) {
-          *s++ = o < g.oc && cluster >= 0 ? cluster_scales[o * map.clusters() + cluster] : 0;
-        }
-      }
-      for (const Step& step : flush.steps) {
-        for (int i = 0; i < kOutputBlock; ++i) {
-          const int64_t o = block * kOutputBlock + i;
-          for (int j = 0; j < 4; ++j) {
-            const int c = 4 * step.dword.index + j;
-            const bool counts = o < g.oc && (step.dword.mask >> j & 1);
-            const int8_t code = counts ? codes[(o * g.ic + c) * taps + step.tap] : int8_t{0};
-            assert(code >= -conv.max_code && code <= conv.max_code);
-            *w++ = code;
-          }
+          int16_t scale = 0;
+          if (o < g_.oc && cluster >= 0)
+            scale = clustered_ ? cluster_scales_[o * map_.clusters() + cluster] : int8_t{1};
+          scales_.push_back(scale);
         }
       }
     }
+    return static_cast<int>(flushes.size());
   }
+
+  // The number of runs, one for each tap.
+  int PackInt8(int block, int dwords) {
+    std::vector<int32_t>& program = conv_.layout;
+    for (int tap = 0; tap < taps_; ++tap) {
+      std::vector<int32_t> quads, pairs;
+      std::vector<std::pair<StepWeights, StepWeights>> pair_weights;
+      const auto add_pair = [&](int dword, const StepWeights& first, const StepWeights& second) {
+        pairs.push_back(4 * dword);
+        pair_weights.emplace_back(first, second);
+      };
+      for (int d = 0; d < dwords;) {
+        StepWeights w[4];
+        const int count = std::min(4, dwords - d);
+        LaneSums sums;
+        for (int i = 0; i < count; ++i) {
+          w[i] = WeightsOf(block, tap, {d + i, 15});
+          sums.Add(w[i]);
+        }
+        if (count == 4 && sums.exact()) {
+          quads.push_back(4 * d);
+          for (const StepWeights& step : w) Append(step);
+        } else {
+          for (int i = 0; i < count; i += 2) {
+            // Together if they fit, else apart, else even apart from odd channels.
+            if (LaneSums(w[i], w[i + 1]).exact()) {
+              add_pair(d + i, w[i], w[i + 1]);
+              continue;
+            }
+            for (int j = 0; j < 2; ++j) {
+              for (const StepWeights& part : Exact(w[i + j])) {
+                const StepWeights none{};
+                add_pair(d + i, j == 0 ? part : none, j == 0 ? none : part);
+              }
+            }
+          }
+        }
+        d += count;
+      }
+      for (const auto& [first, second] : pair_weights) {
+        Append(first);
+        Append(second);
+      }
+      program.push_back(tap);
+      program.push_back(static_cast<int32_t>(quads.size()));
+      program.push_back(static_cast<int32_t>(pairs.size()));
+      program.insert(program.end(), quads.begin(), quads.end());
+      program.insert(program.end(), pairs.begin(), pairs.end());
+    }
+    return taps_;
+  }
+
+  const ConvGeometry& g_;
+  const int taps_;
+  const bool clustered_;
+  const ClusterMap map_;
+  const absl::Span<const int8_t> codes_, cluster_scales_;
+  PackedClusterConv& conv_;
+  std::vector<int8_t> weights_;
+  std::vector<int16_t> scales_;
+};
+
+}  // namespace
+
+void Pack(const QuantizedWeights& weights, PackedClusterConv& conv) { Packer(weights, conv).Run(); }
+
+double Int8Rate(const PackedClusterConv& conv) {
+  if (conv.layout[kKind] != kInt8) return 0;
+  // Of a tile of 10 pixels and 16 output channels, measured with its data in the first-level cache;
+  // entering and leaving the tile takes the rest of the time.
+  constexpr double kQuadCycles = 63.4, kPairCycles = 34.9, kShareOfTime = 0.93;
+  const ConvGeometry& g = conv.geometry;
+  double cycles = 0;
+  for (int block = 0; block < OutputBlocks(g); ++block) {
+    const int32_t* field = conv.layout.data() + kLayoutFields + kBlockFields * block;
+    const int32_t* run = conv.layout.data() + field[kProgram];
+    for (int r = 0; r < field[kFlushes]; ++r) {
+      cycles += kQuadCycles * run[1] + kPairCycles * run[2];
+      run += 3 + run[1] + run[2];
+    }
+  }
+  const double macs = 10.0 * g.oc * g.ic * g.kh * g.kw;
+  return kShareOfTime * macs / cycles;
 }
 
 size_t ScratchBytes(const PackedClusterConv& conv) {
@@ -308,10 +484,6 @@ void Run(const PackedClusterConv& conv, const ClusterConvArgs& args, int64_t pix
 
   TileArgs tile{};
   BlockEpilogue epilogue(g, args, tile);
-  tile.program = conv.layout.data() + kLayoutFields;
-  tile.flushes = conv.layout[kFlushes];
-  const int64_t block_weights = int64_t{conv.layout[kSteps]} * kStepBytes;
-  const int64_t block_scales = int64_t{conv.layout[kFlushes]} * kFlushScales;
 
   for (int64_t c = 0; c < chunks; ++c) {
     const int64_t first = pixel_begin + pixels * c / chunks;
@@ -325,8 +497,11 @@ void Run(const PackedClusterConv& conv, const ClusterConvArgs& args, int64_t pix
     }
     for (int block = block_begin; block < block_end; ++block) {
       epilogue.SetBlock(block);
-      tile.weights = conv.weights.as<int8_t>() + block * block_weights;
-      tile.scales = conv.scales.as<int16_t>() + block * block_scales;
+      const int32_t* field = conv.layout.data() + kLayoutFields + kBlockFields * block;
+      tile.weights = conv.weights.as<int8_t>() + int64_t{field[kFirstStep]} * kStepBytes;
+      tile.scales = conv.scales.as<int16_t>() + int64_t{field[kFirstFlush]} * kFlushScales;
+      tile.program = conv.layout.data() + field[kProgram];
+      tile.flushes = field[kFlushes];
       for (int64_t t = 0; t < tiles; ++t) {
         const int64_t begin = count * t / tiles;
         const int64_t end = count * (t + 1) / tiles;

@@ -18,8 +18,10 @@ enum Kind : int32_t {
   // One tap, and every flush exactly two steps on 8 consecutive channels: 1x1 with N = 4. The
   // s16 sums are temporaries.
   kPairs = 1,
+  // int8 (scales are 1): flushes of four or two consecutive steps of a tap. AVX2 only.
+  kInt8 = 2,
 };
-inline constexpr int kKinds = 2;
+inline constexpr int kKinds = 3;
 
 // The epilogue of cluster_conv.h for one block of 16 output channels.
 struct EpilogueArgs {
@@ -47,11 +49,13 @@ struct EpilogueArgs {
 struct TileArgs : EpilogueArgs {
   const uint8_t* const* inputs;  // [taps][pixels of the tile]: first channel of a pixel
   const int8_t* weights;         // [steps][16 output channels][4 channels], 64-byte aligned
-  const int16_t* scales;         // [flushes][16 output channels][2], 64-byte aligned
-  // Per flush: the number of runs, then per run {first channel, tap << 8 | steps}; the steps
-  // of a run are consecutive dwords. Unused by kPairs.
+  // [flushes][16 output channels][2], 64-byte aligned; unused by kInt8.
+  const int16_t* scales;
+  // kGeneral: per flush the number of runs, then per run {first channel, tap << 8 | steps}; the
+  // steps of a run are consecutive dwords. kPairs: unused. kInt8: per run {tap, flushes of four
+  // steps, flushes of two, then the first channel of each flush}.
   const int32_t* program;
-  int32_t flushes;
+  int32_t flushes;  // kInt8: runs
 };
 
 // Finishes `pixels` consecutive pixels whose sums are acc[pixel][16], 32-byte aligned.

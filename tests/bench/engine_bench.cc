@@ -4,11 +4,11 @@
 //                [--schemes float,int8,ternary:64,int8:dfp8,ternary:4:dfp8] [--layers] [--expand]
 //                [--serve]
 //
-// :dfp8 is the fixed-point form of a scheme, a scheme ending in .tern is an artifact of the same
-// network; --expand lets cluster layers that fit run as int8 where VNNI exists. Rounds are
-// interleaved, so that a slow moment of the machine meets every scheme. Weights are rounded
-// directly: the numbers are typical, the accuracy is not. First and last layers are int8 in every
-// quantised network.
+// :dfp8 is the fixed-point form of a scheme, int8:onednn leaves every int8 layer to oneDNN, a
+// scheme ending in .tern is an artifact of the same network; --expand lets cluster layers that fit
+// run as int8 where VNNI exists. Rounds are interleaved, so that a slow moment of the machine meets
+// every scheme. Weights are rounded directly: the numbers are typical, the accuracy is not. First
+// and last layers are int8 in every quantised network.
 //
 // --serve, with one batch size, is for programs that interleave these runs with others'
 // (bench/compare_peers.py): one line of JSON says what is ready; then each line of input
@@ -145,7 +145,8 @@ graph::Graph InScheme(const graph::Graph& graph, const testing::Ranges& ranges,
   if (scheme == schemes.end()) Fail(absl::StrCat("unknown scheme ", name));
   options.scheme = scheme->second;
   const bool fixed_point = parts.back() == "dfp8";
-  options.cluster_size = parts.size() > (fixed_point ? 2 : 1) ? Number(parts[1]) : 4;
+  const bool numbered = IsClustered(options.scheme) && parts.size() > (fixed_point ? 2 : 1);
+  options.cluster_size = numbered ? Number(parts[1]) : 4;
   graph::Graph result = testing::QuantizeGraph(graph, ranges, options);
   if (!fixed_point) return result;
   if (const absl::Status status = graph::RoundToFixedPoint(result); !status.ok()) {
@@ -196,6 +197,7 @@ std::vector<Contender> MakeContenders(const Flags& flags, const graph::Graph& gr
     options.max_batch = batch;
     // Ternary is measured on our kernels even where int8 would serve it, unless told otherwise.
     options.expand_on_vnni = flags.expand;
+    options.own_int8 = !absl::EndsWith(name, ":onednn");
     auto plan = Check(Plan::Create(InScheme(graph, ranges, name), options));
     Session session = Check(plan->NewSession(flags.threads));
     std::mt19937 random(2);

@@ -30,6 +30,7 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr WeightScheme kTernary = WeightScheme::kTernaryCluster;
 constexpr WeightScheme kInt4 = WeightScheme::kInt4Cluster;
 constexpr WeightScheme kInt3 = WeightScheme::kInt3Cluster;
+constexpr WeightScheme kInt8 = WeightScheme::kInt8;
 
 // One convolution with its data.
 struct Problem {
@@ -60,19 +61,22 @@ int Draw(std::mt19937& random, int lo, int hi) {
 Problem MakeProblem(const ConvGeometry& g, int n, WeightScheme scheme, uint32_t seed,
                     int batch = 1) {
   std::mt19937 random(seed);
-  const int max_code = LargestCode(scheme);
+  // int8: `n` is the largest code.
+  const int max_code = scheme == kInt8 ? n : LargestCode(scheme);
   Problem problem;
   problem.g = g;
   problem.batch = batch;
   problem.weights.scheme = scheme;
-  problem.weights.cluster_size = n;
   problem.weights.codes = Tensor(DType::kS8, {g.oc, g.ic, g.kh, g.kw});
   for (int8_t& code : problem.weights.codes.data<int8_t>()) {
     code = static_cast<int8_t>(Draw(random, -max_code, max_code));
   }
-  problem.weights.cluster_scales = Tensor(DType::kS8, {g.oc, ClusterMap(g.ic, n).clusters()});
-  for (int8_t& scale : problem.weights.cluster_scales.data<int8_t>()) {
-    scale = static_cast<int8_t>(Draw(random, 1, 127));
+  if (IsClustered(scheme)) {
+    problem.weights.cluster_size = n;
+    problem.weights.cluster_scales = Tensor(DType::kS8, {g.oc, ClusterMap(g.ic, n).clusters()});
+    for (int8_t& scale : problem.weights.cluster_scales.data<int8_t>()) {
+      scale = static_cast<int8_t>(Draw(random, 1, 127));
+    }
   }
   problem.src.resize(static_cast<size_t>(batch) * g.ih * g.iw * g.ic);
   for (uint8_t& x : problem.src) x = static_cast<uint8_t>(Draw(random, 0, 255));
@@ -87,7 +91,8 @@ Problem MakeProblem(const ConvGeometry& g, int n, WeightScheme scheme, uint32_t 
 
 std::vector<int32_t> Accumulators(const Problem& problem) {
   const ConvGeometry& g = problem.g;
-  const ClusterMap map(g.ic, problem.weights.cluster_size);
+  const bool clustered = IsClustered(problem.weights.scheme);
+  const ClusterMap map(g.ic, clustered ? problem.weights.cluster_size : g.ic);
   const auto codes = problem.weights.codes.data<int8_t>();
   const auto scales = problem.weights.cluster_scales.data<int8_t>();
   std::vector<std::vector<int>> members;
@@ -115,7 +120,7 @@ std::vector<int32_t> Accumulators(const Problem& problem) {
                 }
               }
             }
-            acc += scales[o * map.clusters() + cluster] * sum;
+            acc += (clustered ? scales[o * map.clusters() + cluster] : 1) * sum;
           }
           EXPECT_LT(std::abs(acc), int64_t{1} << 31);
           accumulators.push_back(static_cast<int32_t>(acc));
@@ -323,6 +328,44 @@ TEST_P(ClusterConvTest, AgreesForEveryChannelCountAndClusterSize) {
   }
 }
 
+TEST_P(ClusterConvTest, AgreesForInt8WeightsOfEverySize) {
+  // From sums of four steps at a time to weights that go apart one by one.
+  uint32_t seed = 50;
+  for (int largest : {1, 16, 30, 63, 100, 127}) {
+    for (int ic : {1, 3, 4, 7, 8, 12, 16, 21, 24, 64, 72, 261}) {
+      for (int k : {1, 3}) {
+        Check(MakeProblem(Same(4, ic, 17, k), largest, kInt8, seed++), GetParam());
+        if (HasFatalFailure()) return;
+      }
+    }
+  }
+  for (int pixels = 1; pixels <= 21; ++pixels) {
+    Check(MakeProblem(Geometry(1, pixels, 40, 33, 1, 1), 40, kInt8, seed++), GetParam());
+    if (HasFatalFailure()) return;
+  }
+}
+
+TEST_P(ClusterConvTest, SumsAreOnlyAsLongAsTheWeightsAllow) {
+  // 129 weights of one sign in a lane, and of both signs: 255 * 129 leaves 16 bits.
+  for (WeightScheme scheme : {kTernary, kInt3, kInt4, kInt8}) {
+    for (int sign : {1, -1}) {
+      for (int code : {1, LargestCode(scheme) - (scheme == kInt8)}) {
+        for (int period : {1, 2, 7}) {
+          Problem problem = MakeProblem(Same(2, 1024, 16, 1), 1024, scheme, 1);
+          if (scheme == kInt8) problem = MakeProblem(Same(2, 1024, 16, 1), 127, scheme, 1);
+          int i = 0;
+          for (int8_t& c : problem.weights.codes.data<int8_t>())
+            c = static_cast<int8_t>(i++ % period == 0 ? sign * code : -sign * code / 2);
+          problem.src.assign(problem.src.size(), 255);
+          for (size_t j = 0; j < problem.src.size(); j += 3) problem.src[j] = 0;
+          Check(problem, GetParam());
+          if (HasFatalFailure()) return;
+        }
+      }
+    }
+  }
+}
+
 TEST_P(ClusterConvTest, AgreesForLongInputs) {
   uint32_t seed = 100;
   for (WeightScheme scheme : {kTernary, kInt3, kInt4}) {
@@ -400,6 +443,19 @@ TEST_P(ClusterConvTest, AFullyConnectedLayerIsAConvolutionOfOnePixel) {
   Problem problem = MakeProblem(Geometry(1, 1, 72, 37, 1, 1), 16, kTernary, 1, 3);
   problem.weights.codes = problem.weights.codes.Reshaped({37, 72});
   Check(problem, GetParam());
+}
+
+TEST_P(ClusterConvTest, ExtremeInt8SumsDoNotOverflow) {
+  for (int code : {127, -128}) {
+    for (int k : {1, 3}) {
+      Problem problem = MakeProblem(Same(4, 256, 16, k), 127, kInt8, 1);
+      for (int8_t& c : problem.weights.codes.data<int8_t>()) c = static_cast<int8_t>(code);
+      problem.src.assign(problem.src.size(), 255);
+      problem.zero_point = 255;
+      Check(problem, GetParam());
+      if (HasFatalFailure()) return;
+    }
+  }
 }
 
 TEST_P(ClusterConvTest, ExtremeSumsDoNotOverflow) {

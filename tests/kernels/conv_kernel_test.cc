@@ -1,5 +1,5 @@
 // Whichever kernel is chosen, the sums are those of the scalar definition.
-#include "server/kernels/cluster_kernel.h"
+#include "server/kernels/conv_kernel.h"
 
 #include <random>
 #include <string>
@@ -27,11 +27,14 @@ QuantizedWeights RandomWeights(const ConvGeometry& g, WeightScheme scheme, int n
   std::mt19937 random(1);
   QuantizedWeights weights;
   weights.scheme = scheme;
-  weights.cluster_size = n;
   weights.codes = Tensor(DType::kS8, {g.oc, g.ic, g.kh, g.kw});
+  // int8: n is the largest code.
+  const int largest = IsClustered(scheme) ? 1 : n;
   for (int8_t& code : weights.codes.data<int8_t>()) {
-    code = static_cast<int8_t>(static_cast<int>(random() % 3) - 1);
+    code = static_cast<int8_t>(static_cast<int>(random() % (2 * largest + 1)) - largest);
   }
+  if (!IsClustered(scheme)) return weights;
+  weights.cluster_size = n;
   weights.cluster_scales = Tensor(DType::kS8, {g.oc, ClusterMap(g.ic, n).clusters()});
   for (int8_t& scale : weights.cluster_scales.data<int8_t>()) {
     scale = static_cast<int8_t>(1 + random() % 127);
@@ -40,7 +43,7 @@ QuantizedWeights RandomWeights(const ConvGeometry& g, WeightScheme scheme, int n
 }
 
 // The sums of `batch` images in `cuts` x 2 calls.
-std::vector<int32_t> Sums(const ClusterKernel& kernel, int batch, int cuts) {
+std::vector<int32_t> Sums(const ConvKernel& kernel, int batch, int cuts) {
   const ConvGeometry& g = kernel.geometry();
   std::mt19937 random(2);
   std::vector<uint8_t> src(static_cast<size_t>(batch) * g.ih * g.iw * g.ic);
@@ -64,16 +67,16 @@ std::vector<int32_t> Sums(const ClusterKernel& kernel, int batch, int cuts) {
   return sums;
 }
 
-class ClusterKernelTest : public IsaTest {};
+class ConvKernelTest : public IsaTest {};
 
-TEST_P(ClusterKernelTest, GivesTheSumsOfTheDefinitionWhateverItChooses) {
+TEST_P(ConvKernelTest, GivesTheSumsOfTheDefinitionWhateverItChooses) {
   for (int k : {1, 3}) {
     for (int n : {4, 64}) {
       for (int size : {6, 14}) {
         const ConvGeometry g = Square(size, 64, 144, k);
         const QuantizedWeights weights = RandomWeights(g, WeightScheme::kTernaryCluster, n);
-        const ClusterKernel expected = ClusterKernel::Make(g, weights, Isa::kScalar);
-        const ClusterKernel kernel = ClusterKernel::Make(g, weights, GetParam());
+        const ConvKernel expected = ConvKernel::Make(g, weights, Isa::kScalar);
+        const ConvKernel kernel = ConvKernel::Make(g, weights, GetParam());
         EXPECT_EQ(expected.name(), "scalar");
         for (int batch : {1, 3}) {
           EXPECT_EQ(Sums(kernel, batch, 4), Sums(expected, batch, 1))
@@ -84,26 +87,48 @@ TEST_P(ClusterKernelTest, GivesTheSumsOfTheDefinitionWhateverItChooses) {
   }
 }
 
-TEST_P(ClusterKernelTest, ChoosesTheSameForEqualLayers) {
+TEST_P(ConvKernelTest, ChoosesTheSameForEqualLayers) {
   const ConvGeometry g = Square(14, 64, 128, 3);
   const QuantizedWeights weights = RandomWeights(g, WeightScheme::kTernaryCluster, 16);
-  const std::string name = ClusterKernel::Make(g, weights, GetParam()).name();
-  EXPECT_TRUE(name == IsaName(GetParam()) || name == "sum-tables-avx2") << name;
-  for (int i = 0; i < 5; ++i) EXPECT_EQ(ClusterKernel::Make(g, weights, GetParam()).name(), name);
+  const std::string name = ConvKernel::Make(g, weights, GetParam()).name();
+  EXPECT_TRUE(name == IsaName(GetParam()) || name == "sum-tables-avx2" ||
+              name == "winograd-4x4-avx2")
+      << name;
+  for (int i = 0; i < 5; ++i) EXPECT_EQ(ConvKernel::Make(g, weights, GetParam()).name(), name);
 }
 
-TEST_P(ClusterKernelTest, KeepsTilesForFewOutputsAndForWeightsThatTablesDoNotTake) {
+TEST_P(ConvKernelTest, KeepsTilesWhereNothingElseTakesTheLayer) {
   const auto name = [](const ConvGeometry& g, WeightScheme scheme, int n) {
-    return ClusterKernel::Make(g, RandomWeights(g, scheme, n), GetParam()).name();
+    return ConvKernel::Make(g, RandomWeights(g, scheme, n), GetParam()).name();
   };
   const char* tiles = IsaName(GetParam());
-  EXPECT_EQ(name(Square(14, 64, 48, 3), WeightScheme::kTernaryCluster, 16), tiles);
+  EXPECT_EQ(name(Square(14, 64, 48, 1), WeightScheme::kTernaryCluster, 16), tiles);  // few outputs
   EXPECT_EQ(name(Square(1, 256, 256, 1), WeightScheme::kTernaryCluster, 16), tiles);
-  EXPECT_EQ(name(Square(14, 64, 128, 3), WeightScheme::kTernaryCluster, 5), tiles);
-  EXPECT_EQ(name(Square(14, 64, 128, 3), WeightScheme::kInt4Cluster, 16), tiles);
+  EXPECT_EQ(name(Square(14, 64, 128, 1), WeightScheme::kTernaryCluster, 5), tiles);
+  EXPECT_EQ(name(Square(14, 64, 128, 1), WeightScheme::kInt4Cluster, 16), tiles);
+  EXPECT_EQ(name(Square(14, 72, 48, 3), WeightScheme::kInt4Cluster, 16), tiles);
 }
 
-INSTANTIATE_TEST_SUITE_P(Isas, ClusterKernelTest, kAllIsas, IsaSuffix);
+TEST_P(ConvKernelTest, TakesInt8LayersWhereItExpectsToBeFaster) {
+  const auto made = [](const ConvGeometry& g, int largest) {
+    const QuantizedWeights weights = RandomWeights(g, WeightScheme::kInt8, largest);
+    auto kernel = ConvKernel::MakeIfFaster(g, weights, GetParam());
+    if (!kernel) return std::string("none");
+    EXPECT_EQ(Sums(*kernel, 2, 3), Sums(ConvKernel::Make(g, weights, Isa::kScalar), 2, 1));
+    return kernel->name();
+  };
+  const bool avx2 = GetParam() == Isa::kAvx2, simd = GetParam() >= Isa::kAvx2;
+  EXPECT_EQ(made(Square(14, 64, 48, 3), 63), simd ? "winograd-4x4-avx2" : "none");
+  // Small weights need few flushes, large ones many.
+  EXPECT_EQ(made(Square(7, 256, 48, 1), 20), avx2 ? "int8-avx2" : "none");
+  EXPECT_EQ(made(Square(7, 256, 48, 1), 127), "none");
+  // Tiles of 2 x 2 and more cover one pixel; and three channels fill a dword and its partner
+  // poorly.
+  EXPECT_EQ(made(Square(1, 64, 48, 3), 127), "none");
+  EXPECT_EQ(made(Square(14, 3, 48, 3), 20), "none");
+}
+
+INSTANTIATE_TEST_SUITE_P(Isas, ConvKernelTest, kAllIsas, IsaSuffix);
 
 }  // namespace
 }  // namespace tern::kernels

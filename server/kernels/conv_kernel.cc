@@ -1,0 +1,234 @@
+#include "server/kernels/conv_kernel.h"
+
+#include <time.h>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "server/base/aligned_buffer.h"
+#include "server/tensor/cluster.h"
+
+namespace tern::kernels {
+namespace {
+
+// Below these the tables cost more than they save, on every layer that was measured.
+constexpr int kLeastOutputs = 64;
+constexpr int kLeastPixels = 32;
+
+// Winograd's weights are wider and more than the layer's: beyond this they cost more memory, and
+// more time to fetch, than the fewer products save.
+constexpr size_t kMaxWinogradBytes = 5120 << 10;
+
+// A measurement runs all kernels in turn, at least this often, until the time is over.
+constexpr int kLeastRounds = 3;
+constexpr double kMeasureSeconds = 1e-3;
+// Multiply-accumulates of one run, about; at least as many tiles as Winograd's work on together.
+constexpr int64_t kMeasuredMacs = 8 << 20;
+constexpr int64_t kLeastWinogradTiles = 18;
+
+// The model of int8 layers, in multiply-accumulates per cycle as measured on Zen 3
+// (docs/kernels.md): a library's kernel, which skips padding, and Winograd's by its tile where
+// tiles cover the image.
+constexpr double kLibraryRate = 29.5;
+constexpr double kWinogradRate[] = {46, 58, 72};
+
+// Of this thread: other work on the machine counts little.
+double CpuSeconds() {
+  timespec time{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
+}
+
+double Macs(const ConvGeometry& g) {
+  return static_cast<double>(int64_t{g.oh} * g.ow * g.oc * g.ic) * (g.kh * g.kw);
+}
+
+// Products of code and scale, [oc, ic, kh, kw].
+std::vector<int16_t> IntegerWeights(const ConvGeometry& g, const QuantizedWeights& weights) {
+  const auto codes = weights.codes.data<int8_t>();
+  std::vector<int16_t> products(codes.begin(), codes.end());
+  if (!IsClustered(weights.scheme)) return products;
+  const auto scales = weights.cluster_scales.data<int8_t>();
+  const ClusterMap map(g.ic, weights.cluster_size);
+  const int taps = g.kh * g.kw;
+  int16_t* w = products.data();
+  for (int64_t o = 0; o < g.oc; ++o) {
+    for (int c = 0; c < g.ic; ++c) {
+      const int scale = scales[o * map.clusters() + map.cluster_of(c)];
+      for (int t = 0; t < taps; ++t, ++w) *w = static_cast<int16_t>(*w * scale);
+    }
+  }
+  return products;
+}
+
+// The largest tiles that the layer's weights and the limit of memory allow.
+std::optional<PackedWinogradConv> PackWinograd(const ConvGeometry& g,
+                                               const QuantizedWeights& weights, Isa isa) {
+  if (!WinogradConvAccepts(g, isa)) return std::nullopt;
+  const std::vector<int16_t> products = IntegerWeights(g, weights);
+  for (WinogradTile tile : {WinogradTile::k4x4, WinogradTile::k2x4, WinogradTile::k2x2}) {
+    if (WinogradConvBytes(g, tile) > kMaxWinogradBytes) continue;
+    if (auto packed = PackWinogradConv(g, products, tile)) return packed;
+  }
+  return std::nullopt;
+}
+
+// The share of the tiles' outputs that are in the image.
+double Coverage(const PackedWinogradConv& conv) {
+  const ConvGeometry& g = conv.geometry;
+  constexpr int kOutputs[] = {4, 8, 16};
+  return static_cast<double>(g.oh) * g.ow /
+         static_cast<double>(WinogradConvTiles(conv, 1) * kOutputs[static_cast<int>(conv.tile)]);
+}
+
+// Of the taps of all output pixels, the share that is no padding.
+double InsideShare(const ConvGeometry& g) {
+  const auto inside = [](int outputs, int stride, int pad, int taps, int dilation, int inputs) {
+    int count = 0;
+    for (int o = 0; o < outputs; ++o) {
+      for (int t = 0; t < taps; ++t) {
+        const int at = o * stride - pad + t * dilation;
+        count += at >= 0 && at < inputs;
+      }
+    }
+    return static_cast<double>(count) / (static_cast<double>(outputs) * taps);
+  };
+  return inside(g.oh, g.stride_h, g.pad_top, g.kh, g.dilation_h, g.ih) *
+         inside(g.ow, g.stride_w, g.pad_left, g.kw, g.dilation_w, g.iw);
+}
+
+}  // namespace
+
+std::vector<double> ConvKernel::Measure(absl::Span<const ConvKernel> kernels) {
+  const ConvGeometry& g = kernels[0].geometry();
+  size_t scratch_bytes = 0;
+  for (const ConvKernel& kernel : kernels)
+    scratch_bytes = std::max(scratch_bytes, kernel.scratch_bytes());
+  AlignedBuffer src(static_cast<size_t>(g.ih) * g.iw * g.ic);
+  AlignedBuffer dst(static_cast<size_t>(g.oh) * g.ow * g.oc);
+  AlignedBuffer scratch(scratch_bytes);
+  std::memset(src.data(), 1, src.size_bytes());
+  const std::vector<float> constants(g.oc, 1.0f);
+  ClusterConvArgs args;
+  args.src = src.as<uint8_t>();
+  args.multiplier = constants.data();
+  args.offset = constants.data();
+  args.dst = dst.as<uint8_t>();
+  args.scratch = scratch.data();
+
+  std::vector<double> seconds(kernels.size(), 1e9);
+  const double end = CpuSeconds() + kMeasureSeconds * static_cast<double>(kernels.size());
+  for (int round = 0; round < kLeastRounds || CpuSeconds() < end; ++round) {
+    for (size_t i = 0; i < kernels.size(); ++i) {
+      const int64_t all = kernels[i].Units(1);
+      const bool winograd = std::holds_alternative<PackedWinogradConv>(kernels[i].packed_);
+      const int64_t some = std::clamp<int64_t>(
+          static_cast<int64_t>(static_cast<double>(all) * kMeasuredMacs / Macs(g)),
+          std::min(all, winograd ? kLeastWinogradTiles : 1), all);
+      const double begin = CpuSeconds();
+      kernels[i].Run(args, 0, some, 0, OutputBlocks(g));
+      seconds[i] = std::min(seconds[i], (CpuSeconds() - begin) / static_cast<double>(some) *
+                                            static_cast<double>(all));
+    }
+  }
+  return seconds;
+}
+
+ConvKernel ConvKernel::Make(const ConvGeometry& g, const QuantizedWeights& weights, Isa isa) {
+  std::vector<ConvKernel> kernels;
+  kernels.push_back(ConvKernel(PackClusterConv(g, weights, isa)));
+  const bool large = g.oc >= kLeastOutputs && g.oh * g.ow >= kLeastPixels;
+  if (large && TableConvAccepts(g, weights, isa))
+    kernels.push_back(ConvKernel(PackTableConv(g, weights)));
+  if (auto winograd = PackWinograd(g, weights, isa))
+    kernels.push_back(ConvKernel(std::move(*winograd)));
+  if (kernels.size() == 1) return std::move(kernels[0]);
+  const auto named = [&](const std::string& name) {
+    return std::find_if(kernels.begin(), kernels.end(),
+                        [&](const ConvKernel& kernel) { return kernel.name() == name; });
+  };
+
+  using Key = std::pair<std::array<int, 17>, std::string>;
+  Key key{{g.ih, g.iw, g.ic, g.oh, g.ow, g.oc, g.kh, g.kw, g.stride_h, g.stride_w, g.pad_top,
+           g.pad_left, g.dilation_h, g.dilation_w, weights.cluster_size,
+           static_cast<int>(weights.scheme), static_cast<int>(isa)},
+          ""};
+  for (const ConvKernel& kernel : kernels) absl::StrAppend(&key.second, kernel.name(), " ");
+  static std::mutex mutex;
+  static auto* const known = new std::map<Key, std::string>();
+  std::lock_guard<std::mutex> lock(mutex);
+  std::string& choice = (*known)[key];
+  if (choice.empty()) {
+    const std::vector<double> seconds = Measure(kernels);
+    choice = kernels[std::min_element(seconds.begin(), seconds.end()) - seconds.begin()].name();
+  }
+  return std::move(*named(choice));
+}
+
+std::optional<ConvKernel> ConvKernel::MakeIfFaster(const ConvGeometry& g,
+                                                   const QuantizedWeights& weights, Isa isa) {
+  const double library = kLibraryRate / InsideShare(g);
+  if (auto winograd = PackWinograd(g, weights, isa)) {
+    if (kWinogradRate[static_cast<int>(winograd->tile)] * Coverage(*winograd) > library)
+      return ConvKernel(std::move(*winograd));
+  }
+  PackedClusterConv tiles = PackClusterConv(g, weights, isa);
+  if (Int8TileRate(tiles) <= library) return std::nullopt;
+  return ConvKernel(std::move(tiles));
+}
+
+const ConvGeometry& ConvKernel::geometry() const {
+  return std::visit([](const auto& packed) -> const ConvGeometry& { return packed.geometry; },
+                    packed_);
+}
+
+std::string ConvKernel::name() const {
+  if (const auto* tiles = std::get_if<PackedClusterConv>(&packed_))
+    return absl::StrCat(tiles->cluster_size == 0 ? "int8-" : "", IsaName(tiles->isa));
+  if (std::holds_alternative<PackedTableConv>(packed_))
+    return absl::StrCat("sum-tables-", IsaName(Isa::kAvx2));
+  constexpr const char* kTiles[] = {"2x2", "2x4", "4x4"};
+  return absl::StrCat("winograd-",
+                      kTiles[static_cast<int>(std::get<PackedWinogradConv>(packed_).tile)], "-",
+                      IsaName(Isa::kAvx2));
+}
+
+size_t ConvKernel::bytes() const {
+  return std::visit([](const auto& packed) { return packed.bytes(); }, packed_);
+}
+
+size_t ConvKernel::scratch_bytes() const {
+  if (const auto* tiles = std::get_if<PackedClusterConv>(&packed_))
+    return ClusterConvScratchBytes(*tiles);
+  if (const auto* tables = std::get_if<PackedTableConv>(&packed_))
+    return TableConvScratchBytes(*tables);
+  return WinogradConvScratchBytes(std::get<PackedWinogradConv>(packed_));
+}
+
+int64_t ConvKernel::Units(int batch) const {
+  if (const auto* tables = std::get_if<PackedTableConv>(&packed_))
+    return TableConvTiles(*tables, batch);
+  if (const auto* winograd = std::get_if<PackedWinogradConv>(&packed_))
+    return WinogradConvTiles(*winograd, batch);
+  return int64_t{batch} * geometry().oh * geometry().ow;
+}
+
+void ConvKernel::Run(const ClusterConvArgs& args, int64_t unit_begin, int64_t unit_end,
+                     int block_begin, int block_end) const {
+  if (const auto* tiles = std::get_if<PackedClusterConv>(&packed_)) {
+    RunClusterConv(*tiles, args, unit_begin, unit_end, block_begin, block_end);
+  } else if (const auto* tables = std::get_if<PackedTableConv>(&packed_)) {
+    RunTableConv(*tables, args, unit_begin, unit_end, block_begin, block_end);
+  } else {
+    RunWinogradConv(std::get<PackedWinogradConv>(packed_), args, unit_begin, unit_end, block_begin,
+                    block_end);
+  }
+}
+
+}  // namespace tern::kernels

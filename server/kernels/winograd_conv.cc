@@ -1,0 +1,278 @@
+// Packing, tiling and loop order of the Winograd convolutions; the arithmetic is in
+// winograd_conv_avx2.cc.
+#include "server/kernels/winograd_conv.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+
+#if TERN_HAVE_AVX2
+#include "server/kernels/cluster_conv_epilogue.h"
+#include "server/kernels/winograd_conv_tiles.h"
+#endif
+
+namespace tern::kernels {
+
+#if TERN_HAVE_AVX2
+
+namespace {
+
+using namespace winograd;  // NOLINT(build/namespaces): the other half of this file
+
+// Transformed inputs of the tiles that are computed together: with the products of a block they
+// stay in a second-level cache of 512 KB.
+constexpr int64_t kInputBytes = 192 * 1024;
+
+// Rows of G, times the integers that winograd_conv_tiles.h names.
+constexpr int kG2[4][3] = {{1, 0, 0}, {1, 1, 1}, {1, -1, 1}, {0, 0, 1}};
+constexpr int kG4[6][3] = {{1, 0, 0}, {1, 1, 1}, {1, -1, 1}, {1, 2, 4}, {1, -2, 4}, {0, 0, 1}};
+
+const Kernels& KernelsOf(WinogradTile tile) { return kAvx2Kernels[static_cast<int>(tile)]; }
+
+int Products(const Kernels& k) { return (k.rows + 2) * (k.columns + 2); }
+
+// The weights of all products, [rows + 2][columns + 2], of the nine of a channel pair.
+void TransformWeights(const Kernels& k, const int16_t* w, int32_t* out) {
+  const auto g = [](int m, int i) { return m == 2 ? kG2[i] : kG4[i]; };
+  for (int i = 0; i < k.rows + 2; ++i) {
+    const int* down = g(k.rows, i);
+    int32_t half[3];
+    for (int x = 0; x < 3; ++x) half[x] = down[0] * w[x] + down[1] * w[3 + x] + down[2] * w[6 + x];
+    for (int j = 0; j < k.columns + 2; ++j) {
+      const int* across = g(k.columns, j);
+      *out++ = across[0] * half[0] + across[1] * half[1] + across[2] * half[2];
+    }
+  }
+}
+
+// Whether 2^shift times every sum fits s32, with the shift of the tile's first output.
+bool SumsFit(const ConvGeometry& g, const Kernels& k, absl::Span<const int16_t> weights) {
+  const int shift = (k.rows == 4 ? 3 : 1) + (k.columns == 4 ? 3 : 1);
+  for (int64_t o = 0; o < g.oc; ++o) {
+    int64_t positive = 0, negative = 0;
+    for (int16_t w : weights.subspan(o * g.ic * 9, int64_t{g.ic} * 9)) {
+      positive += std::max<int>(w, 0);
+      negative -= std::min<int>(w, 0);
+    }
+    if (255 * std::max(positive, negative) > INT32_MAX >> shift) return false;
+  }
+  return true;
+}
+
+int64_t ChunkTiles(const PackedWinogradConv& conv) {
+  const int64_t tile_bytes = int64_t{2} * Products(KernelsOf(conv.tile)) * conv.geometry.ic;
+  return std::max<int64_t>(kInputBytes / tile_bytes / kRegisterTiles, 2) * kRegisterTiles;
+}
+
+// Elements from one product's tiles to the next one's: an odd number of cache lines, so that the
+// products of a tile spread over all sets of the first-level cache.
+template <typename T>
+int64_t ProductStride(int64_t tiles, int64_t channels) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  return ((tiles * channels + kLine - 1) / kLine | 1) * kLine;
+}
+
+// The parts of a call's scratch, each at a multiple of 64 bytes.
+struct Scratch {
+  Scratch(const PackedWinogradConv& conv, void* memory) : at(static_cast<char*>(memory)) {
+    const int64_t tiles = ChunkTiles(conv), products = Products(KernelsOf(conv.tile));
+    padding = Take<uint8_t>(conv.geometry.ic);
+    inputs = Take<int16_t>(products * ProductStride<int16_t>(tiles, conv.geometry.ic));
+    outputs = Take<int32_t>(products * ProductStride<int32_t>(tiles, kOutputBlock));
+    bytes = static_cast<size_t>(at - static_cast<char*>(memory));
+  }
+
+  template <typename T>
+  T* Take(size_t elements) {
+    T* result = reinterpret_cast<T*>(at);
+    at += (elements * sizeof(T) + 63) / 64 * 64;
+    return result;
+  }
+
+  char* at;
+  uint8_t* padding;  // one pixel
+  int16_t* inputs;   // [product][tile][ic], products ProductStride apart
+  int32_t* outputs;  // [product][tile][16] of one block, the same
+  size_t bytes;
+};
+
+// One call.
+class Runner {
+ public:
+  Runner(const PackedWinogradConv& conv, const ClusterConvArgs& args)
+      : conv_(conv),
+        g_(conv.geometry),
+        args_(args),
+        kernels_(KernelsOf(conv.tile)),
+        products_(Products(kernels_)),
+        tile_rows_((g_.oh + kernels_.rows - 1) / kernels_.rows),
+        tile_columns_((g_.ow + kernels_.columns - 1) / kernels_.columns),
+        scratch_(conv, args.scratch),
+        epilogue_(g_, args, finish_) {
+    std::memset(scratch_.padding, args.src_zero_point, g_.ic);
+  }
+
+  int64_t tiles() const { return int64_t{args_.batch} * tile_rows_ * tile_columns_; }
+
+  void Run(int64_t tile_begin, int64_t tile_end, int block_begin, int block_end) {
+    // Chunks of about equal size.
+    const int64_t count = tile_end - tile_begin, most = ChunkTiles(conv_);
+    const int64_t chunks = (count + most - 1) / most;
+    for (int64_t c = 0; c < chunks; ++c) {
+      const int64_t first = tile_begin + count * c / chunks;
+      const int64_t n = tile_begin + count * (c + 1) / chunks - first;
+      input_stride_ = ProductStride<int16_t>(n, g_.ic);
+      output_stride_ = ProductStride<int32_t>(n, kOutputBlock);
+      for (int64_t t = 0; t < n; ++t) TransformTile(first + t, t);
+      for (int block = block_begin; block < block_end; ++block) {
+        MultiplyBlock(block, n);
+        epilogue_.SetBlock(block);
+        for (int64_t t = 0; t < n; ++t) FinishTile(first + t, t);
+      }
+    }
+  }
+
+ private:
+  struct Place {
+    int64_t image;
+    int y, x;  // of the first output pixel
+  };
+
+  Place PlaceOf(int64_t tile) const {
+    const int64_t row = tile / tile_columns_;
+    return {row / tile_rows_, static_cast<int>(row % tile_rows_) * kernels_.rows,
+            static_cast<int>(tile % tile_columns_) * kernels_.columns};
+  }
+
+  void TransformTile(int64_t tile, int64_t t) {
+    const Place at = PlaceOf(tile);
+    const uint8_t* pixels[kMaxProducts];
+    const uint8_t** to = pixels;
+    for (int i = 0; i < kernels_.rows + 2; ++i) {
+      const int y = at.y - g_.pad_top + i;
+      const bool row_inside = y >= 0 && y < g_.ih;
+      const int x0 = at.x - g_.pad_left;
+      const uint8_t* row = args_.src + (at.image * g_.ih + y) * g_.iw * g_.ic;
+      for (int x = x0; x < x0 + kernels_.columns + 2; ++x) {
+        const bool inside = row_inside && x >= 0 && x < g_.iw;
+        *to++ = inside ? row + int64_t{x} * g_.ic : scratch_.padding;
+      }
+    }
+    kernels_.input(pixels, g_.ic, scratch_.inputs + t * g_.ic, input_stride_);
+  }
+
+  void MultiplyBlock(int block, int64_t n) {
+    const int64_t groups = (n + kRegisterTiles - 1) / kRegisterTiles;
+    MultiplyArgs multiply{};
+    multiply.channels = g_.ic;
+    multiply.weights =
+        conv_.weights.as<int16_t>() + int64_t{block} * products_ * g_.ic * kOutputBlock;
+    for (int p = 0; p < products_; ++p, multiply.weights += g_.ic * kOutputBlock) {
+      for (int64_t group = 0; group < groups; ++group) {
+        const int64_t begin = n * group / groups, end = n * (group + 1) / groups;
+        multiply.input = scratch_.inputs + p * input_stride_ + begin * g_.ic;
+        multiply.out = scratch_.outputs + p * output_stride_ + begin * kOutputBlock;
+        kAvx2Multiply[end - begin](multiply);
+      }
+    }
+  }
+
+  void FinishTile(int64_t tile, int64_t t) {
+    kernels_.output(scratch_.outputs + t * kOutputBlock, output_stride_, sums_);
+    const Place at = PlaceOf(tile);
+    const int rows = std::min(kernels_.rows, g_.oh - at.y);
+    const int columns = std::min(kernels_.columns, g_.ow - at.x);
+    for (int i = 0; i < rows; ++i) {
+      epilogue_.SetPixel((at.image * g_.oh + at.y + i) * g_.ow + at.x);
+      tiled::FinishAvx2(finish_, sums_ + i * kernels_.columns * kOutputBlock, columns);
+    }
+  }
+
+  const PackedWinogradConv& conv_;
+  const ConvGeometry& g_;
+  const ClusterConvArgs& args_;
+  const Kernels& kernels_;
+  const int products_, tile_rows_, tile_columns_;
+  Scratch scratch_;
+  int64_t input_stride_ = 0, output_stride_ = 0;
+  tiled::EpilogueArgs finish_{};
+  tiled::BlockEpilogue epilogue_;
+  alignas(64) int32_t sums_[kMaxOutputs * kOutputBlock];
+};
+
+}  // namespace
+
+bool WinogradConvAccepts(const ConvGeometry& g, Isa isa) {
+  return isa >= Isa::kAvx2 && g.kh == 3 && g.kw == 3 && g.stride_h == 1 && g.stride_w == 1 &&
+         g.dilation_h == 1 && g.dilation_w == 1 && g.ic % 16 == 0;
+}
+
+size_t WinogradConvBytes(const ConvGeometry& g, WinogradTile tile) {
+  return sizeof(int16_t) * OutputBlocks(g) * Products(KernelsOf(tile)) * g.ic * kOutputBlock;
+}
+
+std::optional<PackedWinogradConv> PackWinogradConv(const ConvGeometry& geometry,
+                                                   absl::Span<const int16_t> weights,
+                                                   WinogradTile tile) {
+  const ConvGeometry& g = geometry;
+  const Kernels& k = KernelsOf(tile);
+  if (!SumsFit(g, k, weights)) return std::nullopt;
+  PackedWinogradConv conv;
+  conv.geometry = geometry;
+  conv.tile = tile;
+  conv.weights = AlignedBuffer(WinogradConvBytes(g, tile));
+  const int blocks = OutputBlocks(g), products = Products(k);
+  constexpr int kPair = 2 * kOutputBlock;
+  for (int64_t block = 0; block < blocks; ++block) {
+    for (int64_t c = 0; c < g.ic; c += 2) {
+      int16_t pair[kMaxProducts][kPair] = {};
+      for (int i = 0; i < kPair; ++i) {
+        const int64_t o = block * kOutputBlock + i / 2;
+        if (o >= g.oc) break;
+        int32_t transformed[kMaxProducts];
+        TransformWeights(k, weights.data() + (o * g.ic + c + i % 2) * 9, transformed);
+        for (int p = 0; p < products; ++p) {
+          if (std::abs(transformed[p]) > INT16_MAX) return std::nullopt;
+          pair[p][i] = static_cast<int16_t>(transformed[p]);
+        }
+      }
+      int16_t* to = conv.weights.as<int16_t>() + (block * products * g.ic + c) * kOutputBlock;
+      for (int p = 0; p < products; ++p, to += g.ic * kOutputBlock)
+        std::memcpy(to, pair[p], sizeof(pair[p]));
+    }
+  }
+  return conv;
+}
+
+size_t WinogradConvScratchBytes(const PackedWinogradConv& conv) {
+  return Scratch(conv, nullptr).bytes;
+}
+
+int64_t WinogradConvTiles(const PackedWinogradConv& conv, int batch) {
+  const ConvGeometry& g = conv.geometry;
+  const Kernels& k = KernelsOf(conv.tile);
+  return int64_t{batch} * ((g.oh + k.rows - 1) / k.rows) * ((g.ow + k.columns - 1) / k.columns);
+}
+
+void RunWinogradConv(const PackedWinogradConv& conv, const ClusterConvArgs& args,
+                     int64_t tile_begin, int64_t tile_end, int block_begin, int block_end) {
+  if (tile_begin >= tile_end || block_begin >= block_end) return;
+  Runner(conv, args).Run(tile_begin, tile_end, block_begin, block_end);
+}
+
+#else  // Accepts nothing, so the rest is never called.
+
+bool WinogradConvAccepts(const ConvGeometry&, Isa) { return false; }
+size_t WinogradConvBytes(const ConvGeometry&, WinogradTile) { return 0; }
+std::optional<PackedWinogradConv> PackWinogradConv(const ConvGeometry&, absl::Span<const int16_t>,
+                                                   WinogradTile) {
+  return std::nullopt;
+}
+size_t WinogradConvScratchBytes(const PackedWinogradConv&) { return 0; }
+int64_t WinogradConvTiles(const PackedWinogradConv&, int) { return 0; }
+void RunWinogradConv(const PackedWinogradConv&, const ClusterConvArgs&, int64_t, int64_t, int,
+                     int) {}
+
+#endif
+
+}  // namespace tern::kernels
