@@ -281,8 +281,8 @@ absl::Status Lowering::LowerIntegerWeighted(const Node& node) {
     constexpr float kInfinity = std::numeric_limits<float>::infinity();
     clamp = node.clip.value_or(graph::ClipRange{-kInfinity, kInfinity});
   }
-  if (const OwnKernel kernel = PackOwn(node, weights.largest)) {
-    return LowerOwn(node, kernel, multiplier, offset, static_cast<float>(residual_ratio), clamp);
+  if (const OwnLayer own = PackOwn(node, weights.largest)) {
+    return LowerOwn(node, own, multiplier, offset, static_cast<float>(residual_ratio), clamp);
   }
   return LowerInt8(node, weights, multiplier, offset, residual_ratio, clamp);
 }
@@ -419,7 +419,7 @@ bool Lowering::IsInt8Depthwise(const Node& node) const {
          graph_.shape(node.output)[0] == node.conv.groups;
 }
 
-Lowering::OwnKernel Lowering::PackOwn(const Node& node, int largest) {
+Lowering::OwnLayer Lowering::PackOwn(const Node& node, int largest) {
   const bool saturates = largest > kMaxSaturatingCode && !onednn::ExactInt8();
   if (IsInt8Depthwise(node) && (options_.own_int8 || saturates)) {
     const auto packed =
@@ -430,43 +430,57 @@ Lowering::OwnKernel Lowering::PackOwn(const Node& node, int largest) {
     program_.weight_bytes += packed->bytes();
     program_.scratch_bytes =
         std::max(program_.scratch_bytes, kernels::DepthwiseConvScratchBytes(*packed));
-    return [packed](const RunContext& run, const kernels::ClusterConvArgs& args) {
+    return {[packed](const RunContext& run, const kernels::ClusterConvArgs& args) {
       RunDepthwise(run, *packed, args);
-    };
+    }};
   }
-  if (node.conv.groups != 1) return nullptr;
-  const kernels::ConvGeometry geometry =
+  if (node.conv.groups != 1) return {};
+  kernels::ConvGeometry geometry =
       GeometryOf(node, graph_.shape(node.inputs[0]), graph_.shape(node.output));
   if (IsClustered(node.quantized->scheme)) {
-    if (ExpandsToInt8(node)) return nullptr;
+    if (ExpandsToInt8(node)) return {};
     return UseKernel(kernels::ConvKernel::Make(geometry, *node.quantized, options_.isa));
   }
+  const auto& conv = node.conv;
+  const bool padded = (conv.pad_top | conv.pad_left | conv.pad_bottom | conv.pad_right) != 0 &&
+                      kernels::PrefersRowTaps(geometry, options_.isa);
+  if (padded) {
+    geometry.ih += conv.pad_top + conv.pad_bottom;
+    geometry.iw += conv.pad_left + conv.pad_right;
+    geometry.pad_top = geometry.pad_left = 0;
+  }
   if (saturates)
-    return UseKernel(kernels::ConvKernel::Make(geometry, *node.quantized, options_.isa));
+    return UseKernel(kernels::ConvKernel::Make(geometry, *node.quantized, options_.isa), padded);
   // With VNNI oneDNN needs one instruction where these kernels need three.
-  if (options_.isa != kernels::Isa::kAvx2 || !options_.own_int8) return nullptr;
+  if (options_.isa != kernels::Isa::kAvx2 || !options_.own_int8) return {};
   auto kernel = kernels::ConvKernel::MakeIfFaster(geometry, *node.quantized, options_.isa);
-  return kernel ? UseKernel(std::move(*kernel)) : nullptr;
+  return kernel ? UseKernel(std::move(*kernel), padded) : OwnLayer{};
 }
 
-Lowering::OwnKernel Lowering::UseKernel(kernels::ConvKernel made) {
+Lowering::OwnLayer Lowering::UseKernel(kernels::ConvKernel made, bool padded) {
   const auto kernel = std::make_shared<const kernels::ConvKernel>(std::move(made));
   layer().implementation = absl::StrCat("tern:", kernel->name());
   program_.weight_bytes += kernel->bytes();
   program_.scratch_bytes = std::max(program_.scratch_bytes, kernel->scratch_bytes());
-  return [kernel](const RunContext& run, const kernels::ClusterConvArgs& args) {
-    RunCluster(run, *kernel, args);
-  };
+  return {[kernel](const RunContext& run, const kernels::ClusterConvArgs& args) {
+            RunCluster(run, *kernel, args);
+          },
+          padded};
 }
 
-absl::Status Lowering::LowerOwn(const Node& node, const OwnKernel& kernel,
+int Lowering::OwnInput(const Node& node, const OwnLayer& own) {
+  const int src = Get(node.inputs[0], Format::kU8);
+  return own.padded ? Pad(src, node, quant(node.inputs[0])->zero_point) : src;
+}
+
+absl::Status Lowering::LowerOwn(const Node& node, const OwnLayer& own,
                                 const std::vector<float>& multiplier,
                                 const std::vector<float>& offset, float residual_multiplier,
                                 graph::ClipRange clamp) {
   program_.weight_bytes += (multiplier.size() + offset.size()) * sizeof(float);
 
   const bool codes_out = quant(node.output).has_value();
-  const int src = Get(node.inputs[0], Format::kU8);
+  const int src = OwnInput(node, own);
   const int residual = node.has_residual() ? Get(node.inputs[1], Format::kU8) : -1;
   const int dst = NewBuffer(codes_out ? Format::kU8 : Format::kF32, graph_.shape(node.output));
   std::vector<int> reads{src};
@@ -474,7 +488,7 @@ absl::Status Lowering::LowerOwn(const Node& node, const OwnKernel& kernel,
   const uint8_t zero = static_cast<uint8_t>(quant(node.inputs[0])->zero_point);
   Step& step = AddStep(std::move(reads), {dst});
   if (residual >= 0 && residual != src && codes_out) step.in_place = {{residual, dst}};
-  step.loop = [=](const RunContext& run) {
+  step.loop = [=, kernel = own.run](const RunContext& run) {
     kernels::ClusterConvArgs args;
     args.src = run.at<uint8_t>(src);
     args.batch = run.batch;
@@ -499,12 +513,12 @@ absl::Status Lowering::LowerOwn(const Node& node, const OwnKernel& kernel,
 absl::Status Lowering::LowerFixedPoint(const Node& node) {
   const auto fixed = std::make_shared<const FixedPointLayer>(graph::FixedPointOf(graph_, node));
   const IntegerWeights integers = Expand(node);
-  OwnKernel kernel = PackOwn(node, integers.largest);
-  if (!kernel) {
+  OwnLayer own = PackOwn(node, integers.largest);
+  if (!own) {
     TERN_ASSIGN_OR_RETURN(const bool done, LowerFixedPointOneDnn(node, integers, fixed));
     if (done) return absl::OkStatus();
     if (node.conv.groups == 1) {
-      kernel = UseKernel(kernels::ConvKernel::Make(
+      own = UseKernel(kernels::ConvKernel::Make(
           GeometryOf(node, graph_.shape(node.inputs[0]), graph_.shape(node.output)),
           *node.quantized, options_.isa));
     }
@@ -512,19 +526,19 @@ absl::Status Lowering::LowerFixedPoint(const Node& node) {
   const Shape& y = graph_.shape(node.output);
   const uint8_t zero = static_cast<uint8_t>(quant(node.inputs[0])->zero_point);
   const bool codes_out = quant(node.output).has_value();
-  const int src = Get(node.inputs[0], Format::kU8);
+  const int src = OwnInput(node, own);
   const int residual = node.has_residual() ? Get(node.inputs[1], Format::kU8) : -1;
   // Our kernels round where 32 bits suffice; elsewhere the sums come out.
-  const bool fused = kernel && codes_out && fixed->narrow();
+  const bool fused = own && codes_out && fixed->narrow();
   int out = -1;
   std::vector<int> reads{src};
   if (fused && residual >= 0) reads.push_back(residual);
   program_.weight_bytes += fixed->multiplier.size() * (sizeof(int32_t) + sizeof(int64_t));
-  if (kernel) {
+  if (own) {
     out = NewBuffer(fused ? Format::kU8 : Format::kS32, y);
     Step& step = AddStep(std::move(reads), {out});
     if (fused && residual >= 0 && residual != src) step.in_place = {{residual, out}};
-    step.loop = [=](const RunContext& run) {
+    step.loop = [=, kernel = own.run](const RunContext& run) {
       kernels::ClusterConvArgs args;
       args.src = run.at<uint8_t>(src);
       args.batch = run.batch;

@@ -142,21 +142,29 @@ class Lowering {
 
   // Runs a layer on the team; its arguments but for the scratch.
   using OwnKernel = std::function<void(const RunContext&, const kernels::ClusterConvArgs&)>;
+  struct OwnLayer {
+    OwnKernel run;        // null: oneDNN should run the layer
+    bool padded = false;  // the kernel's input is the layer's after Pad()
+    explicit operator bool() const { return run != nullptr; }
+  };
 
   // On our own kernels, with the float epilogue.
-  absl::Status LowerOwn(const Node& node, const OwnKernel& kernel,
-                        const std::vector<float>& multiplier, const std::vector<float>& offset,
-                        float residual_multiplier, graph::ClipRange clamp);
+  absl::Status LowerOwn(const Node& node, const OwnLayer& own, const std::vector<float>& multiplier,
+                        const std::vector<float>& offset, float residual_multiplier,
+                        graph::ClipRange clamp);
 
   // ---- Our own kernels -----------------------------------------------------------------------
 
   // Whether a layer's int8 weights are depthwise: one filter for each channel.
   bool IsInt8Depthwise(const Node& node) const;
 
-  // Packs weights for one of our kernels, and names it; null where oneDNN should run the layer.
-  // largest: the magnitude of its integer weights.
-  OwnKernel PackOwn(const Node& node, int largest);
-  OwnKernel UseKernel(kernels::ConvKernel made);
+  // Packs weights for one of our kernels, and names it. largest: the magnitude of its integer
+  // weights.
+  OwnLayer PackOwn(const Node& node, int largest);
+  OwnLayer UseKernel(kernels::ConvKernel made, bool padded = false);
+
+  // The input that an own kernel reads.
+  int OwnInput(const Node& node, const OwnLayer& own);
 
   // Cuts the layer for the team into a grid of unit ranges and output-channel ranges, whichever is
   // more even: late layers have few pixels, early ones few channels.

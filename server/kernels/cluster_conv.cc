@@ -20,6 +20,14 @@ PackedClusterConv PackClusterConv(const ConvGeometry& geometry, const QuantizedW
   return conv;
 }
 
+bool PrefersRowTaps(const ConvGeometry& g, Isa isa) {
+  const auto waste = [](int channels) {
+    return static_cast<double>((channels + 7) / 8 * 8) / channels;
+  };
+  return isa == Isa::kAvx2 && g.kw > 1 && g.kw * g.ic >= 8 && g.dilation_w == 1 &&
+         waste(g.kw * g.ic) < waste(g.ic);
+}
+
 double Int8TileRate(const PackedClusterConv& conv) {
 #if TERN_HAVE_AVX2
   if (conv.isa == Isa::kAvx2) return tiled::Int8Rate(conv);

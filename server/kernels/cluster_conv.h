@@ -55,6 +55,11 @@ struct PackedClusterConv {
 PackedClusterConv PackClusterConv(const ConvGeometry& geometry, const QuantizedWeights& weights,
                                   Isa isa);
 
+// Whether int8 tiles would rather read whole rows of taps (kw * ic neighbouring codes) than taps,
+// because `ic` fills vectors poorly: the first layer of a network. They can if no pixel needs
+// padding; else the caller should pad the source first.
+bool PrefersRowTaps(const ConvGeometry& geometry, Isa isa);
+
 // Multiply-accumulates per cycle that AVX2 tiles with int8 weights are expected to reach, by the
 // flushes that these weights need (docs/kernels.md, "int8"); 0 for anything else.
 double Int8TileRate(const PackedClusterConv& conv);

@@ -16,7 +16,8 @@ namespace {
 
 // PackedClusterConv::layout: the fields, then BlockField of each block, then their programs
 // (TileArgs).
-enum LayoutField { kKind, kRowBytes, kLayoutFields };
+// kPointers: per output pixel, one for each tap, or a single one to the first tap (PrefersRowTaps).
+enum LayoutField { kKind, kRowBytes, kPointers, kLayoutFields };
 // Where a block's part begins in the weights (in steps), scales (in flushes) and the layout.
 enum BlockField { kFirstStep, kFirstFlush, kProgram, kFlushes, kBlockFields };
 
@@ -192,7 +193,10 @@ int64_t PointerCapacity(const ConvGeometry& g) {
 class PixelPointers {
  public:
   PixelPointers(const PackedClusterConv& conv, const ClusterConvArgs& args)
-      : g_(conv.geometry), src_(args.src), row_bytes_(conv.layout[kRowBytes]) {
+      : g_(conv.geometry),
+        src_(args.src),
+        row_bytes_(conv.layout[kRowBytes]),
+        single_(conv.layout[kPointers] < g_.kh * g_.kw) {
     const Rows rows = RowsOf(conv);
     uint8_t* row = static_cast<uint8_t*>(args.scratch);
     std::memset(row, args.src_zero_point, row_bytes_);
@@ -233,6 +237,10 @@ class PixelPointers {
   void FillOne(int64_t image, int oy, int ox, int pixels, const uint8_t** inputs) const {
     const int y0 = oy * g_.stride_h - g_.pad_top;
     const int x0 = ox * g_.stride_w - g_.pad_left;
+    if (single_) {
+      *inputs = src_ + ((image * g_.ih + y0) * g_.iw + x0) * g_.ic;
+      return;
+    }
     const int64_t step = int64_t{g_.dilation_w} * g_.ic;
     for (int ky = 0; ky < g_.kh; ++ky) {
       const int y = y0 + ky * g_.dilation_h;
@@ -265,6 +273,7 @@ class PixelPointers {
   const ConvGeometry& g_;
   const uint8_t* src_;
   const int row_bytes_;
+  const bool single_;  // no pixel needs padding, and no read leaves the source
   const uint8_t* end_;
   const uint8_t* tail_begin_;  // from here on pixels are read from their copies
   const uint8_t* padding_;
@@ -290,10 +299,12 @@ class Packer {
 
   void Run() {
     int dwords = (g_.ic + 3) / 4;
+    int pointers = taps_;
     std::vector<Group> groups = MakeGroups(map_);
     Kind kind = kGeneral;
     if (!clustered_ && conv_.isa == Isa::kAvx2) {
       kind = kInt8;
+      if (PrefersRowTaps(g_, conv_.isa) && !HasPadding()) pointers = 1;
       dwords += dwords % 2;
     } else if (taps_ == 1 && clustered_ && map_.paired() && map_.n() == 4) {
       kind = kPairs;
@@ -304,6 +315,7 @@ class Packer {
     conv_.layout.assign(kLayoutFields + kBlockFields * blocks, 0);
     conv_.layout[kKind] = kind;
     conv_.layout[kRowBytes] = 4 * dwords;
+    conv_.layout[kPointers] = pointers;
     for (int block = 0; block < blocks; ++block) {
       const int32_t begin[kBlockFields - 1] = {static_cast<int32_t>(weights_.size() / kStepBytes),
                                                static_cast<int32_t>(scales_.size() / kFlushScales),
@@ -321,6 +333,24 @@ class Packer {
   }
 
  private:
+  bool HasPadding() const {
+    return g_.pad_top != 0 || g_.pad_left != 0 ||
+           (g_.oh - 1) * g_.stride_h + (g_.kh - 1) * g_.dilation_h >= g_.ih ||
+           (g_.ow - 1) * g_.stride_w + (g_.kw - 1) * g_.dilation_w >= g_.iw;
+  }
+
+  // Those of the four codes from `at` on in a row of taps, but for those before `from`.
+  StepWeights RowWeightsOf(int block, int row, int at, int from) const {
+    StepWeights w{};
+    for (int i = 0; i < kStepBytes; ++i) {
+      const int64_t o = block * kOutputBlock + i / 4;
+      const int byte = at + i % 4, c = byte % g_.ic, kx = byte / g_.ic;
+      if (o < g_.oc && byte >= from && kx < g_.kw)
+        w[i] = codes_[(o * g_.ic + c) * taps_ + row * g_.kw + kx];
+    }
+    return w;
+  }
+
   StepWeights WeightsOf(int block, int tap, const Dword& dword) const {
     StepWeights w{};
     for (int i = 0; i < kStepBytes; ++i) {
@@ -374,55 +404,75 @@ class Packer {
     return static_cast<int>(flushes.size());
   }
 
-  // The number of runs, one for each tap.
+  // Eight codes of a tap, or of a row of taps, `channel` bytes behind its pointer.
+  struct Pair {
+    int channel;
+    StepWeights first, second;
+  };
+
+  // The number of runs, one for each pointer of a pixel.
   int PackInt8(int block, int dwords) {
-    std::vector<int32_t>& program = conv_.layout;
+    if (conv_.layout[kPointers] == 1 && taps_ > 1) {
+      std::vector<Pair> pairs;
+      const int bytes = g_.kw * g_.ic;
+      for (int row = 0; row < g_.kh; ++row) {
+        for (int from = 0; from < bytes; from += 8) {
+          // The last pair begins earlier, so that it ends with the row.
+          const int at = std::min(from, bytes - 8);
+          pairs.push_back({row * g_.iw * g_.ic * g_.dilation_h + at,
+                           RowWeightsOf(block, row, at, from),
+                           RowWeightsOf(block, row, at + 4, from)});
+        }
+      }
+      AppendRun(0, pairs);
+      return 1;
+    }
     for (int tap = 0; tap < taps_; ++tap) {
-      std::vector<int32_t> quads, pairs;
-      std::vector<std::pair<StepWeights, StepWeights>> pair_weights;
-      const auto add_pair = [&](int dword, const StepWeights& first, const StepWeights& second) {
-        pairs.push_back(4 * dword);
-        pair_weights.emplace_back(first, second);
-      };
-      for (int d = 0; d < dwords;) {
-        StepWeights w[4];
-        const int count = std::min(4, dwords - d);
-        LaneSums sums;
-        for (int i = 0; i < count; ++i) {
-          w[i] = WeightsOf(block, tap, {d + i, 15});
-          sums.Add(w[i]);
-        }
-        if (count == 4 && sums.exact()) {
-          quads.push_back(4 * d);
-          for (const StepWeights& step : w) Append(step);
-        } else {
-          for (int i = 0; i < count; i += 2) {
-            // Together if they fit, else apart, else even apart from odd channels.
-            if (LaneSums(w[i], w[i + 1]).exact()) {
-              add_pair(d + i, w[i], w[i + 1]);
-              continue;
-            }
-            for (int j = 0; j < 2; ++j) {
-              for (const StepWeights& part : Exact(w[i + j])) {
-                const StepWeights none{};
-                add_pair(d + i, j == 0 ? part : none, j == 0 ? none : part);
-              }
-            }
-          }
-        }
-        d += count;
+      std::vector<Pair> pairs;
+      for (int d = 0; d < dwords; d += 2) {
+        pairs.push_back(
+            {4 * d, WeightsOf(block, tap, {d, 15}), WeightsOf(block, tap, {d + 1, 15})});
       }
-      for (const auto& [first, second] : pair_weights) {
-        Append(first);
-        Append(second);
-      }
-      program.push_back(tap);
-      program.push_back(static_cast<int32_t>(quads.size()));
-      program.push_back(static_cast<int32_t>(pairs.size()));
-      program.insert(program.end(), quads.begin(), quads.end());
-      program.insert(program.end(), pairs.begin(), pairs.end());
+      AppendRun(tap, pairs);
     }
     return taps_;
+  }
+
+  // Neighbours become flushes of four steps where these are exact.
+  void AppendRun(int tap, const std::vector<Pair>& pairs) {
+    std::vector<int32_t> fours, twos;
+    std::vector<Pair> rest;
+    for (size_t i = 0; i < pairs.size(); ++i) {
+      const Pair& a = pairs[i];
+      if (i + 1 < pairs.size() && pairs[i + 1].channel == a.channel + 8 &&
+          LaneSums(a.first, a.second, pairs[i + 1].first, pairs[i + 1].second).exact()) {
+        fours.push_back(a.channel);
+        for (const Pair& pair : {a, pairs[i + 1]}) {
+          Append(pair.first);
+          Append(pair.second);
+        }
+        ++i;
+        continue;
+      }
+      // Together if they fit, else apart, else even apart from odd channels.
+      if (LaneSums(a.first, a.second).exact()) {
+        rest.push_back(a);
+        continue;
+      }
+      for (const StepWeights& part : Exact(a.first)) rest.push_back({a.channel, part, {}});
+      for (const StepWeights& part : Exact(a.second)) rest.push_back({a.channel, {}, part});
+    }
+    for (const Pair& pair : rest) {
+      twos.push_back(pair.channel);
+      Append(pair.first);
+      Append(pair.second);
+    }
+    std::vector<int32_t>& program = conv_.layout;
+    program.push_back(tap);
+    program.push_back(static_cast<int32_t>(fours.size()));
+    program.push_back(static_cast<int32_t>(twos.size()));
+    program.insert(program.end(), fours.begin(), fours.end());
+    program.insert(program.end(), twos.begin(), twos.end());
   }
 
   const ConvGeometry& g_;
@@ -466,7 +516,7 @@ size_t ScratchBytes(const PackedClusterConv& conv) {
 void Run(const PackedClusterConv& conv, const ClusterConvArgs& args, int64_t pixel_begin,
          int64_t pixel_end, int block_begin, int block_end) {
   const ConvGeometry& g = conv.geometry;
-  const int64_t taps = int64_t{g.kh} * g.kw;
+  const int64_t taps = conv.layout[kPointers];
   const TileKernels& kernels =
       (conv.isa == Isa::kAvx512Vnni ? kAvx512Tiles : kAvx2Tiles)[conv.layout[kKind]];
   const PixelPointers pointers(conv, args);

@@ -23,7 +23,7 @@ constexpr int kLeastPixels = 32;
 
 // Winograd's weights are wider and more than the layer's: beyond this they cost more memory, and
 // more time to fetch, than the fewer products save.
-constexpr size_t kMaxWinogradBytes = 5120 << 10;
+constexpr size_t kMaxWinogradBytes = 2304 << 10;
 
 // A measurement runs all kernels in turn, at least this often, until the time is over.
 constexpr int kLeastRounds = 3;
@@ -173,7 +173,7 @@ ConvKernel ConvKernel::Make(const ConvGeometry& g, const QuantizedWeights& weigh
 
 std::optional<ConvKernel> ConvKernel::MakeIfFaster(const ConvGeometry& g,
                                                    const QuantizedWeights& weights, Isa isa) {
-  const double library = kLibraryRate / InsideShare(g);
+  const double library = kLibraryRate * g.ic / ((g.ic + 3) / 4 * 4) / InsideShare(g);
   if (auto winograd = PackWinograd(g, weights, isa)) {
     if (kWinogradRate[static_cast<int>(winograd->tile)] * Coverage(*winograd) > library)
       return ConvKernel(std::move(*winograd));

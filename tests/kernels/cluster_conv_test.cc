@@ -345,6 +345,26 @@ TEST_P(ClusterConvTest, AgreesForInt8WeightsOfEverySize) {
   }
 }
 
+TEST_P(ClusterConvTest, AgreesForFirstLayersWhoseRowsOfTapsAreReadWhole) {
+  uint32_t seed = 60;
+  const std::pair<int, int> kernels[] = {{7, 7}, {3, 3}, {1, 8}, {5, 5}, {2, 9}};
+  for (const std::array<int, 4>& pads : {std::array<int, 4>{0, 0, 0, 0}, {1, 0, 2, 1}}) {
+    for (const auto& [kh, kw] : kernels) {
+      for (int ic : {1, 2, 3, 5, 8}) {
+        for (int stride : {1, 2}) {
+          for (int dilation_h : {1, 2}) {
+            const ConvGeometry g =
+                Geometry(15, 13, ic, 18, kh, kw, stride, 3 - stride, pads, dilation_h, 1);
+            EXPECT_EQ(PrefersRowTaps(g, Isa::kAvx2), ic * kw >= 8 && ic != 8);
+            Check(MakeProblem(g, dilation_h == 1 ? 25 : 90, kInt8, seed++, stride), GetParam());
+            if (HasFatalFailure()) return;
+          }
+        }
+      }
+    }
+  }
+}
+
 TEST_P(ClusterConvTest, SumsAreOnlyAsLongAsTheWeightsAllow) {
   // 129 weights of one sign in a lane, and of both signs: 255 * 129 leaves 16 bits.
   for (WeightScheme scheme : {kTernary, kInt3, kInt4, kInt8}) {
