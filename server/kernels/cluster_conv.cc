@@ -1,5 +1,7 @@
 #include "server/kernels/cluster_conv.h"
 
+#include <limits>
+
 #include "server/kernels/cluster_conv_variants.h"
 
 namespace tern::kernels {
@@ -28,11 +30,11 @@ bool PrefersRowTaps(const ConvGeometry& g, Isa isa) {
          waste(g.kw * g.ic) < waste(g.ic);
 }
 
-double Int8TileRate(const PackedClusterConv& conv) {
+double Int8TileCycles(const PackedClusterConv& conv) {
 #if TERN_HAVE_AVX2
-  if (conv.isa == Isa::kAvx2) return tiled::Int8Rate(conv);
+  if (conv.isa == Isa::kAvx2) return tiled::Int8Cycles(conv);
 #endif
-  return 0;
+  return std::numeric_limits<double>::infinity();
 }
 
 size_t ClusterConvScratchBytes(const PackedClusterConv& conv) {

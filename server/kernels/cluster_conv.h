@@ -60,9 +60,9 @@ PackedClusterConv PackClusterConv(const ConvGeometry& geometry, const QuantizedW
 // padding; else the caller should pad the source first.
 bool PrefersRowTaps(const ConvGeometry& geometry, Isa isa);
 
-// Multiply-accumulates per cycle that AVX2 tiles with int8 weights are expected to reach, by the
-// flushes that these weights need (docs/kernels.md, "int8"); 0 for anything else.
-double Int8TileRate(const PackedClusterConv& conv);
+// Cycles that AVX2 tiles with int8 weights are expected to take for one image, by the flushes that
+// these weights need (docs/kernels.md, "int8"); infinity for anything else.
+double Int8TileCycles(const PackedClusterConv& conv);
 
 struct ClusterConvArgs {
   const uint8_t* src = nullptr;  // [n, ih, iw, ic] dense NHWC. Not one byte outside is read.

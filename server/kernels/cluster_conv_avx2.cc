@@ -59,11 +59,8 @@ TERN_INLINE __m128i RoundToU8(__m256 v0, __m256 v1) {
 
 // The common case: 16 channels to u8.
 template <bool kResidual>
-TERN_INLINE void FinishFull(const EpilogueArgs& args, const int32_t* acc, int pixels) {
-  const Constants k = LoadConstants(args);
-  const int64_t stride = args.stride;
-  const uint8_t* residual = args.residual;
-  uint8_t* y = args.dst;
+TERN_INLINE void FinishPixels(const Constants& k, int64_t stride, const uint8_t* residual,
+                              uint8_t* y, const int32_t* acc, int pixels) {
   TERN_UNROLL
   for (int p = 0; p < pixels; ++p) {
     __m256 v0 = Affine(k, 0, acc + 16 * p);
@@ -76,6 +73,27 @@ TERN_INLINE void FinishFull(const EpilogueArgs& args, const int32_t* acc, int pi
     }
     _mm_storeu_si128(reinterpret_cast<__m128i*>(y), RoundToU8(Clamp(k, v0), Clamp(k, v1)));
     y += stride;
+  }
+}
+
+template <bool kResidual>
+TERN_INLINE void FinishFull(const EpilogueArgs& args, const int32_t* acc, int pixels) {
+  FinishPixels<kResidual>(LoadConstants(args), args.stride, args.residual, args.dst, acc, pixels);
+}
+
+template <bool kResidual>
+void FinishFullRows(const EpilogueArgs& args, const int32_t* acc, int64_t acc_stride, int pixels,
+                    int rows, int64_t row_stride) {
+  const Constants k = LoadConstants(args);
+  for (int r = 0; r < rows; ++r) {
+    const uint8_t* residual = kResidual ? args.residual + r * row_stride : nullptr;
+    uint8_t* y = args.dst + r * row_stride;
+    // Whole tiles are four or two pixels wide.
+    if (pixels == 4) {
+      FinishPixels<kResidual>(k, args.stride, residual, y, acc + r * acc_stride, 4);
+    } else {
+      FinishPixels<kResidual>(k, args.stride, residual, y, acc + r * acc_stride, pixels);
+    }
   }
 }
 
@@ -223,7 +241,7 @@ void GeneralTile(const TileArgs& k) {
       int64_t c = program[0];
       const int32_t where = program[1];
       program += 2;
-      const uint8_t* const* inputs = k.inputs + (where >> 8) * kPixels;
+      const uint8_t* const* inputs = k.inputs + (where >> 8) * k.tap_stride;
       const uint8_t* x[kPixels];
       TERN_UNROLL
       for (int p = 0; p < kPixels; ++p) x[p] = inputs[p];
@@ -307,7 +325,7 @@ TERN_INLINE void Int8Half(const TileArgs& k, int half, int32_t* out) {
   const int32_t* program = k.program;
   for (int32_t run = 0; run < k.flushes; ++run) {
     const uint8_t* x[kPixels];
-    const uint8_t* const* inputs = k.inputs + int64_t{program[0]} * kPixels;
+    const uint8_t* const* inputs = k.inputs + program[0] * k.tap_stride;
     TERN_UNROLL
     for (int p = 0; p < kPixels; ++p) x[p] = inputs[p];
     const int32_t* const quads_end = program + 3 + program[1];
@@ -373,6 +391,23 @@ void Int8Tile(const TileArgs& k) {
 
 void FinishAvx2(const EpilogueArgs& args, const int32_t* acc, int pixels) {
   Finish(args, acc, pixels);
+}
+
+void FinishRowsAvx2(const EpilogueArgs& args, const int32_t* acc, int64_t acc_stride, int pixels,
+                    int rows, int64_t row_stride) {
+  if (args.multiplier != nullptr && args.dst != nullptr && args.channels == 16) {
+    const auto finish = args.residual != nullptr ? FinishFullRows<true> : FinishFullRows<false>;
+    finish(args, acc, acc_stride, pixels, rows, row_stride);
+    return;
+  }
+  EpilogueArgs row = args;
+  for (int r = 0; r < rows; ++r, acc += acc_stride) {
+    Finish(row, acc, pixels);
+    if (row.residual != nullptr) row.residual += row_stride;
+    if (row.dst != nullptr) row.dst += row_stride;
+    if (row.dst_f32 != nullptr) row.dst_f32 += row_stride;
+    if (row.dst_s32 != nullptr) row.dst_s32 += row_stride;
+  }
 }
 
 const TileKernels kAvx2Tiles[kKinds] = {

@@ -111,7 +111,7 @@ void GeneralTile(const TileArgs& k) {
       int64_t c = program[0];
       const int32_t where = program[1];
       program += 2;
-      const uint8_t* const* inputs = k.inputs + (where >> 8) * kPixels;
+      const uint8_t* const* inputs = k.inputs + (where >> 8) * k.tap_stride;
       const uint8_t* x[kPixels];
       TERN_UNROLL
       for (int p = 0; p < kPixels; ++p) x[p] = inputs[p];

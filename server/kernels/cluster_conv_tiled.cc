@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <limits>
 #include <utility>
 #include <vector>
 
@@ -221,51 +222,49 @@ class PixelPointers {
     int ox = static_cast<int>(first % g_.ow);
     int oy = static_cast<int>(p % g_.oh);
     int64_t image = p / g_.oh;
-    for (int i = 0; i < pixels; ++i) {
-      FillOne(image, oy, ox, pixels, inputs + i);
-      if (++ox == g_.ow) {
-        ox = 0;
-        if (++oy == g_.oh) {
-          oy = 0;
-          ++image;
-        }
+    for (int done = 0; done < pixels; ox = 0) {
+      const int count = std::min(pixels - done, g_.ow - ox);
+      FillRow(image, oy, ox, count, pixels, inputs + done);
+      done += count;
+      if (++oy == g_.oh) {
+        oy = 0;
+        ++image;
       }
     }
   }
 
  private:
-  void FillOne(int64_t image, int oy, int ox, int pixels, const uint8_t** inputs) const {
+  // As Fill, for `count` output pixels of one row; taps are `pixels` apart in `inputs`.
+  void FillRow(int64_t image, int oy, int ox, int count, int pixels, const uint8_t** inputs) const {
     const int y0 = oy * g_.stride_h - g_.pad_top;
-    const int x0 = ox * g_.stride_w - g_.pad_left;
+    const int64_t step = int64_t{g_.stride_w} * g_.ic;
     if (single_) {
-      *inputs = src_ + ((image * g_.ih + y0) * g_.iw + x0) * g_.ic;
+      const int x0 = ox * g_.stride_w - g_.pad_left;
+      const uint8_t* pixel = src_ + ((image * g_.ih + y0) * g_.iw + x0) * g_.ic;
+      for (int i = 0; i < count; ++i, pixel += step) inputs[i] = pixel;
       return;
     }
-    const int64_t step = int64_t{g_.dilation_w} * g_.ic;
-    for (int ky = 0; ky < g_.kh; ++ky) {
-      const int y = y0 + ky * g_.dilation_h;
-      if (y < 0 || y >= g_.ih) {
-        for (int kx = 0; kx < g_.kw; ++kx, inputs += pixels) *inputs = padding_;
-        continue;
-      }
-      const int64_t row = (image * g_.ih + y) * g_.iw;
-      const int x_last = x0 + (g_.kw - 1) * g_.dilation_w;
-      if (x0 >= 0 && x_last < g_.iw && src_ + (row + x_last) * g_.ic < tail_begin_) {
-        const uint8_t* pixel = src_ + (row + x0) * g_.ic;
-        for (int kx = 0; kx < g_.kw; ++kx, inputs += pixels, pixel += step) *inputs = pixel;
-        continue;
-      }
-      for (int kx = 0; kx < g_.kw; ++kx, inputs += pixels) {
-        const int x = x0 + kx * g_.dilation_w;
-        if (x < 0 || x >= g_.iw) {
-          *inputs = padding_;
+    // The first output column at or right of which a tap's column is x or more.
+    const auto column_of = [&](int x) {
+      return std::clamp(x <= 0 ? 0 : (x + g_.stride_w - 1) / g_.stride_w, ox, ox + count) - ox;
+    };
+    for (int kx = 0; kx < g_.kw; ++kx) {
+      const int x0 = kx * g_.dilation_w - g_.pad_left;  // of the tap for output column 0
+      const int begin = column_of(-x0), end = std::max(begin, column_of(g_.iw - x0));
+      for (int ky = 0; ky < g_.kh; ++ky) {
+        const uint8_t** to = inputs + int64_t{ky * g_.kw + kx} * pixels;
+        const int y = y0 + ky * g_.dilation_h;
+        if (y < 0 || y >= g_.ih) {
+          std::fill(to, to + count, padding_);
           continue;
         }
-        const uint8_t* pixel = src_ + (row + x) * g_.ic;
-        if (pixel >= tail_begin_) {
-          pixel = tails_ + ((end_ - pixel) / g_.ic - 1) * tail_stride_;
-        }
-        *inputs = pixel;
+        std::fill(to, to + begin, padding_);
+        const uint8_t* pixel =
+            src_ + ((image * g_.ih + y) * g_.iw + x0 + int64_t{ox + begin} * g_.stride_w) * g_.ic;
+        for (int i = begin; i < end; ++i, pixel += step) to[i] = pixel;
+        std::fill(to + end, to + count, padding_);
+        for (int i = end; i > begin && to[i - 1] >= tail_begin_; --i)
+          to[i - 1] = tails_ + ((end_ - to[i - 1]) / g_.ic - 1) * tail_stride_;
       }
     }
   }
@@ -489,23 +488,22 @@ class Packer {
 
 void Pack(const QuantizedWeights& weights, PackedClusterConv& conv) { Packer(weights, conv).Run(); }
 
-double Int8Rate(const PackedClusterConv& conv) {
-  if (conv.layout[kKind] != kInt8) return 0;
-  // Of a tile of 10 pixels and 16 output channels, measured with its data in the first-level cache;
-  // entering and leaving the tile takes the rest of the time.
-  constexpr double kQuadCycles = 63.4, kPairCycles = 34.9, kShareOfTime = 0.93;
+double Int8Cycles(const PackedClusterConv& conv) {
+  if (conv.layout[kKind] != kInt8) return std::numeric_limits<double>::infinity();
+  // Of a tile of 10 pixels and 16 output channels, measured with its data in the first-level cache.
+  constexpr double kTile = 100, kRun = 64, kFour = 63.4, kTwo = 34.9;
   const ConvGeometry& g = conv.geometry;
   double cycles = 0;
   for (int block = 0; block < OutputBlocks(g); ++block) {
     const int32_t* field = conv.layout.data() + kLayoutFields + kBlockFields * block;
     const int32_t* run = conv.layout.data() + field[kProgram];
+    cycles += kTile;
     for (int r = 0; r < field[kFlushes]; ++r) {
-      cycles += kQuadCycles * run[1] + kPairCycles * run[2];
+      cycles += kRun + kFour * run[1] + kTwo * run[2];
       run += 3 + run[1] + run[2];
     }
   }
-  const double macs = 10.0 * g.oc * g.ic * g.kh * g.kw;
-  return kShareOfTime * macs / cycles;
+  return static_cast<double>(g.oh) * g.ow / 10 * cycles;
 }
 
 size_t ScratchBytes(const PackedClusterConv& conv) {
@@ -540,11 +538,8 @@ void Run(const PackedClusterConv& conv, const ClusterConvArgs& args, int64_t pix
     const int64_t count = pixel_begin + pixels * (c + 1) / chunks - first;
     // Tiles differ by one pixel at most.
     const int64_t tiles = (count + kernels.max_pixels - 1) / kernels.max_pixels;
-    for (int64_t t = 0; t < tiles; ++t) {
-      const int64_t begin = count * t / tiles;
-      const int64_t end = count * (t + 1) / tiles;
-      pointers.Fill(first + begin, static_cast<int>(end - begin), inputs + taps * begin);
-    }
+    pointers.Fill(first, static_cast<int>(count), inputs);
+    tile.tap_stride = count;
     for (int block = block_begin; block < block_end; ++block) {
       epilogue.SetBlock(block);
       const int32_t* field = conv.layout.data() + kLayoutFields + kBlockFields * block;
@@ -555,7 +550,7 @@ void Run(const PackedClusterConv& conv, const ClusterConvArgs& args, int64_t pix
       for (int64_t t = 0; t < tiles; ++t) {
         const int64_t begin = count * t / tiles;
         const int64_t end = count * (t + 1) / tiles;
-        tile.inputs = inputs + taps * begin;
+        tile.inputs = inputs + begin;
         epilogue.SetPixel(first + begin);
         kernels.run[end - begin](tile);
       }

@@ -47,8 +47,10 @@ struct EpilogueArgs {
 
 // One tile: up to max_pixels consecutive output pixels x one block of 16 output channels.
 struct TileArgs : EpilogueArgs {
-  const uint8_t* const* inputs;  // [taps][pixels of the tile]: first channel of a pixel
-  const int8_t* weights;         // [steps][16 output channels][4 channels], 64-byte aligned
+  // Of tap t and pixel p of the tile, inputs[t * tap_stride + p] is the first channel.
+  const uint8_t* const* inputs;
+  int64_t tap_stride;
+  const int8_t* weights;  // [steps][16 output channels][4 channels], 64-byte aligned
   // [flushes][16 output channels][2], 64-byte aligned; unused by kInt8.
   const int16_t* scales;
   // kGeneral: per flush the number of runs, then per run {first channel, tap << 8 | steps}; the
@@ -60,6 +62,10 @@ struct TileArgs : EpilogueArgs {
 
 // Finishes `pixels` consecutive pixels whose sums are acc[pixel][16], 32-byte aligned.
 void FinishAvx2(const EpilogueArgs& args, const int32_t* acc, int pixels);
+
+// As FinishAvx2, of `rows` such runs, `row_stride` elements apart; `acc_stride` in the sums.
+void FinishRowsAvx2(const EpilogueArgs& args, const int32_t* acc, int64_t acc_stride, int pixels,
+                    int rows, int64_t row_stride);
 
 using TileKernel = void (*)(const TileArgs&);
 

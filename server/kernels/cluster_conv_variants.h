@@ -21,7 +21,7 @@ void Pack(const QuantizedWeights& weights, PackedClusterConv& conv);
 size_t ScratchBytes(const PackedClusterConv& conv);
 void Run(const PackedClusterConv& conv, const ClusterConvArgs& args, int64_t pixel_begin,
          int64_t pixel_end, int block_begin, int block_end);
-double Int8Rate(const PackedClusterConv& conv);
+double Int8Cycles(const PackedClusterConv& conv);
 
 }  // namespace tern::kernels::tiled
 

@@ -125,7 +125,7 @@ class Runner {
       output_stride_ = ProductStride<int32_t>(n, kOutputBlock);
       for (int64_t t = 0; t < n; ++t) TransformTile(first + t, t);
       for (int block = block_begin; block < block_end; ++block) {
-        MultiplyBlock(block, n);
+        MultiplyBlock(block, static_cast<int>(n));
         epilogue_.SetBlock(block);
         for (int64_t t = 0; t < n; ++t) FinishTile(first + t, t);
       }
@@ -139,40 +139,51 @@ class Runner {
   };
 
   Place PlaceOf(int64_t tile) const {
-    const int64_t row = tile / tile_columns_;
-    return {row / tile_rows_, static_cast<int>(row % tile_rows_) * kernels_.rows,
-            static_cast<int>(tile % tile_columns_) * kernels_.columns};
+    const auto index = static_cast<uint32_t>(tile);  // 32-bit divisions are quicker
+    const uint32_t row = index / static_cast<uint32_t>(tile_columns_);
+    const uint32_t image = row / static_cast<uint32_t>(tile_rows_);
+    return {image, static_cast<int>(row - image * tile_rows_) * kernels_.rows,
+            static_cast<int>(index - row * tile_columns_) * kernels_.columns};
   }
 
   void TransformTile(int64_t tile, int64_t t) {
     const Place at = PlaceOf(tile);
     const uint8_t* pixels[kMaxProducts];
     const uint8_t** to = pixels;
-    for (int i = 0; i < kernels_.rows + 2; ++i) {
-      const int y = at.y - g_.pad_top + i;
-      const bool row_inside = y >= 0 && y < g_.ih;
-      const int x0 = at.x - g_.pad_left;
-      const uint8_t* row = args_.src + (at.image * g_.ih + y) * g_.iw * g_.ic;
-      for (int x = x0; x < x0 + kernels_.columns + 2; ++x) {
-        const bool inside = row_inside && x >= 0 && x < g_.iw;
-        *to++ = inside ? row + int64_t{x} * g_.ic : scratch_.padding;
+    const int columns = kernels_.columns + 2, x0 = at.x - g_.pad_left;
+    for (int y = at.y - g_.pad_top; y < at.y - g_.pad_top + kernels_.rows + 2; ++y) {
+      if (y < 0 || y >= g_.ih) {
+        to = std::fill_n(to, columns, scratch_.padding);
+        continue;
       }
+      const uint8_t* row = args_.src + (at.image * g_.ih + y) * g_.iw * g_.ic;
+      if (x0 >= 0 && x0 + columns <= g_.iw) {
+        const uint8_t* pixel = row + int64_t{x0} * g_.ic;
+        for (int i = 0; i < columns; ++i, pixel += g_.ic) *to++ = pixel;
+        continue;
+      }
+      for (int x = x0; x < x0 + columns; ++x)
+        *to++ = x >= 0 && x < g_.iw ? row + int64_t{x} * g_.ic : scratch_.padding;
     }
     kernels_.input(pixels, g_.ic, scratch_.inputs + t * g_.ic, input_stride_);
   }
 
-  void MultiplyBlock(int block, int64_t n) {
-    const int64_t groups = (n + kRegisterTiles - 1) / kRegisterTiles;
+  // The products of `n` tiles with a block's weights.
+  void MultiplyBlock(int block, int n) {
+    const int groups = (n + kRegisterTiles - 1) / kRegisterTiles;
+    const int tiles = n / groups, longer = n % groups;  // the first ones have one tile more
     MultiplyArgs multiply{};
     multiply.channels = g_.ic;
     multiply.weights =
         conv_.weights.as<int16_t>() + int64_t{block} * products_ * g_.ic * kOutputBlock;
     for (int p = 0; p < products_; ++p, multiply.weights += g_.ic * kOutputBlock) {
-      for (int64_t group = 0; group < groups; ++group) {
-        const int64_t begin = n * group / groups, end = n * (group + 1) / groups;
-        multiply.input = scratch_.inputs + p * input_stride_ + begin * g_.ic;
-        multiply.out = scratch_.outputs + p * output_stride_ + begin * kOutputBlock;
-        kAvx2Multiply[end - begin](multiply);
+      multiply.input = scratch_.inputs + p * input_stride_;
+      multiply.out = scratch_.outputs + p * output_stride_;
+      for (int group = 0; group < groups; ++group) {
+        const int count = tiles + (group < longer);
+        kAvx2Multiply[count](multiply);
+        multiply.input += int64_t{count} * g_.ic;
+        multiply.out += count * kOutputBlock;
       }
     }
   }
@@ -182,10 +193,9 @@ class Runner {
     const Place at = PlaceOf(tile);
     const int rows = std::min(kernels_.rows, g_.oh - at.y);
     const int columns = std::min(kernels_.columns, g_.ow - at.x);
-    for (int i = 0; i < rows; ++i) {
-      epilogue_.SetPixel((at.image * g_.oh + at.y + i) * g_.ow + at.x);
-      tiled::FinishAvx2(finish_, sums_ + i * kernels_.columns * kOutputBlock, columns);
-    }
+    epilogue_.SetPixel((at.image * g_.oh + at.y) * g_.ow + at.x);
+    tiled::FinishRowsAvx2(finish_, sums_, int64_t{kernels_.columns} * kOutputBlock, columns, rows,
+                          int64_t{g_.ow} * g_.oc);
   }
 
   const PackedWinogradConv& conv_;
