@@ -6,7 +6,8 @@
 
 Peers, where this Python has them: onnxruntime and openvino, each in float and in int8. The int8 network of both is
 what onnxruntime's static quantiser makes of the float one (QDQ, u8 activations, s8 weights per channel), calibrated with
-noise: the speed is typical, the accuracy is not. Tern's schemes run in engine_bench from the same ONNX file.
+noise: the speed is typical, the accuracy is not. Tern's schemes run in engine_bench from the same ONNX file. So does the
+peer onednn: Tern's plan with every int8 layer left to oneDNN (scheme int8:onednn).
 
 Tern and each network of a peer are processes of their own, on the same CPUs with the same number of threads, and stand
 still (SIGSTOP) while another one runs. A round runs all of them in a new order: one run that is not timed, then --runs timed ones.
@@ -220,6 +221,11 @@ def summary(milliseconds):
     return {"runs": len(ordered), "min": ordered[0], "q1": quartiles[0], "median": quartiles[1], "q3": quartiles[2]}
 
 
+def named(engine, scheme):
+    """The engine and scheme under which a contender is reported."""
+    return ("onednn", scheme.removesuffix(":onednn")) if scheme.endswith(":onednn") else (engine, scheme)
+
+
 def precision(scheme):
     return scheme if scheme in ("float", "int8") else "low"
 
@@ -227,7 +233,7 @@ def precision(scheme):
 def add_ratios(rows):
     """Speed over the best peer (least median) in float and in int8, for the rows of one network and batch size."""
     for kind in ("float", "int8"):
-        peers = [row for row in rows if row["engine"] in PEERS and precision(row["scheme"]) == kind]
+        peers = [row for row in rows if row["engine"] != "tern" and precision(row["scheme"]) == kind]
         if not peers:
             continue
         best = min(peers, key=lambda row: row["median"])
@@ -274,7 +280,7 @@ def plot(report, path):
     groups = collections.defaultdict(list)
     for row in report["results"]:
         groups[row["network"], row["batch"]].append(row)
-    colours = {"tern": "tab:blue", "onnxruntime": "tab:orange", "openvino": "tab:green"}
+    colours = {"tern": "tab:blue", "onednn": "tab:red", "onnxruntime": "tab:orange", "openvino": "tab:green"}
     tallest = max(len(rows) for rows in groups.values())
     figure, axes = pyplot.subplots(len(groups), 1, figsize=(7, len(groups) * (0.9 + 0.28 * tallest)), squeeze=False,
                                    layout="constrained")
@@ -382,7 +388,7 @@ def compare(args, peers, folder):
             notes += [f"{engine} {scheme}, {name}, batch {batch}: {reason}" for (engine, scheme), reason in failures.items()]
             if "onednn" in ready.get("tern", {}):
                 report["versions"]["onednn"] = ready["tern"]["onednn"]
-            rows = [{"network": name, "batch": batch, "engine": engine, "scheme": scheme, **summary(ms), "ms": ms,
+            rows = [{"network": name, "batch": batch, **dict(zip(("engine", "scheme"), named(engine, scheme))), **summary(ms), "ms": ms,
                      "implementations": ready[engine, scheme].get("implementations", {})}
                     for (engine, scheme), ms in samples.items()]
             add_ratios(rows)
@@ -395,7 +401,7 @@ def arguments(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", nargs="+", help="float ONNX files")
     parser.add_argument("--engine-bench", default=str(SOURCE / "build/release/bin/engine_bench"))
-    parser.add_argument("--schemes", default="float,int8,ternary:4,ternary:16,ternary:64,int4:64",
+    parser.add_argument("--schemes", default="float,int8,ternary:4,ternary:16,ternary:64,int4:64,int8:onednn",
                         help="Tern's, as for engine_bench; .tern files too")
     parser.add_argument("--peers", default=",".join(PEERS), help="which peers, by name")
     parser.add_argument("--isa", default="native", choices=ONEDNN_CAPS)

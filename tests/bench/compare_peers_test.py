@@ -72,6 +72,13 @@ class StatisticsTest(unittest.TestCase):
         self.assertEqual(ours["over_best_int8"], {"peer": "openvino", "median": 2.0, "min": 3.0})
         self.assertEqual(rows[5]["over_best_int8"]["median"], 1.0)
 
+    def test_onednn_alone_is_a_peer(self):
+        self.assertEqual(compare_peers.named("tern", "int8:onednn"), ("onednn", "int8"))
+        self.assertEqual(compare_peers.named("tern", "int8"), ("tern", "int8"))
+        rows = [row("tern", "int8", 10), row("onednn", "int8", 20), row("openvino", "int8", 30)]
+        compare_peers.add_ratios(rows)
+        self.assertEqual(rows[0]["over_best_int8"], {"peer": "onednn", "median": 2.0, "min": 2.0})
+
     def test_without_peers_there_are_no_ratios(self):
         rows = [row("tern", "float", 8), row("tern", "int8", 4)]
         compare_peers.add_ratios(rows)
