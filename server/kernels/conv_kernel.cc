@@ -21,10 +21,6 @@ namespace {
 constexpr int kLeastOutputs = 64;
 constexpr int kLeastPixels = 32;
 
-// Winograd's weights are wider and more than the layer's: beyond this they cost more memory, and
-// more time to fetch, than the fewer products save.
-constexpr size_t kMaxWinogradBytes = 2304 << 10;
-
 // A measurement runs all kernels in turn, at least this often, until the time is over.
 constexpr int kLeastRounds = 3;
 constexpr double kMeasureSeconds = 1e-3;

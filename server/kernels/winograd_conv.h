@@ -34,6 +34,10 @@ struct PackedWinogradConv {
   size_t bytes() const { return weights.size_bytes(); }
 };
 
+// Packed weights are wider and more than the layer's: beyond this they cost more memory, and more
+// time to fetch, than the fewer products save.
+inline constexpr size_t kMaxWinogradBytes = 2304 << 10;
+
 // The bytes that packed weights take.
 size_t WinogradConvBytes(const ConvGeometry& geometry, WinogradTile tile);
 

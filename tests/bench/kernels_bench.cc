@@ -5,13 +5,16 @@
 //
 // Prints GMAC/s (10^9 multiply-accumulates per second), from the fastest of as many runs as fit
 // the given time: on a shared machine only the fastest run measures the code. Weights,
-// activations and output of a layer are warm. "total" weights each layer by how often it occurs.
-// "tables" are the sum tables (table_conv.h), "best" takes the faster kernel for each layer.
+// activations and output of a layer are warm. "total" weights each layer by how often it occurs and
+// takes the fastest kernel for each: "tiles" (cluster_conv.h), "tables" (table_conv.h) or the
+// "winograd" tile that ConvKernel would take (winograd_conv.h).
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <optional>
 #include <random>
 #include <string>
 #include <vector>
@@ -20,6 +23,7 @@
 #include "server/kernels/cluster_conv.h"
 #include "server/kernels/depthwise_conv.h"
 #include "server/kernels/table_conv.h"
+#include "server/kernels/winograd_conv.h"
 #include "server/tensor/cluster.h"
 
 namespace tern::kernels {
@@ -53,9 +57,9 @@ struct Config {
 
 constexpr Config kConfigs[] = {
     {"N=4", 4, WeightScheme::kTernaryCluster},
-    {"N=16", 16, WeightScheme::kTernaryCluster},
     {"N=64", 64, WeightScheme::kTernaryCluster},
     {"4-bit N=64", 64, WeightScheme::kInt4Cluster},
+    {"int8", 0, WeightScheme::kInt8},
 };
 
 // Seconds of the fastest of as many runs as fit.
@@ -75,8 +79,23 @@ double Fastest(double seconds, F run) {
 
 // Seconds of the fastest run of each kernel; 0: it does not take the layer.
 struct Times {
-  double tiles = 0, tables = 0;
+  double tiles = 0, tables = 0, winograd = 0;
+  double least() const {
+    double t = tiles;
+    for (double other : {tables, winograd}) {
+      if (other > 0) t = std::min(t, other);
+    }
+    return t;
+  }
 };
+
+// Codes of a network as trained: spread like a normal distribution that few of them exceed.
+int8_t DrawCode(std::mt19937& random, WeightScheme scheme) {
+  const int largest = scheme == WeightScheme::kInt8 ? 63 : LargestCode(scheme);
+  std::normal_distribution<float> normal(0.0f, static_cast<float>(largest) * 0.3f + 0.4f);
+  return static_cast<int8_t>(
+      std::clamp(static_cast<int>(std::lrint(normal(random))), -largest, largest));
+}
 
 Times Measure(const Layer& layer, const Config& config, Isa isa, int batch, double seconds) {
   std::mt19937 random(1);
@@ -91,17 +110,32 @@ Times Measure(const Layer& layer, const Config& config, Isa isa, int batch, doub
 
   QuantizedWeights weights;
   weights.scheme = config.scheme;
-  weights.cluster_size = config.n;
   weights.codes = Tensor(DType::kS8, {g.oc, g.ic, g.kh, g.kw});
-  const int max_code = LargestCode(config.scheme);
-  for (int8_t& code : weights.codes.data<int8_t>()) {
-    code = static_cast<int8_t>(static_cast<int>(random() % (2 * max_code + 1)) - max_code);
-  }
-  weights.cluster_scales = Tensor(DType::kS8, {g.oc, ClusterMap(g.ic, config.n).clusters()});
-  for (int8_t& scale : weights.cluster_scales.data<int8_t>()) {
-    scale = static_cast<int8_t>(1 + random() % 127);
+  const auto codes = weights.codes.data<int8_t>();
+  for (int8_t& code : codes) code = DrawCode(random, config.scheme);
+  std::vector<int16_t> products(codes.begin(), codes.end());
+  if (IsClustered(config.scheme)) {
+    const ClusterMap map(g.ic, config.n);
+    weights.cluster_size = config.n;
+    weights.cluster_scales = Tensor(DType::kS8, {g.oc, map.clusters()});
+    const auto scales = weights.cluster_scales.data<int8_t>();
+    for (int8_t& scale : scales) scale = static_cast<int8_t>(64 + random() % 64);
+    const int64_t taps = int64_t{g.kh} * g.kw;
+    for (size_t i = 0; i < products.size(); ++i) {
+      const int64_t pair = static_cast<int64_t>(i) / taps;
+      products[i] = static_cast<int16_t>(
+          products[i] *
+          scales[pair / g.ic * map.clusters() + map.cluster_of(static_cast<int>(pair % g.ic))]);
+    }
   }
   const PackedClusterConv conv = PackClusterConv(g, weights, isa);
+  std::optional<PackedWinogradConv> winograd;
+  if (WinogradConvAccepts(g, isa)) {
+    for (WinogradTile tile : {WinogradTile::k4x4, WinogradTile::k2x4, WinogradTile::k2x2}) {
+      if (!winograd && WinogradConvBytes(g, tile) <= kMaxWinogradBytes)
+        winograd = PackWinogradConv(g, products, tile);
+    }
+  }
 
   const int64_t pixels = int64_t{batch} * g.oh * g.ow;
   AlignedBuffer src(static_cast<size_t>(batch) * g.ih * g.iw * g.ic);
@@ -109,7 +143,8 @@ Times Measure(const Layer& layer, const Config& config, Isa isa, int batch, doub
   const bool has_tables = TableConvAccepts(g, weights, isa);
   const PackedTableConv tables = has_tables ? PackTableConv(g, weights) : PackedTableConv{};
   AlignedBuffer scratch(
-      std::max(ClusterConvScratchBytes(conv), has_tables ? TableConvScratchBytes(tables) : 0));
+      std::max({ClusterConvScratchBytes(conv), has_tables ? TableConvScratchBytes(tables) : 0,
+                winograd ? WinogradConvScratchBytes(*winograd) : 0}));
   for (size_t i = 0; i < src.size_bytes(); ++i)
     src.as<uint8_t>()[i] = static_cast<uint8_t>(random());
   const std::vector<float> multiplier(g.oc, 1e-4f);
@@ -125,7 +160,7 @@ Times Measure(const Layer& layer, const Config& config, Isa isa, int batch, doub
 
   using Clock = std::chrono::steady_clock;
   const auto start = Clock::now();
-  Times best{1e9, has_tables ? 1e9 : 0};
+  Times best{1e9, has_tables ? 1e9 : 0, winograd ? 1e9 : 0};
   const auto time = [&](double& least, const auto& run) {
     const auto begin = Clock::now();
     run();
@@ -134,9 +169,17 @@ Times Measure(const Layer& layer, const Config& config, Isa isa, int batch, doub
   for (int runs = 0;
        runs < 3 || std::chrono::duration<double>(Clock::now() - start).count() < seconds; ++runs) {
     time(best.tiles, [&] { RunClusterConv(conv, args, 0, pixels, 0, OutputBlocks(g)); });
-    if (!has_tables) continue;
-    time(best.tables,
-         [&] { RunTableConv(tables, args, 0, TableConvTiles(tables, batch), 0, OutputBlocks(g)); });
+    if (has_tables) {
+      time(best.tables, [&] {
+        RunTableConv(tables, args, 0, TableConvTiles(tables, batch), 0, OutputBlocks(g));
+      });
+    }
+    if (winograd) {
+      time(best.winograd, [&] {
+        RunWinogradConv(*winograd, args, 0, WinogradConvTiles(*winograd, batch), 0,
+                        OutputBlocks(g));
+      });
+    }
   }
   return best;
 }
@@ -217,12 +260,12 @@ int Main(int argc, char** argv) {
   const char* part = argc > 4 ? argv[4] : "";
   std::printf("isa %s, batch %d, one thread, GMAC/s\n", IsaName(*isa), batch);
   std::printf("| layer | x | MMAC |");
-  for (const Config& config : kConfigs) std::printf(" %s | tables |", config.name);
+  for (const Config& config : kConfigs) std::printf(" %s tiles | tables | winograd |", config.name);
   std::printf("\n|---|---|---|");
-  for (size_t i = 0; i < 2 * std::size(kConfigs); ++i) std::printf("---|");
+  for (size_t i = 0; i < 3 * std::size(kConfigs); ++i) std::printf("---|");
   std::printf("\n");
   double total_macs = 0;
-  std::vector<double> tiles(std::size(kConfigs)), either(std::size(kConfigs));
+  std::vector<double> tiles(std::size(kConfigs)), least(std::size(kConfigs));
   for (const Layer& layer : kLayers) {
     if (std::strstr(layer.name, part) == nullptr) continue;
     const double out = layer.size / layer.stride;
@@ -232,18 +275,19 @@ int Main(int argc, char** argv) {
     for (size_t i = 0; i < std::size(kConfigs); ++i) {
       const Times best = Measure(layer, kConfigs[i], *isa, batch, seconds);
       tiles[i] += best.tiles * layer.times;
-      either[i] += (best.tables > 0 ? std::min(best.tiles, best.tables) : best.tiles) * layer.times;
-      std::printf(" %.1f |", macs / best.tiles * 1e-9);
-      std::printf(best.tables > 0 ? " %.1f |" : " - |", macs / best.tables * 1e-9);
+      least[i] += best.least() * layer.times;
+      for (double t : {best.tiles, best.tables, best.winograd})
+        std::printf(t > 0 ? " %.1f |" : " - |", macs / t * 1e-9);
       std::fflush(stdout);
     }
     std::printf("\n");
   }
-  std::printf("| total, best | | %.0f |", total_macs * 1e-6);
+  std::printf("| total; tiles, fastest | | %.0f |", total_macs * 1e-6);
   for (size_t i = 0; i < std::size(kConfigs); ++i) {
-    for (double seconds_of_all : {tiles[i], either[i]}) {
+    for (double seconds_of_all : {tiles[i], least[i]}) {
       std::printf(" %.1f (%.2f ms) |", total_macs / seconds_of_all * 1e-9, seconds_of_all * 1e3);
     }
+    std::printf(" |");
   }
   std::printf("\n");
   PrintDepthwise(*isa, batch, seconds, part);
