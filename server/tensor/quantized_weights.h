@@ -58,7 +58,7 @@ constexpr const char* Name(WeightScheme scheme) {
 // int8: cluster_scales is empty (all 1) and codes are -128..127. Tern's own quantiser keeps to
 // -63..63:
 //   oneDNN's u8 x s8 products saturate in pairs on CPUs without VNNI (2*255*63 = 32130 fits
-//   s16), and a layer with larger codes runs on a slower exact kernel there.
+//   s16), and a layer with larger codes runs on our own exact kernels there.
 // cluster schemes: cluster_scales is s8 [o][G], 1..127, with g(c) from ClusterMap(c, n); the
 //   product scale * ternary code fits s8, so the same weights run exactly as int8 on VNNI. So do
 //   3-bit ones with scales up to 42, which is as far as Tern's own quantiser goes.
