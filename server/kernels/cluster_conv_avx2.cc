@@ -49,39 +49,63 @@ TERN_INLINE __m256 Clamp(const Constants& k, __m256 v) {
   return _mm256_min_ps(k.hi, _mm256_max_ps(v, k.lo));
 }
 
-// 16 codes of two clamped vectors, rounded to nearest even.
+// 16 channels of two clamped vectors as s16, rounded to nearest even: 0-3, 8-11, 4-7, 12-15.
+TERN_INLINE __m256i RoundToWords(__m256 v0, __m256 v1) {
+  return _mm256_packs_epi32(_mm256_cvtps_epi32(v0), _mm256_cvtps_epi32(v1));
+}
+
+// As 16 codes.
 TERN_INLINE __m128i RoundToU8(__m256 v0, __m256 v1) {
-  const __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(v0), _mm256_cvtps_epi32(v1));
+  const __m256i words = RoundToWords(v0, v1);
   const __m128i bytes =
       _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
   return _mm_shuffle_epi32(bytes, _MM_SHUFFLE(3, 1, 2, 0));
 }
 
+// Two vectors of a pixel's sums, with the residual's codes, in the output's unit and range. Without
+// kFloor lo is 0, and the conversions to u8 clamp to it: vcvtps2dq makes NaN and large negative
+// numbers the most negative integer.
+template <bool kResidual, bool kFloor>
+TERN_INLINE __m256i PixelWords(const Constants& k, const uint8_t* residual, const int32_t* acc) {
+  __m256 v0 = Affine(k, 0, acc);
+  __m256 v1 = Affine(k, 1, acc);
+  if constexpr (kResidual) {
+    const __m128i r = _mm_loadu_si128(reinterpret_cast<const __m128i*>(residual));
+    v0 = AddResidual(k, r, v0);
+    v1 = AddResidual(k, _mm_unpackhi_epi64(r, r), v1);
+  }
+  if constexpr (kFloor) {
+    v0 = _mm256_max_ps(v0, k.lo);
+    v1 = _mm256_max_ps(v1, k.lo);
+  }
+  return RoundToWords(_mm256_min_ps(k.hi, v0), _mm256_min_ps(k.hi, v1));
+}
+
 // The common case: 16 channels to u8.
-template <bool kResidual>
+template <bool kResidual, bool kFloor>
 TERN_INLINE void FinishPixels(const Constants& k, int64_t stride, const uint8_t* residual,
                               uint8_t* y, const int32_t* acc, int pixels) {
   TERN_UNROLL
   for (int p = 0; p < pixels; ++p) {
-    __m256 v0 = Affine(k, 0, acc + 16 * p);
-    __m256 v1 = Affine(k, 1, acc + 16 * p);
-    if constexpr (kResidual) {
-      const __m128i r = _mm_loadu_si128(reinterpret_cast<const __m128i*>(residual));
-      v0 = AddResidual(k, r, v0);
-      v1 = AddResidual(k, _mm_unpackhi_epi64(r, r), v1);
-      residual += stride;
-    }
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(y), RoundToU8(Clamp(k, v0), Clamp(k, v1)));
-    y += stride;
+    const __m256i words = PixelWords<kResidual, kFloor>(k, residual + p * stride, acc + 16 * p);
+    const __m128i bytes =
+        _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(y + p * stride),
+                     _mm_shuffle_epi32(bytes, _MM_SHUFFLE(3, 1, 2, 0)));
   }
 }
 
 template <bool kResidual>
 TERN_INLINE void FinishFull(const EpilogueArgs& args, const int32_t* acc, int pixels) {
-  FinishPixels<kResidual>(LoadConstants(args), args.stride, args.residual, args.dst, acc, pixels);
+  const Constants k = LoadConstants(args);
+  if (args.lo == 0.0f) {
+    FinishPixels<kResidual, false>(k, args.stride, args.residual, args.dst, acc, pixels);
+  } else {
+    FinishPixels<kResidual, true>(k, args.stride, args.residual, args.dst, acc, pixels);
+  }
 }
 
-template <bool kResidual>
+template <bool kResidual, bool kFloor>
 void FinishFullRows(const EpilogueArgs& args, const int32_t* acc, int64_t acc_stride, int pixels,
                     int rows, int64_t row_stride) {
   const Constants k = LoadConstants(args);
@@ -90,9 +114,9 @@ void FinishFullRows(const EpilogueArgs& args, const int32_t* acc, int64_t acc_st
     uint8_t* y = args.dst + r * row_stride;
     // Whole tiles are four or two pixels wide.
     if (pixels == 4) {
-      FinishPixels<kResidual>(k, args.stride, residual, y, acc + r * acc_stride, 4);
+      FinishPixels<kResidual, kFloor>(k, args.stride, residual, y, acc + r * acc_stride, 4);
     } else {
-      FinishPixels<kResidual>(k, args.stride, residual, y, acc + r * acc_stride, pixels);
+      FinishPixels<kResidual, kFloor>(k, args.stride, residual, y, acc + r * acc_stride, pixels);
     }
   }
 }
@@ -225,10 +249,6 @@ TERN_INLINE void AddStep(const uint8_t* const (&x)[kPixels], int64_t c, const in
 template <int kPixels>
 void GeneralTile(const TileArgs& k) {
   alignas(32) int32_t acc[kPixels * 16];
-  TERN_UNROLL
-  for (int i = 0; i < 2 * kPixels; ++i) {
-    _mm256_store_si256(reinterpret_cast<__m256i*>(acc + 8 * i), _mm256_setzero_si256());
-  }
   const int8_t* w = k.weights;
   const int16_t* scales = k.scales;
   const int32_t* program = k.program;
@@ -258,11 +278,25 @@ void GeneralTile(const TileArgs& k) {
         c += 8;
       }
     } while (--runs > 0);
-    TERN_UNROLL
-    for (int i = 0; i < 2 * kPixels; ++i) {
-      __m256i* a = reinterpret_cast<__m256i*>(acc + 8 * i);
-      const __m256i product = _mm256_madd_epi16(s[i / 2][i % 2], Load(scales + 16 * (i % 2)));
-      _mm256_store_si256(a, _mm256_add_epi32(_mm256_load_si256(a), product));
+    const __m256i a0 = Load(scales), a1 = Load(scales + 16);
+    // The sums' places are opaque: GCC would keep some of them in registers, and spill these.
+    if (f == 0) {
+      TERN_UNROLL
+      for (int i = 0; i < 2 * kPixels; ++i) {
+        asm("vpmaddwd %[scale], %[s], %[s]\n\t"
+            "vmovdqa %[s], %[acc]"
+            : [s] "+x"(s[i / 2][i % 2]), [acc] "=m"(*reinterpret_cast<__m256i*>(acc + 8 * i))
+            : [scale] "x"(i % 2 == 0 ? a0 : a1));
+      }
+    } else {
+      TERN_UNROLL
+      for (int i = 0; i < 2 * kPixels; ++i) {
+        asm("vpmaddwd %[scale], %[s], %[s]\n\t"
+            "vpaddd %[acc], %[s], %[s]\n\t"
+            "vmovdqa %[s], %[acc]"
+            : [s] "+x"(s[i / 2][i % 2]), [acc] "+m"(*reinterpret_cast<__m256i*>(acc + 8 * i))
+            : [scale] "x"(i % 2 == 0 ? a0 : a1));
+      }
     }
   }
   Finish(k, acc, kPixels);
@@ -396,7 +430,11 @@ void FinishAvx2(const EpilogueArgs& args, const int32_t* acc, int pixels) {
 void FinishRowsAvx2(const EpilogueArgs& args, const int32_t* acc, int64_t acc_stride, int pixels,
                     int rows, int64_t row_stride) {
   if (args.multiplier != nullptr && args.dst != nullptr && args.channels == 16) {
-    const auto finish = args.residual != nullptr ? FinishFullRows<true> : FinishFullRows<false>;
+    const bool floor = args.lo != 0.0f;
+    const auto finish = args.residual != nullptr
+                            ? floor ? FinishFullRows<true, true> : FinishFullRows<true, false>
+                        : floor ? FinishFullRows<false, true>
+                                : FinishFullRows<false, false>;
     finish(args, acc, acc_stride, pixels, rows, row_stride);
     return;
   }
