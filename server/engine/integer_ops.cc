@@ -181,6 +181,18 @@ void MultiplyCodes(kernels::Isa isa, const QuantizedOperand& a, const QuantizedO
   const int za = a.params.zero_point, zb = b.params.zero_point, zy = y_params.zero_point;
   const float m =
       static_cast<float>(static_cast<double>(a.params.scale) * b.params.scale / y_params.scale);
+  if (SameLayout(a.codes, y) && SameLayout(b.codes, y)) {
+    // One pixel whose channels are all elements.
+    ParallelRange(batch * y.batch_stride, [&](int64_t begin, int64_t end) {
+      const uint8_t *p = a.codes.data + begin, *q = b.codes.data + begin;
+      if (fixed_point) {
+        kernels::MulChannelsFixedU8(isa, p, za, q, zb, map, 1, end - begin, y.data + begin);
+      } else {
+        kernels::MulChannelsU8(isa, p, za, q, zb, m, zy, 1, end - begin, y.data + begin);
+      }
+    });
+    return;
+  }
   const auto per_channel = [](const Operand<const uint8_t>& x, const Shape& shape) {
     return shape.rank() == 3 && x.shape == Shape{shape[0], 1, 1} && x.batch_stride != 0;
   };
