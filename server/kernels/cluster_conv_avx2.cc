@@ -129,14 +129,21 @@ __attribute__((noinline)) void FinishAny(const EpilogueArgs& args, const int32_t
     __m256 v1 = Affine(k, 1, acc + 16 * p);
     if (args.residual != nullptr) {
       alignas(16) uint8_t r[16] = {};
-      for (int i = 0; i < args.channels; ++i) r[i] = args.residual[p * args.stride + i];
-      const __m128i codes = _mm_load_si128(reinterpret_cast<const __m128i*>(r));
+      __m128i codes;
+      if (args.channels == 8) {
+        codes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(args.residual + p * args.stride));
+      } else {
+        for (int i = 0; i < args.channels; ++i) r[i] = args.residual[p * args.stride + i];
+        codes = _mm_load_si128(reinterpret_cast<const __m128i*>(r));
+      }
       v0 = AddResidual(k, codes, v0);
       v1 = AddResidual(k, _mm_unpackhi_epi64(codes, codes), v1);
     }
     v0 = Clamp(k, v0);
     v1 = Clamp(k, v1);
-    if (args.dst != nullptr) {
+    if (args.dst != nullptr && args.channels == 8) {
+      _mm_storel_epi64(reinterpret_cast<__m128i*>(args.dst + p * args.stride), RoundToU8(v0, v1));
+    } else if (args.dst != nullptr) {
       alignas(16) uint8_t y[16];
       _mm_store_si128(reinterpret_cast<__m128i*>(y), RoundToU8(v0, v1));
       for (int i = 0; i < args.channels; ++i) args.dst[p * args.stride + i] = y[i];
@@ -235,27 +242,51 @@ TERN_INLINE void MultiplyAdd(const uint8_t* x, int64_t c, __m256i w0, __m256i w1
       : [x] "r"(x), [c] "r"(c), [at] "i"(kAt), [w0] "x"(w0), [w1] "x"(w1));
 }
 
-template <int kPixels, int kAt>
+// As MultiplyAdd, 8 output channels only.
+template <int kAt>
+TERN_INLINE void MultiplyAdd(const uint8_t* x, int64_t c, __m256i w0, __m256i& s0) {
+  __m256i b;
+  asm("vpbroadcastd %c[at](%[x],%[c]), %[b]\n\t"
+      "vpmaddubsw %[w0], %[b], %[b]\n\t"
+      "vpaddw %[b], %[s0], %[s0]"
+      : [s0] "+x"(s0), [b] "=&x"(b)
+      : [x] "r"(x), [c] "r"(c), [at] "i"(kAt), [w0] "x"(w0));
+}
+
+template <int kPixels, int kVectors, int kAt>
 TERN_INLINE void AddStep(const uint8_t* const (&x)[kPixels], int64_t c, const int8_t* w,
-                         __m256i (&s)[kPixels][2]) {
+                         __m256i (&s)[kPixels][kVectors]) {
   const __m256i w0 = Load(w);
-  const __m256i w1 = Load(w + 32);
-  TERN_UNROLL
-  for (int p = 0; p < kPixels; ++p) MultiplyAdd<kAt>(x[p], c, w0, w1, s[p][0], s[p][1]);
+  if constexpr (kVectors == 1) {
+    TERN_UNROLL
+    for (int p = 0; p < kPixels; ++p) MultiplyAdd<kAt>(x[p], c, w0, s[p][0]);
+  } else {
+    const __m256i w1 = Load(w + 32);
+    TERN_UNROLL
+    for (int p = 0; p < kPixels; ++p) MultiplyAdd<kAt>(x[p], c, w0, w1, s[p][0], s[p][1]);
+  }
+}
+
+// The second halves of a tile's sums, which belong to no output channel.
+TERN_INLINE void ClearUpper(int32_t* acc, int pixels) {
+  for (int p = 0; p < pixels; ++p)
+    _mm256_store_si256(reinterpret_cast<__m256i*>(acc + 16 * p + 8), _mm256_setzero_si256());
 }
 
 // 12 s16 sums, two weights and two temporaries are exactly the 16 registers; the s32 sums lie in
-// memory (first-level cache).
-template <int kPixels>
+// memory (first-level cache). kVectors 1: of a block's first 8 output channels.
+template <int kPixels, int kVectors>
 void GeneralTile(const TileArgs& k) {
   alignas(32) int32_t acc[kPixels * 16];
+  if constexpr (kVectors == 1) ClearUpper(acc, kPixels);
   const int8_t* w = k.weights;
   const int16_t* scales = k.scales;
   const int32_t* program = k.program;
   for (int32_t f = 0; f < k.flushes; ++f, scales += 32) {
-    __m256i s[kPixels][2];
+    __m256i s[kPixels][kVectors];
     TERN_UNROLL
-    for (int p = 0; p < kPixels; ++p) s[p][0] = s[p][1] = _mm256_setzero_si256();
+    for (int i = 0; i < kVectors * kPixels; ++i)
+      s[i / kVectors][i % kVectors] = _mm256_setzero_si256();
     int32_t runs = *program++;
     do {
       int64_t c = program[0];
@@ -267,13 +298,13 @@ void GeneralTile(const TileArgs& k) {
       for (int p = 0; p < kPixels; ++p) x[p] = inputs[p];
       int32_t steps = where & 255;
       if (steps & 1) {
-        AddStep<kPixels, 0>(x, c, w, s);
+        AddStep<kPixels, kVectors, 0>(x, c, w, s);
         w += 64;
         c += 4;
       }
       for (steps >>= 1; steps > 0; --steps) {
-        AddStep<kPixels, 0>(x, c, w, s);
-        AddStep<kPixels, 4>(x, c, w + 64, s);
+        AddStep<kPixels, kVectors, 0>(x, c, w, s);
+        AddStep<kPixels, kVectors, 4>(x, c, w + 64, s);
         w += 128;
         c += 8;
       }
@@ -282,20 +313,22 @@ void GeneralTile(const TileArgs& k) {
     // The sums' places are opaque: GCC would keep some of them in registers, and spill these.
     if (f == 0) {
       TERN_UNROLL
-      for (int i = 0; i < 2 * kPixels; ++i) {
+      for (int i = 0; i < kVectors * kPixels; ++i) {
         asm("vpmaddwd %[scale], %[s], %[s]\n\t"
             "vmovdqa %[s], %[acc]"
-            : [s] "+x"(s[i / 2][i % 2]), [acc] "=m"(*reinterpret_cast<__m256i*>(acc + 8 * i))
-            : [scale] "x"(i % 2 == 0 ? a0 : a1));
+            : [s] "+x"(s[i / kVectors][i % kVectors]), [acc] "=m"(*reinterpret_cast<__m256i*>(
+                                                           acc + 16 / kVectors * i))
+            : [scale] "x"(i % kVectors == 0 ? a0 : a1));
       }
     } else {
       TERN_UNROLL
-      for (int i = 0; i < 2 * kPixels; ++i) {
+      for (int i = 0; i < kVectors * kPixels; ++i) {
         asm("vpmaddwd %[scale], %[s], %[s]\n\t"
             "vpaddd %[acc], %[s], %[s]\n\t"
             "vmovdqa %[s], %[acc]"
-            : [s] "+x"(s[i / 2][i % 2]), [acc] "+m"(*reinterpret_cast<__m256i*>(acc + 8 * i))
-            : [scale] "x"(i % 2 == 0 ? a0 : a1));
+            : [s] "+x"(s[i / kVectors][i % kVectors]), [acc] "+m"(*reinterpret_cast<__m256i*>(
+                                                           acc + 16 / kVectors * i))
+            : [scale] "x"(i % kVectors == 0 ? a0 : a1));
       }
     }
   }
@@ -343,7 +376,12 @@ void PairsTile(const TileArgs& k) {
   const uint8_t* x[kPixels];
   TERN_UNROLL
   for (int p = 0; p < kPixels; ++p) x[p] = k.inputs[p];
-  for (int half = 0; half < 2; ++half) PairsHalf<kPixels>(k, half, x, acc);
+  PairsHalf<kPixels>(k, 0, x, acc);
+  if (k.channels > 8) {
+    PairsHalf<kPixels>(k, 1, x, acc);
+  } else {
+    ClearUpper(acc, kPixels);
+  }
   Finish(k, acc, kPixels);
 }
 
@@ -417,7 +455,12 @@ TERN_INLINE void Int8Half(const TileArgs& k, int half, int32_t* out) {
 template <int kPixels>
 void Int8Tile(const TileArgs& k) {
   alignas(32) int32_t acc[kPixels * 16];
-  for (int half = 0; half < 2; ++half) Int8Half<kPixels>(k, half, acc);
+  Int8Half<kPixels>(k, 0, acc);
+  if (k.channels > 8) {
+    Int8Half<kPixels>(k, 1, acc);
+  } else {
+    ClearUpper(acc, kPixels);
+  }
   Finish(k, acc, kPixels);
 }
 
@@ -448,16 +491,22 @@ void FinishRowsAvx2(const EpilogueArgs& args, const int32_t* acc, int64_t acc_st
   }
 }
 
-const TileKernels kAvx2Tiles[kKinds] = {
-    {6,
-     {nullptr, GeneralTile<1>, GeneralTile<2>, GeneralTile<3>, GeneralTile<4>, GeneralTile<5>,
-      GeneralTile<6>}},
-    {10,
-     {nullptr, PairsTile<1>, PairsTile<2>, PairsTile<3>, PairsTile<4>, PairsTile<5>, PairsTile<6>,
-      PairsTile<7>, PairsTile<8>, PairsTile<9>, PairsTile<10>}},
-    {10,
-     {nullptr, Int8Tile<1>, Int8Tile<2>, Int8Tile<3>, Int8Tile<4>, Int8Tile<5>, Int8Tile<6>,
-      Int8Tile<7>, Int8Tile<8>, Int8Tile<9>, Int8Tile<10>}},
-};
+template <int kVectors>
+constexpr TileKernels GeneralTiles() {
+  return {6,
+          {nullptr, GeneralTile<1, kVectors>, GeneralTile<2, kVectors>, GeneralTile<3, kVectors>,
+           GeneralTile<4, kVectors>, GeneralTile<5, kVectors>, GeneralTile<6, kVectors>}};
+}
+constexpr TileKernels kPairsTiles = {
+    10,
+    {nullptr, PairsTile<1>, PairsTile<2>, PairsTile<3>, PairsTile<4>, PairsTile<5>, PairsTile<6>,
+     PairsTile<7>, PairsTile<8>, PairsTile<9>, PairsTile<10>}};
+constexpr TileKernels kInt8Tiles = {
+    10,
+    {nullptr, Int8Tile<1>, Int8Tile<2>, Int8Tile<3>, Int8Tile<4>, Int8Tile<5>, Int8Tile<6>,
+     Int8Tile<7>, Int8Tile<8>, Int8Tile<9>, Int8Tile<10>}};
+
+const TileKernels kAvx2Tiles[kKinds] = {GeneralTiles<2>(), kPairsTiles, kInt8Tiles};
+const TileKernels kAvx2NarrowTiles[kKinds] = {GeneralTiles<1>(), kPairsTiles, kInt8Tiles};
 
 }  // namespace tern::kernels::tiled

@@ -499,9 +499,11 @@ double Int8Cycles(const PackedClusterConv& conv) {
   for (int block = 0; block < OutputBlocks(g); ++block) {
     const int32_t* field = conv.layout.data() + kLayoutFields + kBlockFields * block;
     const int32_t* run = conv.layout.data() + field[kProgram];
+    // Of a short block the second half is left out.
+    const double share = g.oc - block * kOutputBlock <= kOutputBlock / 2 ? 0.5 : 1;
     cycles += kTile;
     for (int r = 0; r < field[kFlushes]; ++r) {
-      cycles += kRun + kFour * run[1] + kTwo * run[2];
+      cycles += share * (kRun + kFour * run[1] + kTwo * run[2]);
       run += 3 + run[1] + run[2];
     }
   }
@@ -517,8 +519,9 @@ void Run(const PackedClusterConv& conv, const ClusterConvArgs& args, int64_t pix
          int64_t pixel_end, int block_begin, int block_end) {
   const ConvGeometry& g = conv.geometry;
   const int64_t taps = conv.layout[kPointers];
-  const TileKernels& kernels =
-      (conv.isa == Isa::kAvx512Vnni ? kAvx512Tiles : kAvx2Tiles)[conv.layout[kKind]];
+  const bool avx2 = conv.isa != Isa::kAvx512Vnni;
+  const TileKernels& kernels = (avx2 ? kAvx2Tiles : kAvx512Tiles)[conv.layout[kKind]];
+  const TileKernels& narrow = avx2 ? kAvx2NarrowTiles[conv.layout[kKind]] : kernels;
   const PixelPointers pointers(conv, args);
   const Rows rows = RowsOf(conv);
   const uint8_t** inputs = reinterpret_cast<const uint8_t**>(static_cast<uint8_t*>(args.scratch) +
@@ -558,7 +561,7 @@ void Run(const PackedClusterConv& conv, const ClusterConvArgs& args, int64_t pix
         const int64_t end = count * (t + 1) / tiles;
         tile.inputs = inputs + begin;
         epilogue.SetPixel(first + begin);
-        kernels.run[end - begin](tile);
+        (tile.channels <= 8 ? narrow : kernels).run[end - begin](tile);
       }
     }
   }

@@ -77,6 +77,7 @@ struct TileKernels {
 };
 
 extern const TileKernels kAvx2Tiles[kKinds];
+extern const TileKernels kAvx2NarrowTiles[kKinds];  // for blocks of up to 8 output channels
 extern const TileKernels kAvx512Tiles[kKinds];
 
 }  // namespace tern::kernels::tiled
