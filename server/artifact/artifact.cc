@@ -277,7 +277,7 @@ absl::StatusOr<QuantizedWeights> GetWeights(const v1::ArtifactWeights& from, Rea
 absl::StatusOr<Node> GetNode(const v1::ArtifactNode& from, Reader& reader) {
   Node node;
   node.name = from.name();
-  if (from.op() > static_cast<uint32_t>(OpType::kReduceMean))
+  if (from.op() > static_cast<uint32_t>(OpType::kSilu))
     return Invalid("unknown operator ", from.op());
   node.op = static_cast<OpType>(from.op());
   node.inputs.assign(from.inputs().begin(), from.inputs().end());

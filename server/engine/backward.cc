@@ -268,6 +268,9 @@ void BackwardUnary(const Node& node, const Tensor& x, const Tensor& y, const Ten
       slope = py[i] > 0.0f && py[i] < 1.0f ? alpha : 0.0f;
     } else if (op == OpType::kHardSwish) {
       slope = px[i] <= -3.0f ? 0.0f : px[i] >= 3.0f ? 1.0f : px[i] / 3.0f + 0.5f;
+    } else if (op == OpType::kSilu) {
+      const float gate = 1.0f / (1.0f + std::exp(-px[i]));
+      slope = gate * (1.0f + px[i] * (1.0f - gate));
     }
     out[i] = slope * pg[i];
   }
@@ -406,6 +409,7 @@ absl::StatusOr<Gradients> RunBackward(const graph::Graph& graph, const Node& nod
     case OpType::kSigmoid:
     case OpType::kHardSigmoid:
     case OpType::kHardSwish:
+    case OpType::kSilu:
       BackwardUnary(node, *inputs[0], output, *g, dx[0]);
       break;
     case OpType::kMaxPool:

@@ -242,7 +242,7 @@ void Pool(const Node& node, const Input& x, const Output& y, int64_t batch) {
 
 bool IsUnary(OpType op) {
   return op == OpType::kRelu || op == OpType::kClip || op == OpType::kSigmoid ||
-         op == OpType::kHardSigmoid || op == OpType::kHardSwish;
+         op == OpType::kHardSigmoid || op == OpType::kHardSwish || op == OpType::kSilu;
 }
 
 double EvaluateUnary(const Node& node, double x) {
@@ -259,6 +259,8 @@ double EvaluateUnary(const Node& node, double x) {
           0.0, std::min(1.0, static_cast<double>(node.alpha) * x + static_cast<double>(node.beta)));
     case OpType::kHardSwish:
       return x * std::max(0.0, std::min(1.0, x / 6.0 + 0.5));
+    case OpType::kSilu:
+      return x / (1.0 + std::exp(-x));
     default:
       return x;
   }
@@ -322,6 +324,9 @@ absl::Status RunPlainFloat(const Node& node, absl::Span<const Input> inputs, con
     case OpType::kHardSwish:
       Unary(x, y, batch,
             [](float v) { return v * std::max(0.0f, std::min(1.0f, v * (1.0f / 6.0f) + 0.5f)); });
+      return absl::OkStatus();
+    case OpType::kSilu:
+      Unary(x, y, batch, [](float v) { return v / (1.0f + std::exp(-v)); });
       return absl::OkStatus();
     case OpType::kAdd:
     case OpType::kSub: {

@@ -22,7 +22,7 @@ struct Operand {
   int64_t batch_stride = 0;
 };
 
-// The functions of one variable: kRelu, kClip, kSigmoid, kHardSigmoid, kHardSwish.
+// The functions of one variable: kRelu, kClip, kSigmoid, kHardSigmoid, kHardSwish, kSilu.
 bool IsUnary(graph::OpType op);
 // Evaluates one of them in double, for tables.
 double EvaluateUnary(const graph::Node& node, double x);

@@ -150,7 +150,7 @@ absl::StatusOr<Network> Network::Float(const Graph& graph) {
     if (node.quantized) {
       return absl::InvalidArgumentError(absl::StrCat("node '", node.name, "' is quantised"));
     }
-    if (node.op > OpType::kReduceMean) {
+    if (node.op > OpType::kSilu) {
       return absl::UnimplementedError(absl::StrCat(
           "node '", node.name, "': operator ", static_cast<int>(node.op), " cannot be fine-tuned"));
     }
@@ -420,6 +420,8 @@ at::Tensor Network::Evaluate(int index, const std::vector<at::Tensor>& values) c
       return at::clamp(x * node.alpha + node.beta, 0, 1);
     case OpType::kHardSwish:
       return at::hardswish(x);
+    case OpType::kSilu:
+      return at::silu(x);
     case OpType::kAdd:
       return operand(0) + operand(1);
     case OpType::kSub:

@@ -161,7 +161,7 @@ int FuseQuantization(Graph& graph) {
 
 void Optimize(Graph& graph) {
   RemoveDeadCode(graph);
-  RecogniseHardSwish(graph);
+  RecogniseSwish(graph);
   FusePads(graph);
   FoldBatchNorm(graph);
   FuseActivations(graph);

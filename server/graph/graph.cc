@@ -22,6 +22,8 @@ const char* Name(OpType op) {
       return "HardSigmoid";
     case OpType::kHardSwish:
       return "HardSwish";
+    case OpType::kSilu:
+      return "Silu";
     case OpType::kAdd:
       return "Add";
     case OpType::kSub:

@@ -52,6 +52,7 @@ enum class OpType : uint8_t {
   kPad,                // zero or constant `pad_value`; `pads_before`/`pads_after` per sample dim
   kSoftmax,            // `axis`
   kReduceMean,         // over `axes`; output's shape says whether dimensions are kept
+  kSilu,               // x * sigmoid(x)
 };
 
 // "Conv", "FullyConnected", ...

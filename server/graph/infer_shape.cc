@@ -278,6 +278,7 @@ absl::StatusOr<Shape> Infer(const Graph& graph, const Node& node) {
     case OpType::kSigmoid:
     case OpType::kHardSigmoid:
     case OpType::kHardSwish:
+    case OpType::kSilu:
       TERN_RETURN_IF_ERROR(CheckInputs(graph, node, 1, 1));
       return graph.shape(node.inputs[0]);
     case OpType::kSoftmax: {

@@ -13,8 +13,8 @@ namespace tern::graph {
 int FoldBatchNorm(Graph& graph);
 
 // Recognises clip(x+3,0,6)/6 -> kHardSigmoid, then x*hardsigmoid(x) and x*clip(x+3,0,6)/6 ->
-// kHardSwish.
-int RecogniseHardSwish(Graph& graph);
+// kHardSwish; and x*sigmoid(x) -> kSilu.
+int RecogniseSwish(Graph& graph);
 
 // Relu / Clip after Conv, FullyConnected, Add, BatchNorm becomes the producer's `clip`.
 int FuseActivations(Graph& graph);

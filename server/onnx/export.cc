@@ -385,6 +385,11 @@ class Exporter {
         Main("Mul", node, {x, gate}, true);
         return;
       }
+      case OpType::kSilu: {
+        const std::string x = Read(node.inputs[0]);
+        Main("Mul", node, {x, Helper("Sigmoid", node, "gate", {x}, false)}, true);
+        return;
+      }
       case OpType::kAdd:
       case OpType::kSub:
       case OpType::kMul:

@@ -195,6 +195,8 @@ double UnaryFunction(const Node& node, double x) {
       return 1.0 / (1.0 + std::exp(-x));
     case OpType::kHardSigmoid:
       return std::max(0.0, std::min(1.0, node.alpha * x + node.beta));
+    case OpType::kSilu:
+      return x / (1.0 + std::exp(-x));
     default:  // kHardSwish
       return x * std::max(0.0, std::min(1.0, x / 6.0 + 0.5));
   }
@@ -202,7 +204,7 @@ double UnaryFunction(const Node& node, double x) {
 
 bool IsUnary(OpType op) {
   return op == OpType::kRelu || op == OpType::kClip || op == OpType::kSigmoid ||
-         op == OpType::kHardSigmoid || op == OpType::kHardSwish;
+         op == OpType::kHardSigmoid || op == OpType::kHardSwish || op == OpType::kSilu;
 }
 
 Tensor EvaluateFloat(const Graph& graph, const Node& node, const std::vector<const Tensor*>& inputs,
@@ -238,6 +240,7 @@ Tensor EvaluateFloat(const Graph& graph, const Node& node, const std::vector<con
       case OpType::kSigmoid:
       case OpType::kHardSigmoid:
       case OpType::kHardSwish:
+      case OpType::kSilu:
         for (int64_t i = 0; i < elements; ++i) {
           y[i] = static_cast<float>(UnaryFunction(node, x[i]));
         }

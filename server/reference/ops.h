@@ -31,7 +31,7 @@ graph::PoolAttributes AveragePoolOf(const graph::Node& node, const Shape& x);
 int64_t WindowSum(const PoolWindow& window, const uint8_t* plane, const Shape& x,
                   int32_t zero_point);
 
-// The function of kRelu, kClip, kSigmoid, kHardSigmoid and kHardSwish, in double.
+// The function of kRelu, kClip, kSigmoid, kHardSigmoid, kHardSwish and kSilu, in double.
 double UnaryFunction(const graph::Node& node, double x);
 bool IsUnary(graph::OpType op);
 

@@ -159,8 +159,8 @@ TEST_F(BackwardTest, ArithmeticWithBroadcastingAndConstants) {
 }
 
 TEST_F(BackwardTest, FunctionsOfOneVariable) {
-  for (OpType op :
-       {OpType::kRelu, OpType::kClip, OpType::kSigmoid, OpType::kHardSigmoid, OpType::kHardSwish}) {
+  for (OpType op : {OpType::kRelu, OpType::kClip, OpType::kSigmoid, OpType::kHardSigmoid,
+                    OpType::kHardSwish, OpType::kSilu}) {
     GraphBuilder b({3, 4, 5}, static_cast<unsigned>(op) + 1);
     b.Unary(op, b.input());
     Check(b, op == OpType::kRelu || op == OpType::kClip ? 5 : 0);

@@ -309,8 +309,8 @@ inline std::vector<NamedGraph> Zoo() {
   {
     GraphBuilder b({8, 6, 6});
     ValueId x = b.Conv(b.input(), 8, 1);
-    for (OpType op : {OpType::kHardSwish, OpType::kClip, OpType::kSigmoid, OpType::kHardSigmoid,
-                      OpType::kRelu}) {
+    for (OpType op : {OpType::kHardSwish, OpType::kClip, OpType::kSilu, OpType::kSigmoid,
+                      OpType::kHardSigmoid, OpType::kRelu}) {
       x = b.Unary(op, x);
     }
     add("Unaries", b.Finish(b.BatchNorm(x, kReluRange)));

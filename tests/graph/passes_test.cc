@@ -102,7 +102,7 @@ TEST(FoldBatchNormTest, DoesNotReachBehindAnActivation) {
   EXPECT_EQ(Apply(graph, FoldBatchNorm), 0);
 }
 
-// ---- RecogniseHardSwish ----
+// ---- RecogniseSwish ----
 
 TEST(HardSwishTest, RecognisesEveryForm) {
   const auto gate = [](GraphBuilder& b, ValueId x) {
@@ -135,7 +135,7 @@ TEST(HardSwishTest, RecognisesEveryForm) {
       }
     }
     Graph graph = b.Finish(y);
-    EXPECT_GE(Apply(graph, RecogniseHardSwish), 1) << form;
+    EXPECT_GE(Apply(graph, RecogniseSwish), 1) << form;
     EXPECT_EQ(graph.nodes.size(), 2u) << form;
     EXPECT_EQ(graph.nodes[1].op, OpType::kHardSwish) << form;
   }
@@ -146,7 +146,7 @@ TEST(HardSwishTest, LeavesOtherConstantsAlone) {
   const ValueId x = b.Conv(b.input(), 4);
   const ValueId gate = b.Clip(b.Op(OpType::kAdd, {x, b.Scalar(2.0f)}), 0.0f, 6.0f);
   Graph graph = b.Finish(b.Op(OpType::kDiv, {b.Op(OpType::kMul, {x, gate}), b.Scalar(6.0f)}));
-  EXPECT_EQ(Apply(graph, RecogniseHardSwish), 0);
+  EXPECT_EQ(Apply(graph, RecogniseSwish), 0);
 }
 
 TEST(HardSwishTest, RecognisesTheGateOfAnotherValueAsHardSigmoid) {
@@ -154,9 +154,32 @@ TEST(HardSwishTest, RecognisesTheGateOfAnotherValueAsHardSigmoid) {
   const ValueId x = b.Conv(b.input(), 4), z = b.Conv(b.input(), 4);
   const ValueId gate = b.Clip(b.Op(OpType::kAdd, {z, b.Scalar(3.0f)}), 0.0f, 6.0f);
   Graph graph = b.Finish(b.Op(OpType::kMul, {x, b.Op(OpType::kDiv, {gate, b.Scalar(6.0f)})}));
-  EXPECT_EQ(Apply(graph, RecogniseHardSwish), 1);
+  EXPECT_EQ(Apply(graph, RecogniseSwish), 1);
   EXPECT_EQ(Count(graph, OpType::kHardSigmoid), 1);
   EXPECT_EQ(Count(graph, OpType::kHardSwish), 0);
+}
+
+TEST(SiluTest, IsAValueTimesItsOwnSigmoid) {
+  for (bool swapped : {false, true}) {
+    GraphBuilder b({4, 3, 3});
+    const ValueId x = b.Conv(b.input(), 4), gate = b.Op(OpType::kSigmoid, {x});
+    Graph graph = b.Finish(swapped ? b.Op(OpType::kMul, {gate, x}) : b.Op(OpType::kMul, {x, gate}));
+    EXPECT_EQ(Apply(graph, RecogniseSwish), 1);
+    ASSERT_EQ(graph.nodes.size(), 2u);
+    EXPECT_EQ(graph.nodes[1].op, OpType::kSilu);
+    EXPECT_EQ(graph.nodes[1].inputs, std::vector<ValueId>{x});
+  }
+}
+
+TEST(SiluTest, NeedsItsOwnSigmoidForItselfAlone) {
+  GraphBuilder b({4, 3, 3});
+  const ValueId x = b.Conv(b.input(), 4), z = b.Conv(b.input(), 4);
+  Graph other = b.Finish(b.Op(OpType::kMul, {x, b.Op(OpType::kSigmoid, {z})}));
+  EXPECT_EQ(Apply(other, RecogniseSwish), 0);
+  GraphBuilder c({4, 3, 3});
+  const ValueId y = c.Conv(c.input(), 4), gate = c.Op(OpType::kSigmoid, {y});
+  Graph shared = c.Finish(c.Op(OpType::kAdd, {c.Op(OpType::kMul, {y, gate}), gate}));
+  EXPECT_EQ(Apply(shared, RecogniseSwish), 0);
 }
 
 // ---- FuseActivations ----

@@ -93,6 +93,7 @@ TEST(ExecuteFloatTest, AppliesElementwiseFunctions) {
             (Floats{0, 0.25f, 0.5f, 1}));
   EXPECT_FLOAT_EQ(unary({.op = OpType::kHardSwish})[1], -1.0f / 3.0f);
   EXPECT_EQ(unary({.op = OpType::kHardSwish})[0], 0);
+  EXPECT_FLOAT_EQ(unary({.op = OpType::kSilu})[1], -0.26894143f);
   EXPECT_FLOAT_EQ(unary({.op = OpType::kSigmoid})[3], 0.98201379f);
 }
 

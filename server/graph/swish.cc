@@ -7,13 +7,14 @@
 namespace tern::graph {
 namespace {
 
-class HardSwishPass {
+class SwishPass {
  public:
-  explicit HardSwishPass(Graph& graph) : graph_(graph), wiring_(graph) {}
+  explicit SwishPass(Graph& graph) : graph_(graph), wiring_(graph) {}
 
   int Run() {
     int changed = 0;
-    for (Node& node : graph_.nodes) changed += RewriteGate(node) || RewriteSwish(node);
+    for (Node& node : graph_.nodes)
+      changed += RewriteGate(node) || RewriteSwish(node) || RewriteSilu(node);
     return changed;
   }
 
@@ -107,14 +108,28 @@ class HardSwishPass {
     return false;
   }
 
+  // x*sigmoid(x)
+  bool RewriteSilu(Node& node) {
+    if (node.op != OpType::kMul) return false;
+    for (int i : {0, 1}) {
+      const Node* gate = Private(node.inputs[i]);
+      if (gate != nullptr && gate->op == OpType::kSigmoid && !gate->clip &&
+          gate->inputs[0] == node.inputs[1 - i]) {
+        Become(node, OpType::kSilu, node.inputs[1 - i]);
+        return true;
+      }
+    }
+    return false;
+  }
+
   Graph& graph_;
   Wiring wiring_;
 };
 
 }  // namespace
 
-int RecogniseHardSwish(Graph& graph) {
-  const int changed = HardSwishPass(graph).Run();
+int RecogniseSwish(Graph& graph) {
+  const int changed = SwishPass(graph).Run();
   if (changed > 0) RemoveDeadCode(graph);  // the gates that nobody reads any more
   return changed;
 }
