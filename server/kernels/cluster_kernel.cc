@@ -9,6 +9,10 @@
 #include <mutex>
 #include <vector>
 
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
 #include "server/base/aligned_buffer.h"
 
 namespace tern::kernels {
@@ -23,6 +27,9 @@ constexpr int kLeastRounds = 3;
 constexpr double kMeasureSeconds = 1e-3;
 // Multiply-accumulates of one run, about; at least one tile.
 constexpr int64_t kMeasuredMacs = 8 << 20;
+
+// Of what a caller adds; more layers than any number of networks has.
+constexpr size_t kMostChoices = 10000;
 
 // Of this thread: other work on the machine counts little.
 double CpuSeconds() {
@@ -69,32 +76,45 @@ bool MeasureTables(const PackedClusterConv& tiles, const PackedTableConv& tables
   return whole(tables_time, some_tiles, all_tiles) < whole(tiles_time, some_pixels, pixels);
 }
 
-bool TablesAreFaster(const PackedClusterConv& tiles, const PackedTableConv& tables) {
-  const ConvGeometry& g = tiles.geometry;
-  if (g.oc < kLeastOutputs || g.oh * g.ow < kLeastPixels) return false;
-  using Key = std::array<int, 16>;
-  const Key key{g.ih,
-                g.iw,
-                g.ic,
-                g.oh,
-                g.ow,
-                g.oc,
-                g.kh,
-                g.kw,
-                g.stride_h,
-                g.stride_w,
-                g.pad_top,
-                g.pad_left,
-                g.dilation_h,
-                g.dilation_w,
-                tiles.cluster_size,
-                static_cast<int>(tiles.isa)};
-  static std::mutex mutex;
-  static auto* const known = new std::map<Key, bool>();
-  std::lock_guard<std::mutex> lock(mutex);
-  const auto [at, is_new] = known->emplace(key, false);
-  if (is_new) at->second = MeasureTables(tiles, tables);
-  return at->second;
+// A layer's shape, cluster size, largest code and instruction set.
+using Key = std::array<int, 17>;
+
+Key KeyOf(const ConvGeometry& g, const QuantizedWeights& weights, Isa isa) {
+  return {g.ih,
+          g.iw,
+          g.ic,
+          g.oh,
+          g.ow,
+          g.oc,
+          g.kh,
+          g.kw,
+          g.stride_h,
+          g.stride_w,
+          g.pad_top,
+          g.pad_left,
+          g.dilation_h,
+          g.dilation_w,
+          weights.cluster_size,
+          LargestCode(weights.scheme),
+          static_cast<int>(isa)};
+}
+
+// Whether the tables were faster, by layer. Guards itself.
+struct Choices {
+  std::mutex mutex;
+  std::map<Key, bool> tables;
+};
+
+Choices& AllChoices() {
+  static auto* const choices = new Choices();
+  return *choices;
+}
+
+std::optional<bool> Choice(const Key& key) {
+  Choices& all = AllChoices();
+  std::lock_guard<std::mutex> lock(all.mutex);
+  const auto found = all.tables.find(key);
+  return found == all.tables.end() ? std::nullopt : std::optional<bool>(found->second);
 }
 
 }  // namespace
@@ -102,15 +122,56 @@ bool TablesAreFaster(const PackedClusterConv& tiles, const PackedTableConv& tabl
 ClusterKernel ClusterKernel::Make(const ConvGeometry& geometry, const QuantizedWeights& weights,
                                   Isa isa) {
   ClusterKernel kernel;
-  kernel.tiles_ = PackClusterConv(geometry, weights, isa);
-  if (!TableConvAccepts(geometry, weights, isa)) return kernel;
-  kernel.tables_ = PackTableConv(geometry, weights);
-  if (TablesAreFaster(*kernel.tiles_, *kernel.tables_)) {
+  const bool small = geometry.oc < kLeastOutputs || geometry.oh * geometry.ow < kLeastPixels;
+  if (small || !TableConvAccepts(geometry, weights, isa)) {
+    kernel.tiles_ = PackClusterConv(geometry, weights, isa);
+    return kernel;
+  }
+  const Key key = KeyOf(geometry, weights, isa);
+  std::optional<bool> use_tables = Choice(key);
+  if (use_tables != true) kernel.tiles_ = PackClusterConv(geometry, weights, isa);
+  if (use_tables != false) kernel.tables_ = PackTableConv(geometry, weights);
+  if (!use_tables) {
+    // One at a time, so that measurements do not disturb each other.
+    static std::mutex measuring;
+    std::lock_guard<std::mutex> lock(measuring);
+    use_tables = Choice(key);
+    if (!use_tables) {
+      use_tables = MeasureTables(*kernel.tiles_, *kernel.tables_);
+      Choices& all = AllChoices();
+      std::lock_guard<std::mutex> all_lock(all.mutex);
+      all.tables.emplace(key, *use_tables);
+    }
+  }
+  if (*use_tables) {
     kernel.tiles_.reset();
   } else {
     kernel.tables_.reset();
   }
   return kernel;
+}
+
+std::string KernelChoices() {
+  Choices& all = AllChoices();
+  std::lock_guard<std::mutex> lock(all.mutex);
+  std::string text;
+  for (const auto& [key, tables] : all.tables)
+    absl::StrAppend(&text, absl::StrJoin(key, " "), tables ? " tables\n" : " tiles\n");
+  return text;
+}
+
+void AddKernelChoices(absl::string_view text) {
+  Choices& all = AllChoices();
+  std::lock_guard<std::mutex> lock(all.mutex);
+  for (absl::string_view line : absl::StrSplit(text, '\n')) {
+    const std::vector<absl::string_view> words = absl::StrSplit(line, ' ');
+    Key key{};
+    bool valid =
+        words.size() == key.size() + 1 && (words.back() == "tables" || words.back() == "tiles");
+    for (size_t i = 0; valid && i < key.size(); ++i) valid = absl::SimpleAtoi(words[i], &key[i]);
+    if (valid && all.tables.size() < kMostChoices)
+      all.tables.emplace(key, words.back() == "tables");
+  }
 }
 
 std::string ClusterKernel::name() const {
@@ -124,6 +185,11 @@ size_t ClusterKernel::scratch_bytes() const {
 int64_t ClusterKernel::Units(int batch) const {
   if (tables_) return TableConvTiles(*tables_, batch);
   return int64_t{batch} * tiles_->geometry.oh * tiles_->geometry.ow;
+}
+
+int ClusterKernel::SharedBlocks() const {
+  // Measured on the 1x1 layers of ResNet-50 (N=64, 64 to 512 inputs): about 500 output channels.
+  return tables_ ? 512 / kOutputBlock : 0;
 }
 
 void ClusterKernel::Run(const ClusterConvArgs& args, int64_t unit_begin, int64_t unit_end,
