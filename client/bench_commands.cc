@@ -193,8 +193,15 @@ int RunProfile(const Cli& cli, const ProfileArgs& args) {
                Fixed(layer.ms(), 3), Percent(layer.share()),
                layer.gmacs_per_second() > 0 ? Fixed(layer.gmacs_per_second(), 1) : "-"});
   }
-  table.Add({"total", "", "", "", Fixed(response->total_ms(), 3), "", ""});
   table.Print(std::cout);
+  std::cout << "\n";
+  Table work({{"WORK"}, {"MS", Table::kRight}, {"SHARE", Table::kRight}});
+  for (const v1::WorkTime& row : response->work())
+    work.Add({row.kind(), Fixed(row.ms(), 3), Percent(row.share())});
+  work.Add({"total", Fixed(response->total_ms(), 3), Percent(1)});
+  work.Print(std::cout);
+  std::cout << "outside convolutions and fully connected layers: "
+            << Percent(response->outside_share()) << "\n";
   return kOk;
 }
 
@@ -256,7 +263,7 @@ void AddBenchCommands(CLI::App& app, Cli& cli) {
     AddModelArgs(command, &args->model, "Version; 0 = the default");
     command->add_option("--batch,-b", args->batch, "Images per run")->check(CLI::PositiveNumber);
     command->add_option("--threads,-t", args->threads, "Threads; 0 = all the server has");
-    command->add_option("--runs", args->runs, "Runs; each time is the median")
+    command->add_option("--runs", args->runs, "Runs; times are means over their middle half")
         ->check(CLI::Range(1, 1000));
     command->callback([&cli, args] { cli.run = [&cli, args] { return RunProfile(cli, *args); }; });
   }

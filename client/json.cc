@@ -313,6 +313,11 @@ Json ToJson(const v1::BenchmarkResponse& response) {
 Json ToJson(const v1::ProfileResponse& response) {
   Json json;
   json["total_ms"] = response.total_ms();
+  json["outside_share"] = response.outside_share();
+  json["work"] = Json::array();
+  for (const v1::WorkTime& work : response.work()) {
+    json["work"].push_back({{"kind", work.kind()}, {"ms", work.ms()}, {"share", work.share()}});
+  }
   json["layers"] = Json::array();
   for (const v1::LayerTime& layer : response.layers()) {
     Json entry;

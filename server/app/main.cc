@@ -25,6 +25,7 @@
 #include "server/classify/top_k.h"
 #include "server/engine/plan.h"
 #include "server/image/image.h"
+#include "server/kernels/choices_file.h"
 #include "server/kernels/dispatch.h"
 #include "server/metrics/metrics.h"
 #include "server/monitoring/label_join.h"
@@ -125,14 +126,26 @@ absl::Status Run() {
   repository_options.root = root;
   repository_options.plan.isa = isa;
   repository_options.plan.max_batch = kMaxPlanBatch;
+  repository_options.plan.load_threads = budget.threads;
   repository_options.metrics = &metrics;
   repository_options.make_servable =
       [runner](std::shared_ptr<const repository::LoadedModel> model) {
         return serving::ModelRunner::Create(std::move(model), runner);
       };
   const engine::PlanOptions plan_options = repository_options.plan;
+  const std::string choices = root + "/.kernel-choices";
+  const absl::Status known = kernels::ReadChoices(choices, TERN_VERSION);
+  if (!known.ok() && !absl::IsNotFound(known)) {
+    TERN_LOG_WARN("kernel choices are measured again: {}", known.ToString());
+  }
   TERN_ASSIGN_OR_RETURN(std::unique_ptr<repository::Repository> repository,
                         repository::Repository::Open(std::move(repository_options)));
+  const auto keep_choices = [&] {
+    const absl::Status kept = kernels::WriteChoices(choices, TERN_VERSION);
+    if (!kept.ok()) TERN_LOG_WARN("kernel choices are not kept: {}", kept.ToString());
+  };
+  keep_choices();
+  ReturnFreedMemory();
   shadow.SetRepository(repository.get());
   if (absl::GetFlag(FLAGS_demo)) {
     TERN_RETURN_IF_ERROR(Annotate(AddDemoModel(repository.get()), "--demo"));
@@ -188,6 +201,7 @@ absl::Status Run() {
   sigwait(&signals, &signal);
   TERN_LOG_INFO("{}: draining", signal == SIGTERM ? "SIGTERM" : "SIGINT");
   server->SetDraining();
+  keep_choices();
   absl::SleepFor(absl::GetFlag(FLAGS_drain));
   server->Shutdown(absl::GetFlag(FLAGS_grace));
   shadow.SetRepository(nullptr);

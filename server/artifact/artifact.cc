@@ -4,6 +4,7 @@
 #include <google/protobuf/io/zero_copy_stream_impl_lite.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -13,6 +14,7 @@
 #include "server/artifact/packing.h"
 #include "server/base/file.h"
 #include "server/base/status_macros.h"
+#include "server/base/thread_pool.h"
 #include "tern/v1/artifact.pb.h"
 
 namespace tern::artifact {
@@ -170,7 +172,9 @@ absl::Status Invalid(const Parts&... parts) {
 // (times 4 for 2-bit codes).
 class Reader {
  public:
-  Reader(absl::string_view file, const v1::ArtifactHeader& header) : file_(file), header_(header) {}
+  // Hands out the sections from `next` on.
+  Reader(absl::string_view file, const v1::ArtifactHeader& header, uint32_t next = 0)
+      : file_(file), header_(&header), next_(next) {}
 
   // `bits` lists what the caller accepts; the dtype must be `dtype`.
   absl::StatusOr<Tensor> Get(const v1::ArtifactTensor& tensor, DType dtype,
@@ -183,11 +187,11 @@ class Reader {
       return Invalid(tensor.bits(), " bits per element");
     }
     if (tensor.section() != next_ ||
-        tensor.section() >= static_cast<uint32_t>(header_.sections_size())) {
+        tensor.section() >= static_cast<uint32_t>(header_->sections_size())) {
       return Invalid("section ", tensor.section(), ", want ", next_, " of ",
-                     header_.sections_size());
+                     header_->sections_size());
     }
-    const v1::ArtifactSection& section = header_.sections(static_cast<int>(next_++));
+    const v1::ArtifactSection& section = header_->sections(static_cast<int>(next_++));
     if (tensor.shape_size() > kMaxRank)
       return Invalid("rank ", tensor.shape_size(), ", at most ", kMaxRank);
     // 2^40 elements are more than any file holds, and 64 bits hold their size in bits.
@@ -222,17 +226,19 @@ class Reader {
     return result;
   }
 
+  uint32_t next() const { return next_; }
+
   absl::Status Finish() const {
-    if (next_ != static_cast<uint32_t>(header_.sections_size())) {
-      return Invalid(header_.sections_size(), " sections, ", next_, " are used");
+    if (next_ != static_cast<uint32_t>(header_->sections_size())) {
+      return Invalid(header_->sections_size(), " sections, ", next_, " are used");
     }
     return absl::OkStatus();
   }
 
  private:
   absl::string_view file_;
-  const v1::ArtifactHeader& header_;
-  uint32_t next_ = 0;
+  const v1::ArtifactHeader* header_;
+  uint32_t next_;
 };
 
 // What follows restores a graph as it is written; whether it is a model is graph::Validate's word,
@@ -336,6 +342,13 @@ absl::StatusOr<Node> GetNode(const v1::ArtifactNode& from, Reader& reader) {
   return node;
 }
 
+// How many sections GetNode takes.
+uint32_t SectionsOf(const v1::ArtifactNode& node) {
+  uint32_t count = node.has_weight() + node.has_bias();
+  if (node.has_quantized()) count += 2 + node.quantized().has_cluster_scales();
+  return count;
+}
+
 absl::Status GetSelfTest(const v1::ArtifactSelfTest& from, Reader& reader, Artifact& artifact) {
   if (!from.has_input() || !from.has_logits())
     return Invalid("self test: input and logits must both be present");
@@ -353,7 +366,8 @@ absl::Status GetSelfTest(const v1::ArtifactSelfTest& from, Reader& reader, Artif
   return absl::OkStatus();
 }
 
-absl::StatusOr<Artifact> FromHeader(absl::string_view file, v1::ArtifactHeader& header) {
+absl::StatusOr<Artifact> FromHeader(absl::string_view file, v1::ArtifactHeader& header,
+                                    int threads) {
   Artifact artifact;
   Reader reader(file, header);
   graph::Graph& graph = artifact.graph;
@@ -369,11 +383,27 @@ absl::StatusOr<Artifact> FromHeader(absl::string_view file, v1::ArtifactHeader& 
     if (!value.ok()) return Annotate(value.status(), absl::StrCat("value '", from.name(), "'"));
     graph.values.push_back(*std::move(value));
   }
-  for (const auto& from : header.graph().nodes()) {
-    auto node = GetNode(from, reader);
-    if (!node.ok()) return Annotate(node.status(), absl::StrCat("node '", from.name(), "'"));
-    graph.nodes.push_back(*std::move(node));
-  }
+  // Most of the bytes are the nodes' weights. Each node knows where its sections begin, and Get
+  // that they follow each other.
+  const auto& from = header.graph().nodes();
+  const size_t count = static_cast<size_t>(from.size());
+  std::vector<uint32_t> first(count + 1, reader.next());
+  for (size_t i = 0; i < count; ++i)
+    first[i + 1] = first[i] + SectionsOf(from[static_cast<int>(i)]);
+  graph.nodes.resize(count);
+  std::vector<absl::Status> statuses(count);
+  ParallelFor(threads, count, [&](size_t i) {
+    Reader part(file, header, first[i]);
+    auto node = GetNode(from[static_cast<int>(i)], part);
+    if (node.ok()) {
+      graph.nodes[i] = *std::move(node);
+    } else {
+      statuses[i] =
+          Annotate(node.status(), absl::StrCat("node '", from[static_cast<int>(i)].name(), "'"));
+    }
+  });
+  for (const absl::Status& status : statuses) TERN_RETURN_IF_ERROR(status);
+  reader = Reader(file, header, first[count]);
   TERN_RETURN_IF_ERROR(graph::Validate(graph));
   if (header.has_self_test())
     TERN_RETURN_IF_ERROR(GetSelfTest(header.self_test(), reader, artifact));
@@ -459,7 +489,7 @@ std::string Serialize(const Artifact& artifact) {
   return file;
 }
 
-absl::StatusOr<Artifact> Parse(absl::string_view bytes, absl::string_view name) {
+absl::StatusOr<Artifact> Parse(absl::string_view bytes, absl::string_view name, int threads) {
   if (bytes.size() < kPreamble) {
     return Damaged(name,
                    absl::StrCat(bytes.size(), " bytes, shorter than the preamble of ", kPreamble));
@@ -504,15 +534,23 @@ absl::StatusOr<Artifact> Parse(absl::string_view bytes, absl::string_view name) 
     }
     if (!IsZero(bytes.substr(end, offset - end)))
       return Damaged(name, absl::StrCat("padding before section ", i));
-    if (Crc32c(bytes.substr(offset, section.bytes())) != section.crc32c()) {
-      return Damaged(name, absl::StrCat("checksum of section ", i));
-    }
     end = offset + section.bytes();
   }
   if (end != bytes.size())
     return Invalid(name, ": ", bytes.size() - end, " bytes after the last section");
+  std::atomic<int> damaged{header.sections_size()};  // the first one
+  ParallelFor(threads, static_cast<size_t>(header.sections_size()), [&](size_t i) {
+    const v1::ArtifactSection& section = header.sections(static_cast<int>(i));
+    if (Crc32c(bytes.substr(section.offset(), section.bytes())) == section.crc32c()) return;
+    int known = damaged;
+    while (static_cast<int>(i) < known &&
+           !damaged.compare_exchange_weak(known, static_cast<int>(i))) {
+    }
+  });
+  if (damaged < header.sections_size())
+    return Damaged(name, absl::StrCat("checksum of section ", damaged.load()));
 
-  absl::StatusOr<Artifact> artifact = FromHeader(bytes, header);
+  absl::StatusOr<Artifact> artifact = FromHeader(bytes, header, threads);
   if (!artifact.ok()) {
     // Whatever the parts call it: the content is whole, but not a model.
     return Invalid(name, ": ", artifact.status().message());
@@ -529,9 +567,9 @@ absl::Status Write(const Artifact& artifact, const std::string& path) {
   return WriteFileAtomically(path, parts);
 }
 
-absl::StatusOr<Artifact> Read(const std::string& path) {
-  TERN_ASSIGN_OR_RETURN(const std::string bytes, ReadFile(path));
-  return Parse(bytes, path);
+absl::StatusOr<Artifact> Read(const std::string& path, int threads) {
+  TERN_ASSIGN_OR_RETURN(const FileBytes bytes, ReadLargeFile(path));
+  return Parse(bytes.view(), path, threads);
 }
 
 }  // namespace tern::artifact

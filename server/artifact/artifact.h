@@ -32,14 +32,15 @@ std::string Serialize(const Artifact& artifact);
 
 // DATA_LOSS if any byte is damaged, missing or added (checksums over header and sections);
 // UNIMPLEMENTED for a newer format version; INVALID_ARGUMENT if the content is intact but not a
-// valid model (graph::Validate, code ranges, s32 overflow bound). `name` is for messages.
-absl::StatusOr<Artifact> Parse(absl::string_view bytes, absl::string_view name);
+// valid model (graph::Validate, code ranges, s32 overflow bound). `name` is for messages; `threads`
+// share the work.
+absl::StatusOr<Artifact> Parse(absl::string_view bytes, absl::string_view name, int threads = 1);
 
 // Serialize + WriteFileAtomically.
 absl::Status Write(const Artifact& artifact, const std::string& path);
 
 // ReadFile + Parse; NOT_FOUND if there is no file.
-absl::StatusOr<Artifact> Read(const std::string& path);
+absl::StatusOr<Artifact> Read(const std::string& path, int threads = 1);
 
 }  // namespace tern::artifact
 

@@ -10,6 +10,10 @@ namespace tern {
 // and preprocessing one. Call once, before threads start. Does nothing with other C libraries.
 void KeepFreedMemory();
 
+// Gives all free pages back to the system: after a load, whose parts are freed all over the heap.
+// Thread safe; takes about a millisecond per 100 MB of heap.
+void ReturnFreedMemory();
+
 }  // namespace tern
 
 #endif  // TERN_SERVER_BASE_ALLOCATOR_H_

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <isa-l/crc.h>
 #include <openssl/sha.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -11,6 +12,7 @@
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
+#include <utility>
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
@@ -42,35 +44,84 @@ absl::Status WriteAll(int fd, absl::string_view data, const std::string& path) {
 
 }  // namespace
 
-absl::StatusOr<std::string> ReadFile(const std::string& path, uint64_t max_bytes) {
-  // O_NONBLOCK: opening a pipe must not wait for its writer; regular files ignore it.
-  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-  if (fd < 0) return ErrnoStatus("open", path);
-  std::string content;
-  absl::Status status;
-  struct stat info;
-  if (::fstat(fd, &info) != 0) {
-    status = ErrnoStatus("stat", path);
-  } else if (!S_ISREG(info.st_mode)) {
-    status = absl::InvalidArgumentError(absl::StrCat(path, ": not a regular file"));
-  } else if (static_cast<uint64_t>(info.st_size) > max_bytes) {
-    status = absl::ResourceExhaustedError(
-        absl::StrCat(path, ": ", info.st_size, " bytes, the limit is ", max_bytes));
-  } else {
-    content.resize(info.st_size);
-    size_t done = 0;
-    while (done < content.size()) {
-      const ssize_t n = ::read(fd, content.data() + done, content.size() - done);
-      if (n < 0 && errno == EINTR) continue;
-      if (n < 0) status = ErrnoStatus("read", path);
-      if (n <= 0) break;
-      done += n;
-    }
-    content.resize(done);  // shorter if the file was cut while it was read
+namespace {
+
+// An open regular file of at most `max_bytes`.
+struct OpenFile {
+  OpenFile() = default;
+  OpenFile(OpenFile&& other) noexcept : fd(std::exchange(other.fd, -1)), size(other.size) {}
+  ~OpenFile() {
+    if (fd >= 0) ::close(fd);
   }
-  ::close(fd);
-  if (!status.ok()) return status;
+  int fd = -1;
+  size_t size = 0;
+};
+
+absl::StatusOr<OpenFile> OpenRegular(const std::string& path, uint64_t max_bytes) {
+  OpenFile file;
+  // O_NONBLOCK: opening a pipe must not wait for its writer; regular files ignore it.
+  file.fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  if (file.fd < 0) return ErrnoStatus("open", path);
+  struct stat info;
+  if (::fstat(file.fd, &info) != 0) return ErrnoStatus("stat", path);
+  if (!S_ISREG(info.st_mode)) {
+    return absl::InvalidArgumentError(absl::StrCat(path, ": not a regular file"));
+  }
+  if (static_cast<uint64_t>(info.st_size) > max_bytes) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat(path, ": ", info.st_size, " bytes, the limit is ", max_bytes));
+  }
+  file.size = info.st_size;
+  return file;
+}
+
+// How much of file.size there was to read: less if the file was cut meanwhile.
+absl::StatusOr<size_t> ReadAll(const OpenFile& file, char* to, const std::string& path) {
+  size_t done = 0;
+  while (done < file.size) {
+    const ssize_t n = ::read(file.fd, to + done, file.size - done);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return ErrnoStatus("read", path);
+    if (n == 0) break;
+    done += n;
+  }
+  return done;
+}
+
+}  // namespace
+
+absl::StatusOr<std::string> ReadFile(const std::string& path, uint64_t max_bytes) {
+  TERN_ASSIGN_OR_RETURN(const OpenFile file, OpenRegular(path, max_bytes));
+  std::string content(file.size, '\0');
+  TERN_ASSIGN_OR_RETURN(const size_t done, ReadAll(file, content.data(), path));
+  content.resize(done);
   return content;
+}
+
+FileBytes::FileBytes(FileBytes&& other) noexcept
+    : data_(std::exchange(other.data_, nullptr)), size_(other.size_), mapped_(other.mapped_) {}
+FileBytes& FileBytes::operator=(FileBytes&& other) noexcept {
+  std::swap(data_, other.data_);
+  std::swap(size_, other.size_);
+  std::swap(mapped_, other.mapped_);
+  return *this;
+}
+FileBytes::~FileBytes() {
+  if (data_ != nullptr) ::munmap(data_, mapped_);
+}
+
+absl::StatusOr<FileBytes> ReadLargeFile(const std::string& path, uint64_t max_bytes) {
+  TERN_ASSIGN_OR_RETURN(const OpenFile file, OpenRegular(path, max_bytes));
+  FileBytes bytes;
+  if (file.size == 0) return bytes;
+  void* memory =
+      ::mmap(nullptr, file.size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) return ErrnoStatus("memory for", path);
+  bytes.data_ = static_cast<char*>(memory);
+  bytes.mapped_ = file.size;
+  ::madvise(memory, file.size, MADV_HUGEPAGE);  // a wish
+  TERN_ASSIGN_OR_RETURN(bytes.size_, ReadAll(file, bytes.data_, path));
+  return bytes;
 }
 
 absl::Status WriteFileAtomically(const std::string& path,

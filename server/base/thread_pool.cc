@@ -2,6 +2,9 @@
 
 #include <pthread.h>
 
+#include <algorithm>
+#include <atomic>
+#include <exception>
 #include <utility>
 
 namespace tern {
@@ -43,6 +46,28 @@ void ThreadPool::Work() {
     }
     work();
   }
+}
+
+void ParallelFor(int threads, size_t n, const std::function<void(size_t)>& f) {
+  std::atomic<size_t> next{0};
+  std::mutex mutex;
+  std::exception_ptr thrown;
+  const auto work = [&] {
+    for (size_t i = next++; i < n; i = next++) {
+      try {
+        f(i);
+      } catch (...) {
+        std::lock_guard<std::mutex> lock(mutex);
+        if (thrown == nullptr) thrown = std::current_exception();
+      }
+    }
+  };
+  std::vector<std::thread> team;
+  const size_t most = static_cast<size_t>(std::max(threads, 1));
+  for (size_t t = 1; t < std::min(most, n); ++t) team.emplace_back(work);
+  work();
+  for (std::thread& thread : team) thread.join();
+  if (thrown != nullptr) std::rethrow_exception(thrown);
 }
 
 }  // namespace tern

@@ -1,4 +1,4 @@
-// A fixed set of threads that run closures in submission order.
+// A fixed set of threads that run closures in submission order, and loops over several threads.
 #ifndef TERN_SERVER_BASE_THREAD_POOL_H_
 #define TERN_SERVER_BASE_THREAD_POOL_H_
 
@@ -35,6 +35,10 @@ class ThreadPool {
   bool stopping_ = false;
   std::vector<std::thread> threads_;
 };
+
+// Calls f(i) for every i < n on up to `threads` threads, the caller's among them, and returns when
+// all are done; which thread gets which i is not fixed. Throws the first exception of `f`, after all.
+void ParallelFor(int threads, size_t n, const std::function<void(size_t)>& f);
 
 }  // namespace tern
 

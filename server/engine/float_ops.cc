@@ -13,9 +13,7 @@ using graph::OpType;
 using Input = Operand<const float>;
 using Output = Operand<float>;
 
-std::vector<int64_t> BatchDims(int64_t batch, const Shape& shape) {
-  return shape.WithBatch(batch).dims();
-}
+Extents BatchDims(int64_t batch, const Shape& shape) { return shape.extents().Behind(batch); }
 
 float Clamp(const Node& node, float v) {
   return node.clip ? std::min(std::max(v, node.clip->lo), node.clip->hi) : v;
@@ -82,12 +80,11 @@ void Copy(const Input& x, const Output& y, int64_t batch) {
 }
 
 void Reshape(const Input& x, const Output& y, int64_t batch) {
-  std::vector<int64_t> dims;
+  Extents dims;
   Strides src, dst;
   if (ReshapeAsCopy(x.shape, x.strides, y.shape, y.strides, &dims, &src, &dst)) {
-    dims.insert(dims.begin(), batch);
-    StridedMap(dims, y.data, WithBatch(y.batch_stride, dst), x.data, WithBatch(x.batch_stride, src),
-               [](float v) { return v; });
+    StridedMap(dims.Behind(batch), y.data, WithBatch(y.batch_stride, dst), x.data,
+               WithBatch(x.batch_stride, src), [](float v) { return v; });
     return;
   }
   const int64_t elements = x.shape.elements();
@@ -99,35 +96,23 @@ void Reshape(const Input& x, const Output& y, int64_t batch) {
     }
     return result;
   };
-#pragma omp parallel for schedule(static)
-  for (int64_t n = 0; n < batch; ++n) {
-    for (int64_t i = 0; i < elements; ++i) {
-      y.data[n * y.batch_stride + offset(y.shape, y.strides, i)] =
-          x.data[n * x.batch_stride + offset(x.shape, x.strides, i)];
+  InRanges(batch, true, [&](int64_t begin_n, int64_t end_n) {
+    for (int64_t n = begin_n; n < end_n; ++n) {
+      for (int64_t i = 0; i < elements; ++i) {
+        y.data[n * y.batch_stride + offset(y.shape, y.strides, i)] =
+            x.data[n * x.batch_stride + offset(x.shape, x.strides, i)];
+      }
     }
-  }
+  });
 }
 
-// Offsets of all index tuples over dimensions `axes`.
-std::vector<int64_t> Offsets(const Input& x, const std::vector<int>& axes) {
-  std::vector<int64_t> offsets{0};
-  for (int axis : axes) {
-    std::vector<int64_t> next;
-    next.reserve(offsets.size() * x.shape[axis]);
-    for (int64_t base : offsets) {
-      for (int64_t i = 0; i < x.shape[axis]; ++i) next.push_back(base + i * x.strides[axis]);
-    }
-    offsets = std::move(next);
-  }
-  return offsets;
-}
-
-void Mean(const std::vector<int>& axes, const Input& x, const Output& y, int64_t batch) {
-  const std::vector<int64_t> offsets = Offsets(x, axes);
-  const double inverse = 1.0 / static_cast<double>(offsets.size());
+void Mean(absl::Span<const int> axes, const Input& x, const Output& y, int64_t batch) {
+  int64_t summands = 1;
+  for (int axis : axes) summands *= x.shape[axis];
+  const double inverse = 1.0 / static_cast<double>(summands);
   // The kept dimensions of x beside those of y, whether y keeps the reduced ones as 1 or drops
   // them.
-  std::vector<int64_t> dims{batch};
+  Extents dims{batch};
   Strides from{x.batch_stride}, to{y.batch_stride};
   const bool keeps = y.shape.rank() == x.shape.rank();
   int out = 0;
@@ -144,7 +129,16 @@ void Mean(const std::vector<int>& axes, const Input& x, const Output& y, int64_t
     for (int64_t i = 0; i < count; ++i) {
       const float* p = x.data + offset[1] + i * step[1];
       double sum = 0;
-      for (int64_t o : offsets) sum += p[o];
+      Extents index(axes.size(), 0);
+      for (int64_t k = 0; k < summands; ++k) {
+        sum += *p;
+        for (size_t a = axes.size(); a-- > 0;) {
+          p += x.strides[axes[a]];
+          if (++index[a] < x.shape[axes[a]]) break;
+          p -= x.shape[axes[a]] * x.strides[axes[a]];
+          index[a] = 0;
+        }
+      }
       y.data[offset[0] + i * step[0]] = static_cast<float>(sum * inverse);
     }
   });
@@ -156,21 +150,22 @@ void GlobalAverage(const Input& x, const Output& y, int64_t batch) {
     Mean({1, 2}, x, y, batch);
     return;
   }
-#pragma omp parallel for schedule(static)
-  for (int64_t n = 0; n < batch; ++n) {
-    const float* p = x.data + n * x.batch_stride;
-    float* d = y.data + n * y.batch_stride;
-    std::memset(d, 0, channels * sizeof(float));
-    for (int64_t i = 0; i < pixels; ++i, p += channels) {
-      for (int64_t c = 0; c < channels; ++c) d[c] += p[c];
+  InRanges(batch, true, [&](int64_t begin_n, int64_t end_n) {
+    for (int64_t n = begin_n; n < end_n; ++n) {
+      const float* p = x.data + n * x.batch_stride;
+      float* d = y.data + n * y.batch_stride;
+      std::memset(d, 0, channels * sizeof(float));
+      for (int64_t i = 0; i < pixels; ++i, p += channels) {
+        for (int64_t c = 0; c < channels; ++c) d[c] += p[c];
+      }
+      const float inverse = 1.0f / static_cast<float>(pixels);
+      for (int64_t c = 0; c < channels; ++c) d[c] *= inverse;
     }
-    const float inverse = 1.0f / static_cast<float>(pixels);
-    for (int64_t c = 0; c < channels; ++c) d[c] *= inverse;
-  }
+  });
 }
 
 void Softmax(int axis, const Input& x, const Output& y, int64_t batch) {
-  std::vector<int64_t> dims{batch};
+  Extents dims{batch};
   Strides from{x.batch_stride}, to{y.batch_stride};
   for (int i = 0; i < x.shape.rank(); ++i) {
     if (i == axis) continue;
@@ -267,8 +262,7 @@ double EvaluateUnary(const Node& node, double x) {
 }
 
 bool ReshapeAsCopy(const Shape& in, const Strides& in_strides, const Shape& out,
-                   const Strides& out_strides, std::vector<int64_t>* dims, Strides* src,
-                   Strides* dst) {
+                   const Strides& out_strides, Extents* dims, Strides* src, Strides* dst) {
   // A stride along an extent of 1 means nothing.
   const auto row_major = [](const Shape& shape, const Strides& strides) {
     const Strides wanted = RowMajorStrides(shape);
@@ -278,19 +272,19 @@ bool ReshapeAsCopy(const Shape& in, const Strides& in_strides, const Shape& out,
     return true;
   };
   if (row_major(in, in_strides)) {
-    *dims = out.dims();
+    *dims = out.extents();
     *src = RowMajorStrides(out);
     *dst = out_strides;
     return true;
   }
   if (row_major(out, out_strides)) {
-    *dims = in.dims();
+    *dims = in.extents();
     *src = in_strides;
     *dst = RowMajorStrides(in);
     return true;
   }
   if (in == out) {
-    *dims = in.dims();
+    *dims = in.extents();
     *src = in_strides;
     *dst = out_strides;
     return true;

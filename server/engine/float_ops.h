@@ -36,14 +36,11 @@ absl::Status RunPlainFloat(const graph::Node& node, absl::Span<const Operand<con
 // How the samples of a reshape's two sides lie: the pair of index spaces that one strided copy
 // needs. False if neither side is row-major, so that no such copy exists.
 bool ReshapeAsCopy(const Shape& in, const Strides& in_strides, const Shape& out,
-                   const Strides& out_strides, std::vector<int64_t>* dims, Strides* src,
-                   Strides* dst);
+                   const Strides& out_strides, Extents* dims, Strides* src, Strides* dst);
 
 // `strides` with the batch in front.
 inline Strides WithBatch(int64_t batch_stride, const Strides& strides) {
-  Strides result{batch_stride};
-  result.insert(result.end(), strides.begin(), strides.end());
-  return result;
+  return strides.Behind(batch_stride);
 }
 
 }  // namespace tern::engine

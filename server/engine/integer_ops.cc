@@ -6,7 +6,9 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <tuple>
 
+#include "server/engine/parallel.h"
 #include "server/graph/fixed_point.h"
 
 namespace tern::engine {
@@ -22,13 +24,8 @@ constexpr int64_t kParallelBytes = 16384;
 // f(begin, end) over [0, n), cut for the OpenMP team at multiples of 64.
 template <typename F>
 void ParallelRange(int64_t n, F f) {
-#pragma omp parallel if (n > kParallelBytes)
-  {
-    const int64_t lines = (n + 63) / 64, team = omp_get_num_threads(), self = omp_get_thread_num();
-    const int64_t begin = std::min(n, lines * self / team * 64),
-                  end = std::min(n, lines * (self + 1) / team * 64);
-    if (begin < end) f(begin, end);
-  }
+  InRanges((n + 63) / 64, n > kParallelBytes,
+           [&](int64_t begin, int64_t end) { f(64 * begin, std::min(n, 64 * end)); });
 }
 
 bool SameLayout(const Operand<const uint8_t>& x, const Operand<uint8_t>& y) {
@@ -48,7 +45,7 @@ template <typename Map>
 void Binary(const Operand<const uint8_t>& a, const Operand<const uint8_t>& b,
             const Operand<uint8_t>& y, int64_t batch, Map map) {
   ForEachRow<3>(
-      y.shape.WithBatch(batch).dims(),
+      y.shape.WithBatch(batch).extents(),
       {WithBatch(y.batch_stride, y.strides), WithBatch(a.batch_stride, Broadcast(a, y.shape)),
        WithBatch(b.batch_stride, Broadcast(b, y.shape))},
       [&](const int64_t* offset, int64_t count, const int64_t* step) {
@@ -92,26 +89,39 @@ Table UnaryTable(const graph::Node& node, QuantParams x, QuantParams y) {
   return table;
 }
 
-std::vector<uint8_t> BatchNormTables(const graph::Graph& graph, const graph::Node& node) {
+ChannelScale BatchNormScale(const graph::Graph& graph, const graph::Node& node) {
   const QuantParams &x = *graph.values[node.inputs[0]].quant, &y = *graph.values[node.output].quant;
   const auto scale = node.weight.data<float>(), shift = node.bias.data<float>();
-  const auto [lo, hi] = ClipCodes(node.clip, y);
-  std::vector<uint8_t> tables(scale.size() * 256);
+  ChannelScale result;
+  std::tie(result.lo, result.hi) = ClipCodes(node.clip, y);
   for (size_t c = 0; c < scale.size(); ++c) {
-    if (graph.arithmetic == graph::Arithmetic::kFixedPoint) {
-      const FixedPointMap map = graph::FixedPointBatchNorm(graph, node, static_cast<int64_t>(c));
-      for (int q = 0; q < 256; ++q) tables[c * 256 + q] = map(q);
-      continue;
-    }
     const double ratio = static_cast<double>(scale[c]) * x.scale / y.scale;
-    const float m = static_cast<float>(ratio);
-    const float offset = static_cast<float>(static_cast<double>(shift[c]) / y.scale + y.zero_point -
-                                            x.zero_point * ratio);
-    for (int q = 0; q < 256; ++q) {
-      tables[c * 256 + q] = RoundAndClamp(std::fma(static_cast<float>(q), m, offset), lo, hi);
-    }
+    result.multiplier.push_back(static_cast<float>(ratio));
+    result.offset.push_back(static_cast<float>(static_cast<double>(shift[c]) / y.scale +
+                                               y.zero_point - x.zero_point * ratio));
+  }
+  return result;
+}
+
+std::vector<uint8_t> BatchNormTables(const graph::Graph& graph, const graph::Node& node) {
+  const size_t channels = node.weight.data<float>().size();
+  std::vector<uint8_t> tables(channels * 256);
+  for (size_t c = 0; c < channels; ++c) {
+    const FixedPointMap map = graph::FixedPointBatchNorm(graph, node, static_cast<int64_t>(c));
+    for (int q = 0; q < 256; ++q) tables[c * 256 + q] = map(q);
   }
   return tables;
+}
+
+void ScaleChannels(kernels::Isa isa, const uint8_t* src, int64_t pixels, const ChannelScale& scale,
+                   uint8_t* dst) {
+  const int64_t channels = static_cast<int64_t>(scale.multiplier.size());
+  const kernels::FloatEpilogue epilogue{scale.multiplier.data(), scale.offset.data(), 0.0f,
+                                        static_cast<float>(scale.lo), static_cast<float>(scale.hi)};
+  InRanges(pixels, pixels * channels > kParallelBytes, [&](int64_t begin, int64_t end) {
+    kernels::ScaleChannelsU8(isa, src + begin * channels, epilogue, end - begin, channels,
+                             dst + begin * channels);
+  });
 }
 
 void Lookup(kernels::Isa isa, const uint8_t* src, size_t n, const Table& table, uint8_t* dst) {
@@ -122,21 +132,32 @@ void Lookup(kernels::Isa isa, const uint8_t* src, size_t n, const Table& table, 
 
 void LookupPerChannel(const uint8_t* src, int64_t pixels, int64_t channels, const uint8_t* tables,
                       uint8_t* dst) {
-#pragma omp parallel for schedule(static) if (pixels * channels > kParallelBytes)
-  for (int64_t p = 0; p < pixels; ++p) {
-    for (int64_t c = 0; c < channels; ++c)
-      dst[p * channels + c] = tables[c * 256 + src[p * channels + c]];
-  }
+  InRanges(pixels, pixels * channels > kParallelBytes, [&](int64_t begin_p, int64_t end_p) {
+    for (int64_t p = begin_p; p < end_p; ++p) {
+      for (int64_t c = 0; c < channels; ++c)
+        dst[p * channels + c] = tables[c * 256 + src[p * channels + c]];
+    }
+  });
 }
 
-void CopyCodes(const std::vector<int64_t>& dims, const Strides& dst_strides, uint8_t* dst,
-               const Strides& src_strides, const uint8_t* src, const Table* table) {
-  if (table == nullptr) {
-    StridedMap(dims, dst, dst_strides, src, src_strides, [](uint8_t q) { return q; });
-  } else {
-    const uint8_t* codes = table->data();
-    StridedMap(dims, dst, dst_strides, src, src_strides, [codes](uint8_t q) { return codes[q]; });
-  }
+void CopyCodes(kernels::Isa isa, absl::Span<const int64_t> dims, const Strides& dst_strides,
+               uint8_t* dst, const Strides& src_strides, const uint8_t* src, const Table* table) {
+  ForEachRow<2>(dims, {dst_strides, src_strides},
+                [&](const int64_t* offset, int64_t count, const int64_t* step) {
+                  uint8_t* d = dst + offset[0];
+                  const uint8_t* s = src + offset[1];
+                  if (step[0] == 1 && step[1] == 1) {
+                    if (table != nullptr) {
+                      kernels::LookupU8(isa, s, count, table->data(), d);
+                    } else {
+                      std::memcpy(d, s, count);
+                    }
+                  } else if (table != nullptr) {
+                    for (int64_t i = 0; i < count; ++i) d[i * step[0]] = (*table)[s[i * step[1]]];
+                  } else {
+                    for (int64_t i = 0; i < count; ++i) d[i * step[0]] = s[i * step[1]];
+                  }
+                });
 }
 
 void AddCodes(kernels::Isa isa, const QuantizedOperand& a, const QuantizedOperand& b,
@@ -201,20 +222,22 @@ void MultiplyCodes(kernels::Isa isa, const QuantizedOperand& a, const QuantizedO
   const QuantizedOperand& factors = swap ? a : b;
   if (SameLayout(image.codes, y) && per_channel(factors.codes, y.shape)) {
     const int64_t channels = y.shape[0], pixels = y.shape[1] * y.shape[2];
-#pragma omp parallel for schedule(static) if (batch * pixels * channels > kParallelBytes)
-    for (int64_t n = 0; n < batch; ++n) {
-      if (fixed_point) {
-        kernels::MulChannelsFixedU8(
-            isa, image.codes.data + n * y.batch_stride, image.params.zero_point,
-            factors.codes.data + n * factors.codes.batch_stride, factors.params.zero_point, map,
-            pixels, channels, y.data + n * y.batch_stride);
-        continue;
-      }
-      kernels::MulChannelsU8(isa, image.codes.data + n * y.batch_stride, image.params.zero_point,
-                             factors.codes.data + n * factors.codes.batch_stride,
-                             factors.params.zero_point, m, zy, pixels, channels,
-                             y.data + n * y.batch_stride);
-    }
+    InRanges(
+        batch, batch * pixels * channels > kParallelBytes, [&](int64_t begin_n, int64_t end_n) {
+          for (int64_t n = begin_n; n < end_n; ++n) {
+            if (fixed_point) {
+              kernels::MulChannelsFixedU8(
+                  isa, image.codes.data + n * y.batch_stride, image.params.zero_point,
+                  factors.codes.data + n * factors.codes.batch_stride, factors.params.zero_point,
+                  map, pixels, channels, y.data + n * y.batch_stride);
+              continue;
+            }
+            kernels::MulChannelsU8(
+                isa, image.codes.data + n * y.batch_stride, image.params.zero_point,
+                factors.codes.data + n * factors.codes.batch_stride, factors.params.zero_point, m,
+                zy, pixels, channels, y.data + n * y.batch_stride);
+          }
+        });
     return;
   }
   if (fixed_point) {
@@ -231,28 +254,22 @@ void MultiplyCodes(kernels::Isa isa, const QuantizedOperand& a, const QuantizedO
 void FinishSums(kernels::Isa isa, const kernels::FloatEpilogue& epilogue, int64_t channels,
                 const int32_t* acc, const uint8_t* residual, int64_t pixels, uint8_t* dst,
                 float* dst_f32) {
-#pragma omp parallel if (pixels * channels > kParallelBytes)
-  {
-    const int64_t team = omp_get_num_threads(), self = omp_get_thread_num();
-    const int64_t begin = pixels * self / team, end = pixels * (self + 1) / team;
+  InRanges(pixels, pixels * channels > kParallelBytes, [&](int64_t begin, int64_t end) {
     const int64_t at = begin * channels;
     kernels::FinishS32(isa, acc + at, residual != nullptr ? residual + at : nullptr, epilogue,
                        end - begin, channels, dst != nullptr ? dst + at : nullptr,
                        dst_f32 != nullptr ? dst_f32 + at : nullptr);
-  }
+  });
 }
 
 void RequantizeSums(kernels::Isa isa, const FixedPointLayer& layer, const int32_t* acc,
                     const uint8_t* residual, int64_t pixels, uint8_t* dst) {
   const int64_t channels = static_cast<int64_t>(layer.multiplier.size());
-#pragma omp parallel if (pixels * channels > kParallelBytes)
-  {
-    const int64_t team = omp_get_num_threads(), self = omp_get_thread_num();
-    const int64_t begin = pixels * self / team, end = pixels * (self + 1) / team;
+  InRanges(pixels, pixels * channels > kParallelBytes, [&](int64_t begin, int64_t end) {
     const int64_t at = begin * channels;
     kernels::RequantizeS32(isa, acc + at, residual != nullptr ? residual + at : nullptr, layer,
                            end - begin, channels, dst + at);
-  }
+  });
 }
 
 void ScaleSums(const FixedPointLayer& layer, const std::optional<graph::ClipRange>& clip,
@@ -261,56 +278,66 @@ void ScaleSums(const FixedPointLayer& layer, const std::optional<graph::ClipRang
   const float unit = std::ldexp(1.0f, layer.exponent);
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
   const float lo = clip ? clip->lo : -kInfinity, hi = clip ? clip->hi : kInfinity;
-#pragma omp parallel for schedule(static) if (pixels * channels > kParallelBytes)
-  for (int64_t p = 0; p < pixels; ++p) {
-    for (int64_t c = 0, i = p * channels; c < channels; ++c, ++i) {
-      int64_t sum = int64_t{acc[i]} * layer.multiplier[c] + layer.offset[c];
-      if (residual != nullptr) sum += residual[i] * layer.residual_multiplier;
-      dst[i] = std::min(std::max(static_cast<float>(sum) * unit, lo), hi);
+  InRanges(pixels, pixels * channels > kParallelBytes, [&](int64_t begin_p, int64_t end_p) {
+    for (int64_t p = begin_p; p < end_p; ++p) {
+      for (int64_t c = 0, i = p * channels; c < channels; ++c, ++i) {
+        int64_t sum = int64_t{acc[i]} * layer.multiplier[c] + layer.offset[c];
+        if (residual != nullptr) sum += residual[i] * layer.residual_multiplier;
+        dst[i] = std::min(std::max(static_cast<float>(sum) * unit, lo), hi);
+      }
     }
-  }
+  });
 }
 
-void AveragePoolCodes(const AveragePoolArgs& args, const uint8_t* src, uint8_t* dst, char* scratch,
-                      size_t scratch_stride) {
+void AveragePoolCodes(kernels::Isa isa, const AveragePoolArgs& args, const uint8_t* src,
+                      uint8_t* dst, char* scratch, size_t scratch_stride) {
   const auto& pool = args.pool;
   const int64_t channels = args.x_shape[0], h = args.x_shape[1], w = args.x_shape[2];
   const int64_t oh = args.y_shape[1], ow = args.y_shape[2], rows = args.batch * oh;
   const double ratio = static_cast<double>(args.x.scale) / args.y.scale;
   const float offset = static_cast<float>(args.y.zero_point - args.x.zero_point * ratio);
-#pragma omp parallel for schedule(static)
-  for (int64_t row = 0; row < rows; ++row) {
-    int32_t* sums = reinterpret_cast<int32_t*>(scratch + omp_get_thread_num() * scratch_stride);
-    const int64_t n = row / oh, oy = row % oh;
-    const int64_t y0 = oy * pool.stride_h - pool.pad_top;
-    const int64_t y1 = std::min<int64_t>(y0 + pool.kernel_h, h + pool.pad_bottom);
-    const int64_t ya = std::max<int64_t>(y0, 0), yb = std::min(y1, h);
-    for (int64_t ox = 0; ox < ow; ++ox) {
-      const int64_t x0 = ox * pool.stride_w - pool.pad_left;
-      const int64_t x1 = std::min<int64_t>(x0 + pool.kernel_w, w + pool.pad_right);
-      const int64_t xa = std::max<int64_t>(x0, 0), xb = std::min(x1, w);
-      const int64_t inside = std::max<int64_t>(yb - ya, 0) * std::max<int64_t>(xb - xa, 0);
-      const int64_t count = pool.count_include_pad ? (y1 - y0) * (x1 - x0) : inside;
-      const int32_t padding = static_cast<int32_t>((count - inside) * args.x.zero_point);
-      std::fill(sums, sums + channels, padding);
-      for (int64_t y = ya; y < yb; ++y) {
-        for (int64_t x = xa; x < xb; ++x) {
-          const uint8_t* p = src + ((n * h + y) * w + x) * channels;
-          for (int64_t c = 0; c < channels; ++c) sums[c] += p[c];
+  InRanges(rows, true, [&](int64_t begin_row, int64_t end_row) {
+    for (int64_t row = begin_row; row < end_row; ++row) {
+      int32_t* sums = reinterpret_cast<int32_t*>(scratch + omp_get_thread_num() * scratch_stride);
+      float* multiplier = reinterpret_cast<float*>(sums + channels);
+      float* offsets = multiplier + channels;
+      std::fill(offsets, offsets + channels, offset);
+      int64_t scaled_for = -1;  // the count that `multiplier` is for
+      const int64_t n = row / oh, oy = row % oh;
+      const int64_t y0 = oy * pool.stride_h - pool.pad_top;
+      const int64_t y1 = std::min<int64_t>(y0 + pool.kernel_h, h + pool.pad_bottom);
+      const int64_t ya = std::max<int64_t>(y0, 0), yb = std::min(y1, h);
+      for (int64_t ox = 0; ox < ow; ++ox) {
+        const int64_t x0 = ox * pool.stride_w - pool.pad_left;
+        const int64_t x1 = std::min<int64_t>(x0 + pool.kernel_w, w + pool.pad_right);
+        const int64_t xa = std::max<int64_t>(x0, 0), xb = std::min(x1, w);
+        const int64_t inside = std::max<int64_t>(yb - ya, 0) * std::max<int64_t>(xb - xa, 0);
+        const int64_t count = pool.count_include_pad ? (y1 - y0) * (x1 - x0) : inside;
+        const int32_t padding = static_cast<int32_t>((count - inside) * args.x.zero_point);
+        std::fill(sums, sums + channels, padding);
+        for (int64_t y = ya; y < yb; ++y) {
+          for (int64_t x = xa; x < xb; ++x) {
+            const uint8_t* p = src + ((n * h + y) * w + x) * channels;
+            for (int64_t c = 0; c < channels; ++c) sums[c] += p[c];
+          }
         }
+        uint8_t* d = dst + (row * ow + ox) * channels;
+        if (args.fixed_point) {
+          const FixedPointMap map = graph::FixedPointMean(args.x, args.y, count);
+          for (int64_t c = 0; c < channels; ++c) d[c] = map(sums[c]);
+          continue;
+        }
+        if (count != scaled_for) {
+          std::fill(multiplier, multiplier + channels,
+                    static_cast<float>(static_cast<double>(args.x.scale) /
+                                       (static_cast<double>(count) * args.y.scale)));
+          scaled_for = count;
+        }
+        kernels::FinishS32(isa, sums, nullptr, {multiplier, offsets, 0.0f, 0.0f, 255.0f}, 1,
+                           channels, d, nullptr);
       }
-      uint8_t* d = dst + (row * ow + ox) * channels;
-      if (args.fixed_point) {
-        const FixedPointMap map = graph::FixedPointMean(args.x, args.y, count);
-        for (int64_t c = 0; c < channels; ++c) d[c] = map(sums[c]);
-        continue;
-      }
-      const float m = static_cast<float>(static_cast<double>(args.x.scale) /
-                                         (static_cast<double>(count) * args.y.scale));
-      for (int64_t c = 0; c < channels; ++c)
-        d[c] = RoundAndClamp(std::fma(static_cast<float>(sums[c]), m, offset));
     }
-  }
+  });
 }
 
 void GlobalAverageCodes(kernels::Isa isa, const AveragePoolArgs& args, const uint8_t* src,
@@ -320,37 +347,42 @@ void GlobalAverageCodes(kernels::Isa isa, const AveragePoolArgs& args, const uin
   const float offset = static_cast<float>(args.y.zero_point - args.x.zero_point * ratio);
   const float m = static_cast<float>(static_cast<double>(args.x.scale) /
                                      (static_cast<double>(pixels) * args.y.scale));
-#pragma omp parallel for schedule(static) if (args.batch * pixels * channels > kParallelBytes)
-  for (int64_t n = 0; n < args.batch; ++n) {
-    int32_t* sums = reinterpret_cast<int32_t*>(scratch + omp_get_thread_num() * scratch_stride);
-    kernels::SumPixelsU8(isa, src + n * pixels * channels, pixels, channels, sums);
-    if (args.fixed_point) {
-      const FixedPointMap map = graph::FixedPointMean(args.x, args.y, pixels);
-      for (int64_t c = 0; c < channels; ++c) dst[n * channels + c] = map(sums[c]);
-      continue;
-    }
-    for (int64_t c = 0; c < channels; ++c) {
-      dst[n * channels + c] = RoundAndClamp(std::fma(static_cast<float>(sums[c]), m, offset));
-    }
-  }
+  InRanges(args.batch, args.batch * pixels * channels > kParallelBytes,
+           [&](int64_t begin_n, int64_t end_n) {
+             for (int64_t n = begin_n; n < end_n; ++n) {
+               int32_t* sums =
+                   reinterpret_cast<int32_t*>(scratch + omp_get_thread_num() * scratch_stride);
+               kernels::SumPixelsU8(isa, src + n * pixels * channels, pixels, channels, sums);
+               if (args.fixed_point) {
+                 const FixedPointMap map = graph::FixedPointMean(args.x, args.y, pixels);
+                 for (int64_t c = 0; c < channels; ++c) dst[n * channels + c] = map(sums[c]);
+                 continue;
+               }
+               for (int64_t c = 0; c < channels; ++c) {
+                 dst[n * channels + c] =
+                     RoundAndClamp(std::fma(static_cast<float>(sums[c]), m, offset));
+               }
+             }
+           });
 }
 
 void PadCodes(const uint8_t* src, int64_t n, const Shape& shape, int64_t top, int64_t left,
               int64_t bottom, int64_t right, uint8_t value, uint8_t* dst) {
   const int64_t c = shape[0], h = shape[1], w = shape[2];
   const int64_t rows = h + top + bottom, row_bytes = (w + left + right) * c;
-#pragma omp parallel for schedule(static) if (n * rows * row_bytes > kParallelBytes)
-  for (int64_t r = 0; r < n * rows; ++r) {
-    const int64_t image = r / rows, y = r % rows - top;
-    uint8_t* d = dst + r * row_bytes;
-    if (y < 0 || y >= h) {
-      std::memset(d, value, row_bytes);
-      continue;
+  InRanges(n * rows, n * rows * row_bytes > kParallelBytes, [&](int64_t begin_r, int64_t end_r) {
+    for (int64_t r = begin_r; r < end_r; ++r) {
+      const int64_t image = r / rows, y = r % rows - top;
+      uint8_t* d = dst + r * row_bytes;
+      if (y < 0 || y >= h) {
+        std::memset(d, value, row_bytes);
+        continue;
+      }
+      std::memset(d, value, left * c);
+      std::memcpy(d + left * c, src + (image * h + y) * w * c, w * c);
+      std::memset(d + (left + w) * c, value, right * c);
     }
-    std::memset(d, value, left * c);
-    std::memcpy(d + left * c, src + (image * h + y) * w * c, w * c);
-    std::memset(d + (left + w) * c, value, right * c);
-  }
+  });
 }
 
 }  // namespace tern::engine

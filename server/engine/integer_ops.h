@@ -26,7 +26,15 @@ std::pair<uint8_t, uint8_t> ClipCodes(const std::optional<graph::ClipRange>& cli
 Table RequantizeTable(graph::Arithmetic arithmetic, QuantParams x, QuantParams y);
 // The codes under y of f(real), f one of the unary operators.
 Table UnaryTable(const graph::Node& node, QuantParams x, QuantParams y);
-// One table per channel, [c][256], for batch normalisation of codes.
+// Batch normalisation of codes: clamp(rint(fma(code, multiplier[c], offset[c])), lo, hi).
+struct ChannelScale {
+  std::vector<float> multiplier, offset;
+  uint8_t lo = 0, hi = 255;
+};
+ChannelScale BatchNormScale(const graph::Graph& graph, const graph::Node& node);
+void ScaleChannels(kernels::Isa isa, const uint8_t* src, int64_t pixels, const ChannelScale& scale,
+                   uint8_t* dst);
+// The same in fixed point: one table per channel, [c][256].
 std::vector<uint8_t> BatchNormTables(const graph::Graph& graph, const graph::Node& node);
 
 // dst[i] = table[src[i]]; the same memory may serve both.
@@ -36,8 +44,8 @@ void LookupPerChannel(const uint8_t* src, int64_t pixels, int64_t channels, cons
                       uint8_t* dst);
 // dst[i...] = table[src[i...]]: slices, transpositions, reshapes, the parts of a concatenation.
 // Null table: the codes stay.
-void CopyCodes(const std::vector<int64_t>& dims, const Strides& dst_strides, uint8_t* dst,
-               const Strides& src_strides, const uint8_t* src, const Table* table);
+void CopyCodes(kernels::Isa isa, absl::Span<const int64_t> dims, const Strides& dst_strides,
+               uint8_t* dst, const Strides& src_strides, const uint8_t* src, const Table* table);
 
 struct QuantizedOperand {
   Operand<const uint8_t> codes;
@@ -66,7 +74,7 @@ void RequantizeSums(kernels::Isa isa, const FixedPointLayer& layer, const int32_
 void ScaleSums(const FixedPointLayer& layer, const std::optional<graph::ClipRange>& clip,
                const int32_t* acc, const uint8_t* residual, int64_t pixels, float* dst);
 
-// Average pooling. `scratch(thread)` gives 4 * channels bytes to each OpenMP thread.
+// Average pooling. Each OpenMP thread has 12 * channels bytes of scratch.
 struct AveragePoolArgs {
   graph::PoolAttributes pool;
   Shape x_shape, y_shape;  // [c,h,w]
@@ -74,8 +82,8 @@ struct AveragePoolArgs {
   bool fixed_point = false;
   int64_t batch = 1;
 };
-void AveragePoolCodes(const AveragePoolArgs& args, const uint8_t* src, uint8_t* dst, char* scratch,
-                      size_t scratch_stride);
+void AveragePoolCodes(kernels::Isa isa, const AveragePoolArgs& args, const uint8_t* src,
+                      uint8_t* dst, char* scratch, size_t scratch_stride);
 void GlobalAverageCodes(kernels::Isa isa, const AveragePoolArgs& args, const uint8_t* src,
                         uint8_t* dst, char* scratch, size_t scratch_stride);
 

@@ -6,6 +6,7 @@
 #include "absl/strings/str_join.h"
 #include "server/base/log.h"
 #include "server/base/status_macros.h"
+#include "server/base/thread_pool.h"
 #include "server/engine/lowering.h"
 #include "server/kernels/elementwise.h"
 
@@ -49,6 +50,15 @@ absl::StatusOr<Program> Lowering::Run() {
     program_.layers.push_back(std::move(layer));
   }
 
+  integers_.resize(graph_.nodes.size());
+  int8_kernels_.resize(graph_.nodes.size());
+  TERN_RETURN_IF_ERROR(SideBySide(graph_.nodes.size(), [&](size_t i) {
+    const Node& node = graph_.nodes[i];
+    if (!node.quantized) return;
+    integers_[i] = Expand(node);
+    int8_kernels_[i] = MakeInt8Kernel(node, integers_[i].largest);
+  }));
+
   program_.input = NewBuffer(Format::kF32, program_.input_shape);
   program_.buffers[program_.input].pinned = true;
   StoreFloat(graph_.input, program_.input);
@@ -57,6 +67,8 @@ absl::StatusOr<Program> Lowering::Run() {
     layer().implementation.clear();
     TERN_RETURN_IF_ERROR(LowerNode(node));
   }
+  TERN_RETURN_IF_ERROR(SideBySide(packing_.size(), [&](size_t i) { packing_[i].work(); }));
+  for (const Packing& packing : packing_) packing.done();
   if (!slow_int8_.empty()) {
     TERN_LOG_WARN(
         "{}: {} int8 layers run in float, oneDNN has only its reference for them on {}: {}",
@@ -69,6 +81,16 @@ absl::StatusOr<Program> Lowering::Run() {
   for (const AlignedBuffer& constant : program_.constants)
     program_.weight_bytes += constant.size_bytes();
   return std::move(program_);
+}
+
+absl::Status Lowering::SideBySide(size_t n, const std::function<void(size_t)>& f) const {
+  std::vector<absl::Status> statuses(n);
+  ParallelFor(options_.load_threads, n, [&](size_t i) {
+    onednn::ScopedThreads team(1);
+    statuses[i] = onednn::Guard("packing weights", [&] { f(i); });
+  });
+  for (const absl::Status& status : statuses) TERN_RETURN_IF_ERROR(status);
+  return absl::OkStatus();
 }
 
 int Lowering::NewBuffer(Format format, const Shape& shape) {
@@ -85,9 +107,11 @@ int Lowering::NewBuffer(Format format, const Shape& shape) {
   return static_cast<int>(program_.buffers.size()) - 1;
 }
 
-Step& Lowering::AddStep(std::vector<int> reads, std::vector<int> writes) {
+Step& Lowering::AddStep(std::vector<int> reads, std::vector<int> writes,
+                        std::optional<Conversion> conversion) {
   Step step;
   step.node = node_;
+  step.conversion = conversion;
   step.reads = std::move(reads);
   step.writes = std::move(writes);
   program_.steps.push_back(std::move(step));
@@ -110,16 +134,17 @@ void Lowering::StoreFloat(ValueId id, int b) {
   const QuantParams params = *quant(id);
   const int64_t elements = buffer(dense).sample_elements;
   const kernels::Isa isa = options_.isa;
-  AddStep({dense}, {codes}).loop = [=](const RunContext& run) {
+  AddStep({dense}, {codes}, Conversion::kQuantize).loop = [=](const RunContext& run) {
     const float* src = run.at<float>(dense);
     uint8_t* dst = run.at<uint8_t>(codes);
     const int64_t n = run.batch * elements,
                   chunks = std::max<int64_t>(1, std::min<int64_t>(run.threads, n / 16384));
-#pragma omp parallel for schedule(static) if (chunks > 1)
-    for (int64_t i = 0; i < chunks; ++i) {
-      const int64_t begin = n * i / chunks;
-      kernels::QuantizeF32(isa, src + begin, n * (i + 1) / chunks - begin, params, dst + begin);
-    }
+    InRanges(chunks, chunks > 1, [&](int64_t begin_i, int64_t end_i) {
+      for (int64_t i = begin_i; i < end_i; ++i) {
+        const int64_t begin = n * i / chunks;
+        kernels::QuantizeF32(isa, src + begin, n * (i + 1) / chunks - begin, params, dst + begin);
+      }
+    });
   };
   Define(id, codes);
 }
@@ -130,7 +155,7 @@ int Lowering::Convert(int b, Format format) {
   const int result = NewBuffer(format, buffer(b).shape);
   const Shape shape = buffer(b).shape;
   const Format from = buffer(b).format;
-  AddStep({b}, {result}).make = [=](const RunContext& run) {
+  AddStep({b}, {result}, Conversion::kReorder).make = [=](const RunContext& run) {
     const memory src = Wrap(run, b, Desc(from, shape, run.batch)),
                  dst = Wrap(run, result, Desc(format, shape, run.batch));
     Executable executable;
@@ -158,7 +183,7 @@ int Lowering::Get(ValueId id, Format format) {
     const QuantParams params = *value.quant;
     const int64_t elements = buffer(codes).sample_elements;
     const kernels::Isa isa = options_.isa;
-    AddStep({codes}, {dense}).loop = [=](const RunContext& run) {
+    AddStep({codes}, {dense}, Conversion::kDequantize).loop = [=](const RunContext& run) {
       kernels::DequantizeU8(isa, run.at<uint8_t>(codes), run.batch * elements, params,
                             run.at<float>(dense));
     };

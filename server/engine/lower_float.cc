@@ -50,10 +50,23 @@ bool Lowering::TryShuffle(const Node& node) {
   }
   AddStep({src}, {dst}).loop = [=](const RunContext& run) {
     const auto gather = [&](auto* d, const auto* s) {
-#pragma omp parallel for schedule(static) if (run.batch * pixels * channels > 16384)
-      for (int64_t p = 0; p < run.batch * pixels; ++p) {
-        for (int64_t c = 0; c < channels; ++c) d[p * channels + c] = s[p * channels + from[c]];
-      }
+      InRanges(
+          run.batch * pixels, run.batch * pixels * channels > 16384,
+          [&](int64_t begin_p, int64_t end_p) {
+            for (int64_t p = begin_p; p < end_p; ++p) {
+              if (groups == 2) {  // ShuffleNet's: two halves interleaved, which compilers vectorise
+                const auto *low = s + p * channels, *high = low + rest;
+                auto* both = d + p * channels;
+                for (int64_t c = 0; c < rest; ++c) {
+                  both[2 * c] = low[c];
+                  both[2 * c + 1] = high[c];
+                }
+                continue;
+              }
+              for (int64_t c = 0; c < channels; ++c)
+                d[p * channels + c] = s[p * channels + from[c]];
+            }
+          });
     };
     if (format == Format::kU8) {
       gather(run.at<uint8_t>(dst), run.at<uint8_t>(src));
@@ -142,15 +155,16 @@ absl::Status Lowering::LowerFloat(const Node& node) {
       float* means = run.at<float>(dst);
       const float inverse = 1.0f / static_cast<float>(pixels);
       const int64_t blocks = run.batch * channels / kChannelBlock;
-#pragma omp parallel for schedule(static) if (blocks * pixels > 4096)
-      for (int64_t b = 0; b < blocks; ++b) {
-        float sums[kChannelBlock] = {};
-        for (int64_t p = 0; p < pixels; ++p) {
-          for (int c = 0; c < kChannelBlock; ++c)
-            sums[c] += src[(b * pixels + p) * kChannelBlock + c];
+      InRanges(blocks, blocks * pixels > 4096, [&](int64_t begin_b, int64_t end_b) {
+        for (int64_t b = begin_b; b < end_b; ++b) {
+          float sums[kChannelBlock] = {};
+          for (int64_t p = 0; p < pixels; ++p) {
+            for (int c = 0; c < kChannelBlock; ++c)
+              sums[c] += src[(b * pixels + p) * kChannelBlock + c];
+          }
+          for (int c = 0; c < kChannelBlock; ++c) means[b * kChannelBlock + c] = sums[c] * inverse;
         }
-        for (int c = 0; c < kChannelBlock; ++c) means[b * kChannelBlock + c] = sums[c] * inverse;
-      }
+      });
     };
   } else if (blocked && node.op == OpType::kBatchNorm) {
     step.loop = [=, channels = xs[0], pixels = xs[1] * xs[2]](const RunContext& run) {
@@ -163,23 +177,28 @@ absl::Status Lowering::LowerFloat(const Node& node) {
       const float hi =
           attributes->clip ? attributes->clip->hi : std::numeric_limits<float>::infinity();
       const int64_t per_image = channels / kChannelBlock, blocks = run.batch * per_image;
-#pragma omp parallel for schedule(static) if (blocks * pixels > 4096)
-      for (int64_t b = 0; b < blocks; ++b) {
-        const float *m = scale + b % per_image * kChannelBlock,
-                    *a = shift + b % per_image * kChannelBlock;
-        for (int64_t i = b * pixels * kChannelBlock, p = 0; p < pixels; ++p) {
-          for (int c = 0; c < kChannelBlock; ++c, ++i)
-            result[i] = std::min(std::max(src[i] * m[c] + a[c], lo), hi);
+      InRanges(blocks, blocks * pixels > 4096, [&](int64_t begin_b, int64_t end_b) {
+        for (int64_t b = begin_b; b < end_b; ++b) {
+          const float *m = scale + b % per_image * kChannelBlock,
+                      *a = shift + b % per_image * kChannelBlock;
+          for (int64_t i = b * pixels * kChannelBlock, p = 0; p < pixels; ++p) {
+            for (int c = 0; c < kChannelBlock; ++c, ++i)
+              result[i] = std::min(std::max(src[i] * m[c] + a[c], lo), hi);
+          }
         }
-      }
+      });
     };
   } else {
-    step.loop = [=](const RunContext& run) {
+    // Made once per batch size: a concatenation may have many operands.
+    step.make = [=](const RunContext& run) {
       std::vector<Operand<const float>> operands;
-      operands.reserve(inputs.size());
       for (const Place& place : inputs) operands.push_back(place.At<const float>(run));
-      // The status can only be UNIMPLEMENTED, for operators that do not come here.
-      RunPlainFloat(*attributes, operands, output.At<float>(run), run.batch).IgnoreError();
+      Executable executable;
+      executable.run = [=, to = output.At<float>(run), batch = run.batch](dnnl::stream&) {
+        // The status can only be UNIMPLEMENTED, for operators that do not come here.
+        RunPlainFloat(*attributes, operands, to, batch).IgnoreError();
+      };
+      return executable;
     };
   }
   SetFloatImplementation(node, "tern:loop");

@@ -44,10 +44,19 @@ bool Lowering::LowerInteger(const Node& node) {
         program_.buffers.pop_back();
         return false;
       }
-      step.loop = [=, tables = BatchNormTables(graph_, node)](const RunContext& run) {
-        LookupPerChannel(run.at<uint8_t>(src), run.batch * elements / channels, channels,
-                         tables.data(), run.at<uint8_t>(dst));
-      };
+      if (graph_.arithmetic == graph::Arithmetic::kFixedPoint) {
+        step.loop = [=, tables = BatchNormTables(graph_, node)](const RunContext& run) {
+          LookupPerChannel(run.at<uint8_t>(src), run.batch * elements / channels, channels,
+                           tables.data(), run.at<uint8_t>(dst));
+        };
+      } else {
+        layer().implementation =
+            absl::StrCat("tern:", kernels::IsaName(std::min(isa, kernels::Isa::kAvx2)));
+        step.loop = [=, scale = BatchNormScale(graph_, node)](const RunContext& run) {
+          ScaleChannels(isa, run.at<uint8_t>(src), run.batch * elements / channels, scale,
+                        run.at<uint8_t>(dst));
+        };
+      }
     } else {
       step.loop = [=, table = UnaryTable(node, x, y)](const RunContext& run) {
         Lookup(isa, run.at<uint8_t>(src), run.batch * elements, table, run.at<uint8_t>(dst));
@@ -113,7 +122,8 @@ bool Lowering::LowerInteger(const Node& node) {
       const int dst = NewBuffer(Format::kU8, ys);
       AveragePoolArgs args{
           node.pool, xs, ys, x, y, graph_.arithmetic == graph::Arithmetic::kFixedPoint, 1};
-      program_.scratch_bytes = std::max<size_t>(program_.scratch_bytes, xs[0] * sizeof(int32_t));
+      program_.scratch_bytes =
+          std::max<size_t>(program_.scratch_bytes, 3 * xs[0] * sizeof(int32_t));
       AddStep({src}, {dst}).loop = [=, global = node.op ==
                                                 OpType::kGlobalAveragePool](const RunContext& run) {
         AveragePoolArgs now = args;
@@ -122,7 +132,7 @@ bool Lowering::LowerInteger(const Node& node) {
           GlobalAverageCodes(isa, now, run.at<uint8_t>(src), run.at<uint8_t>(dst), run.scratch,
                              run.program->scratch_bytes);
         } else {
-          AveragePoolCodes(now, run.at<uint8_t>(src), run.at<uint8_t>(dst), run.scratch,
+          AveragePoolCodes(isa, now, run.at<uint8_t>(src), run.at<uint8_t>(dst), run.scratch,
                            run.program->scratch_bytes);
         }
       };
@@ -149,7 +159,7 @@ bool Lowering::LowerInteger(const Node& node) {
       }
       AddStep(sources, {dst}).loop = [=](const RunContext& run) {
         for (const Part& part : parts) {
-          CopyCodes(part.place.shape.WithBatch(run.batch).dims(),
+          CopyCodes(isa, part.place.shape.WithBatch(run.batch).extents(),
                     engine::WithBatch(whole.batch_stride, whole.strides),
                     run.at<uint8_t>(dst) + part.offset,
                     engine::WithBatch(part.place.batch_stride, part.place.strides),
@@ -197,7 +207,7 @@ void Lowering::LowerIntegerCopy(const Node& node, int src) {
     return;
   }
   const Strides xt = NhwcStrides(xs), yt = NhwcStrides(ys);
-  std::vector<int64_t> dims = ys.dims();
+  Extents dims = ys.extents();
   Strides from = xt, to = yt;
   int64_t from_offset = 0, to_offset = 0;
   int fill = -1;
@@ -222,7 +232,7 @@ void Lowering::LowerIntegerCopy(const Node& node, int src) {
       break;
     default:
       fill = y.Quantize(node.pad_value);
-      dims = xs.dims();
+      dims = xs.extents();
       for (int i = 0; i < xs.rank(); ++i) to_offset += node.pads_before[i] * yt[i];
       break;
   }
@@ -234,17 +244,15 @@ void Lowering::LowerIntegerCopy(const Node& node, int src) {
   Define(node.output, dst);
 }
 
-void Lowering::AddCopy(int src, int dst, std::vector<int64_t> dims, const Strides& from,
-                       int64_t from_offset, const Strides& to, int64_t to_offset, int fill,
-                       std::optional<Table> table) {
+void Lowering::AddCopy(int src, int dst, Extents dims, const Strides& from, int64_t from_offset,
+                       const Strides& to, int64_t to_offset, int fill, std::optional<Table> table) {
   const int64_t x_elements = buffer(src).sample_elements, y_elements = buffer(dst).sample_elements;
-  dims.insert(dims.begin(), 0);
+  const kernels::Isa isa = options_.isa;
   AddStep({src}, {dst}).loop = [=, all_from = engine::WithBatch(x_elements, from),
                                 all_to = engine::WithBatch(y_elements, to)](const RunContext& run) {
-    std::vector<int64_t> all = dims;
-    all[0] = run.batch;
+    const Extents all = dims.Behind(run.batch);
     if (fill >= 0) std::memset(run.at<uint8_t>(dst), fill, run.batch * y_elements);
-    CopyCodes(all, all_to, run.at<uint8_t>(dst) + to_offset, all_from,
+    CopyCodes(isa, all, all_to, run.at<uint8_t>(dst) + to_offset, all_from,
               run.at<uint8_t>(src) + from_offset, table ? &*table : nullptr);
   };
 }
@@ -272,7 +280,7 @@ bool Lowering::AddPooling(const Node& node, int src, int dst) {
   };
   std::string implementation;
   const absl::Status status =
-      onednn::Guard("pooling", [&] { implementation = make(options_.max_batch).implementation; });
+      onednn::Guard("pooling", [&] { implementation = make(1).implementation; });
   if (!status.ok()) return false;
   layer().implementation = absl::StrCat("onednn:", implementation);
   AddStep({src}, {dst}).make = [=](const RunContext& run) {

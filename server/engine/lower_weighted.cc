@@ -32,34 +32,27 @@ constexpr int64_t kSumBytes = 256 << 10;
 
 }  // namespace
 
-// Integer weights of a layer in plain OIHW order, as products of code and cluster scale.
-struct IntegerWeights {
-  std::vector<int8_t> values;
-  std::vector<int64_t> sums;  // per output channel
-  int largest = 0;            // magnitude
-};
-
 // Packed weights of one oneDNN layer. Different batches may want different layouts; each is made
 // once and shared by all sessions. Thread safe.
 class PackedWeights {
  public:
-  PackedWeights(const memory::desc& plain, const void* data)
-      : versions_{memory(plain, onednn::Engine())} {
-    std::memcpy(versions_[0].get_data_handle(), data, plain.get_size());
-  }
+  // `data` is let go after the first packing.
+  PackedWeights(const memory::desc& plain, std::shared_ptr<const void> data)
+      : plain_(std::move(data)),
+        versions_{memory(plain, onednn::Engine(), const_cast<void*>(plain_.get()))} {}
 
   // Throws dnnl::error.
   memory Get(const memory::desc& wanted) {
     std::lock_guard<std::mutex> lock(mutex_);
     for (const memory& version : versions_) {
-      if (version.get_desc() == wanted) return version;
+      if (version.get_desc() == wanted && plain_ == nullptr) return version;
     }
     memory packed(wanted, onednn::Engine());
     dnnl::stream stream(onednn::Engine());
     onednn::Reorder(stream, versions_[0], packed);
-    // The plain copy has served: later layouts are made from the first packed one.
-    if (first_) versions_.clear();
-    first_ = false;
+    // The plain weights have served: later layouts are made from the first packed one.
+    if (plain_ != nullptr) versions_.clear();
+    plain_.reset();
     versions_.push_back(packed);
     return packed;
   }
@@ -73,39 +66,11 @@ class PackedWeights {
 
  private:
   std::mutex mutex_;
-  bool first_ = true;
+  std::shared_ptr<const void> plain_;
   std::vector<memory> versions_;
 };
 
 namespace {
-
-IntegerWeights Expand(const Node& node) {
-  const QuantizedWeights& q = *node.quantized;
-  const Shape& shape = q.codes.shape();
-  const int64_t outputs = shape[0], channels = shape[1],
-                taps = shape.elements() / (outputs * channels);
-  const bool clustered = q.scheme != WeightScheme::kInt8;
-  const ClusterMap map(static_cast<int>(channels), clustered ? q.cluster_size : 1);
-  const auto codes = q.codes.data<int8_t>();
-  const auto scales = q.cluster_scales.data<int8_t>();
-  IntegerWeights result;
-  result.values.resize(codes.size());
-  result.sums.resize(outputs);
-  for (int64_t o = 0, i = 0; o < outputs; ++o) {
-    for (int64_t c = 0; c < channels; ++c) {
-      const int scale =
-          clustered ? scales[o * map.clusters() + map.cluster_of(static_cast<int>(c))] : 1;
-      for (int64_t t = 0; t < taps; ++t, ++i) {
-        const int w = scale * codes[i];
-        result.sums[o] += w;
-        result.largest = std::max(result.largest, std::abs(w));
-        // 4-bit products leave s8; only their sums are of use then.
-        result.values[i] = static_cast<int8_t>(w);
-      }
-    }
-  }
-  return result;
-}
 
 memory FloatVector(const std::vector<float>& values) {
   memory result({{static_cast<memory::dim>(values.size())}, memory::data_type::f32, tag::x},
@@ -120,8 +85,62 @@ bool IsDepthwise(const Node& node, const Shape& x) {
 
 }  // namespace
 
+IntegerWeights Lowering::Expand(const Node& node) const {
+  const QuantizedWeights& q = *node.quantized;
+  const Shape& shape = q.codes.shape();
+  const int64_t outputs = shape[0], channels = shape[1],
+                taps = shape.elements() / (outputs * channels);
+  const bool clustered = q.scheme != WeightScheme::kInt8;
+  const ClusterMap map(static_cast<int>(channels), clustered ? q.cluster_size : 1);
+  const int8_t* codes = q.codes.data<int8_t>().data();
+  const auto scales = q.cluster_scales.data<int8_t>();
+  IntegerWeights result;
+  result.sums.resize(outputs);
+  if (!clustered) {
+    for (int64_t o = 0; o < outputs; ++o) {
+      const int8_t* own = codes + o * channels * taps;
+      int sum = 0, largest = 0;
+      for (int64_t i = 0; i < channels * taps; ++i) {
+        sum += own[i];
+        largest = std::max(largest, std::abs(static_cast<int>(own[i])));
+      }
+      result.sums[o] = sum;
+      result.largest = std::max(result.largest, largest);
+    }
+    return result;
+  }
+  const bool products = ExpandsToInt8(node);
+  if (products) result.values.resize(shape.elements());
+  std::vector<int16_t> scale_of(channels);
+  for (int64_t o = 0; o < outputs; ++o) {
+    for (int64_t c = 0; c < channels; ++c)
+      scale_of[c] = scales[o * map.clusters() + map.cluster_of(static_cast<int>(c))];
+    const int8_t* own = codes + o * channels * taps;
+    int sum = 0;
+    if (taps == 1) {
+      for (int64_t c = 0; c < channels; ++c) sum += scale_of[c] * static_cast<int16_t>(own[c]);
+    } else {
+      for (int64_t c = 0; c < channels; ++c) {
+        int codes_sum = 0;
+        for (int64_t t = 0; t < taps; ++t) codes_sum += own[c * taps + t];
+        sum += scale_of[c] * codes_sum;
+      }
+    }
+    result.sums[o] = sum;
+    for (int64_t i = 0; products && i < channels * taps; ++i) {
+      const int w = scale_of[i / taps] * own[i];
+      result.largest = std::max(result.largest, std::abs(w));
+      result.values[o * channels * taps + i] = static_cast<int8_t>(w);
+    }
+  }
+  return result;
+}
+
 absl::Status Lowering::LowerFloatWeighted(const Node& node) {
-  const Tensor weight = node.quantized ? Dequantize(*node.quantized) : node.weight;
+  // The graph's own, which lives until everything is packed, or a copy in float.
+  const auto weight = node.quantized
+                          ? std::make_shared<const Tensor>(Dequantize(*node.quantized))
+                          : std::shared_ptr<const Tensor>(std::shared_ptr<void>(), &node.weight);
   const bool conv = node.op == OpType::kConv;
   const Shape &x = graph_.shape(node.inputs[0]), &y = graph_.shape(node.output);
   onednn::Epilogue epilogue;
@@ -129,9 +148,10 @@ absl::Status Lowering::LowerFloatWeighted(const Node& node) {
   epilogue.clip = node.clip;
   const auto bias_values = node.bias.data<float>();
   auto bias = std::make_shared<memory>(FloatVector({bias_values.begin(), bias_values.end()}));
-  const memory::dims w_dims = WeightDims(node, weight.shape());
-  auto weights = std::make_shared<PackedWeights>(
-      memory::desc(w_dims, memory::data_type::f32, PlainTag(node)), weight.raw());
+  const memory::dims w_dims = WeightDims(node, weight->shape());
+  auto weights =
+      std::make_shared<PackedWeights>(memory::desc(w_dims, memory::data_type::f32, PlainTag(node)),
+                                      std::shared_ptr<const void>(weight, weight->raw()));
 
   // Candidates of (input, output) format, best first.
   std::vector<std::pair<Format, Format>> candidates;
@@ -148,8 +168,7 @@ absl::Status Lowering::LowerFloatWeighted(const Node& node) {
   for (const auto& candidate : candidates) {
     onednn::Primitive primitive;
     const absl::Status made = onednn::Guard(absl::StrCat("node ", node.name), [&] {
-      primitive = MakeWeighted(node, candidate.first, candidate.second, w_dims, epilogue, x, y,
-                               options_.max_batch);
+      primitive = MakeWeighted(node, candidate.first, candidate.second, w_dims, epilogue, x, y, 1);
     });
     if (!made.ok()) {
       failure = made;
@@ -158,8 +177,7 @@ absl::Status Lowering::LowerFloatWeighted(const Node& node) {
     const bool fast = absl::StartsWith(primitive.implementation, "jit") ||
                       absl::StartsWith(primitive.implementation, "brg");
     if (candidate.first != Format::kF32 && !fast) continue;
-    TERN_RETURN_IF_ERROR(
-        onednn::Guard(absl::StrCat("node ", node.name), [&] { weights->Get(primitive.weights); }));
+    PackLater(weights, primitive.weights);
     chosen = candidate;
     implementation = primitive.implementation;
     break;
@@ -167,7 +185,7 @@ absl::Status Lowering::LowerFloatWeighted(const Node& node) {
   if (!chosen) return failure;
   const auto [x_format, y_format] = *chosen;
   SetFloatImplementation(node, absl::StrCat("onednn:", implementation));
-  program_.weight_bytes += weights->bytes() + bias_values.size() * sizeof(float);
+  program_.weight_bytes += bias_values.size() * sizeof(float);
 
   const int src = Get(node.inputs[0], x_format);
   const int residual = node.has_residual() ? Get(node.inputs[1], y_format) : -1;
@@ -217,6 +235,24 @@ onednn::Primitive Lowering::MakeWeighted(const Node& node, Format x_format, Form
   return onednn::MakeConvolution(spec, epilogue);
 }
 
+absl::Span<const int8_t> Lowering::Products(const Node& node, const IntegerWeights& integers) {
+  return integers.values.empty() ? node.quantized->codes.data<int8_t>()
+                                 : absl::MakeConstSpan(integers.values);
+}
+
+std::shared_ptr<PackedWeights> Lowering::Plain(const Node& node, const memory::dims& w_dims,
+                                               IntegerWeights integers) {
+  const auto kept = std::make_shared<const IntegerWeights>(std::move(integers));
+  return std::make_shared<PackedWeights>(
+      memory::desc(w_dims, memory::data_type::s8, PlainTag(node)),
+      std::shared_ptr<const void>(kept, Products(node, *kept).data()));
+}
+
+void Lowering::PackLater(std::shared_ptr<PackedWeights> weights, const memory::desc& wanted) {
+  packing_.push_back({[weights, wanted] { weights->Get(wanted); },
+                      [this, weights] { program_.weight_bytes += weights->bytes(); }});
+}
+
 void Lowering::AddWeightedStep(const Node& node, int src, int residual, int dst,
                                const memory::dims& w_dims, const onednn::Epilogue& epilogue,
                                const Shape& x, const Shape& y,
@@ -255,7 +291,7 @@ absl::Status Lowering::LowerIntegerWeighted(const Node& node) {
   const QuantParams x = *quant(node.inputs[0]);
   const bool codes_out = quant(node.output).has_value();
   const QuantParams y = codes_out ? *quant(node.output) : QuantParams{1.0f, 0};
-  const IntegerWeights weights = Expand(node);
+  const IntegerWeights weights = std::move(integers_[node_]);
   const QuantizedWeights& q = *node.quantized;
   const auto bias = node.bias.data<float>();
   const int64_t outputs = q.codes.shape()[0];
@@ -375,21 +411,18 @@ absl::Status Lowering::LowerInt8(const Node& node, const IntegerWeights& integer
   const memory::dims w_dims = WeightDims(node, node.quantized->codes.shape());
   onednn::Primitive primitive;
   TERN_RETURN_IF_ERROR(onednn::Guard(absl::StrCat("node ", node.name), [&] {
-    primitive = MakeWeighted(node, Format::kU8, y_format, w_dims, epilogue, x, y,
-                             options_.max_batch, padded);
+    primitive = MakeWeighted(node, Format::kU8, y_format, w_dims, epilogue, x, y, 1, padded);
   }));
   if (absl::StartsWith(primitive.implementation, "ref")) {
     slow_int8_.push_back(node.name);
     return LowerFloatWeighted(node);
   }
-  auto weights = std::make_shared<PackedWeights>(
-      memory::desc(w_dims, memory::data_type::s8, PlainTag(node)), integers.values.data());
-  TERN_RETURN_IF_ERROR(
-      onednn::Guard(absl::StrCat("node ", node.name), [&] { weights->Get(primitive.weights); }));
+  auto weights = Plain(node, w_dims, integers);
+  PackLater(weights, primitive.weights);
   auto bias_memory =
       std::make_shared<memory>(FloatVector(onednn::BiasBesideScales(bias, multiplier)));
   layer().implementation = absl::StrCat("onednn:", primitive.implementation);
-  program_.weight_bytes += weights->bytes() + bias.size() * sizeof(float);
+  program_.weight_bytes += bias.size() * sizeof(float);
 
   int src = Get(node.inputs[0], Format::kU8);
   if (padded) src = Pad(src, node, zero);
@@ -406,7 +439,7 @@ int Lowering::Pad(int src, const Node& node, int zero) {
   const int result =
       NewBuffer(Format::kU8, Shape{shape[0], shape[1] + conv.pad_top + conv.pad_bottom,
                                    shape[2] + conv.pad_left + conv.pad_right});
-  AddStep({src}, {result}).loop = [=](const RunContext& run) {
+  AddStep({src}, {result}, Conversion::kPad).loop = [=](const RunContext& run) {
     PadCodes(run.at<uint8_t>(src), run.batch, shape, conv.pad_top, conv.pad_left, conv.pad_bottom,
              conv.pad_right, static_cast<uint8_t>(zero), run.at<uint8_t>(result));
   };
@@ -435,12 +468,48 @@ Lowering::OwnLayer Lowering::PackOwn(const Node& node, int largest) {
     }};
   }
   if (node.conv.groups != 1) return {};
+  if (!IsClustered(node.quantized->scheme)) {
+    std::optional<Int8Kernel>& made = int8_kernels_[node_];
+    if (!made) return {};
+    const auto kernel = std::make_shared<const kernels::ConvKernel>(std::move(made->kernel));
+    CountKernel(*kernel, layer());
+    return {[kernel](const RunContext& run, const kernels::ClusterConvArgs& args) {
+              RunCluster(run, *kernel, args);
+            },
+            made->padded};
+  }
+  if (ExpandsToInt8(node)) return {};
+  return {UseKernel(node)};
+}
+
+void Lowering::CountKernel(const kernels::ConvKernel& kernel, LayerInfo& layer) {
+  layer.implementation = absl::StrCat("tern:", kernel.name());
+  program_.weight_bytes += kernel.bytes();
+  program_.scratch_bytes = std::max(program_.scratch_bytes, kernel.scratch_bytes());
+}
+
+Lowering::OwnKernel Lowering::UseKernel(const Node& node) {
+  const kernels::ConvGeometry geometry =
+      GeometryOf(node, graph_.shape(node.inputs[0]), graph_.shape(node.output));
+  const auto kernel = std::make_shared<std::optional<kernels::ConvKernel>>();
+  packing_.push_back({[this, kernel, geometry, &node] {
+                        *kernel =
+                            kernels::ConvKernel::Make(geometry, *node.quantized, options_.isa);
+                      },
+                      [this, kernel, at = node_] { CountKernel(**kernel, program_.layers[at]); }});
+  return [kernel](const RunContext& run, const kernels::ClusterConvArgs& args) {
+    RunCluster(run, **kernel, args);
+  };
+}
+
+std::optional<Lowering::Int8Kernel> Lowering::MakeInt8Kernel(const Node& node, int largest) const {
+  const bool saturates = largest > kMaxSaturatingCode && !onednn::ExactInt8();
+  if (node.quantized->scheme != WeightScheme::kInt8 || node.conv.groups != 1) return std::nullopt;
+  // With VNNI oneDNN needs one instruction where these kernels need three.
+  if (!saturates && (options_.isa != kernels::Isa::kAvx2 || !options_.own_int8))
+    return std::nullopt;
   kernels::ConvGeometry geometry =
       GeometryOf(node, graph_.shape(node.inputs[0]), graph_.shape(node.output));
-  if (IsClustered(node.quantized->scheme)) {
-    if (ExpandsToInt8(node)) return {};
-    return UseKernel(kernels::ConvKernel::Make(geometry, *node.quantized, options_.isa));
-  }
   const auto& conv = node.conv;
   const bool padded = (conv.pad_top | conv.pad_left | conv.pad_bottom | conv.pad_right) != 0 &&
                       kernels::PrefersRowTaps(geometry, options_.isa);
@@ -449,23 +518,11 @@ Lowering::OwnLayer Lowering::PackOwn(const Node& node, int largest) {
     geometry.iw += conv.pad_left + conv.pad_right;
     geometry.pad_top = geometry.pad_left = 0;
   }
-  if (saturates)
-    return UseKernel(kernels::ConvKernel::Make(geometry, *node.quantized, options_.isa), padded);
-  // With VNNI oneDNN needs one instruction where these kernels need three.
-  if (options_.isa != kernels::Isa::kAvx2 || !options_.own_int8) return {};
-  auto kernel = kernels::ConvKernel::MakeIfFaster(geometry, *node.quantized, options_.isa);
-  return kernel ? UseKernel(std::move(*kernel), padded) : OwnLayer{};
-}
-
-Lowering::OwnLayer Lowering::UseKernel(kernels::ConvKernel made, bool padded) {
-  const auto kernel = std::make_shared<const kernels::ConvKernel>(std::move(made));
-  layer().implementation = absl::StrCat("tern:", kernel->name());
-  program_.weight_bytes += kernel->bytes();
-  program_.scratch_bytes = std::max(program_.scratch_bytes, kernel->scratch_bytes());
-  return {[kernel](const RunContext& run, const kernels::ClusterConvArgs& args) {
-            RunCluster(run, *kernel, args);
-          },
-          padded};
+  auto kernel = saturates
+                    ? kernels::ConvKernel::Make(geometry, *node.quantized, options_.isa)
+                    : kernels::ConvKernel::MakeIfFaster(geometry, *node.quantized, options_.isa);
+  if (!kernel) return std::nullopt;
+  return Int8Kernel{std::move(*kernel), padded};
 }
 
 int Lowering::OwnInput(const Node& node, const OwnLayer& own) {
@@ -512,16 +569,12 @@ absl::Status Lowering::LowerOwn(const Node& node, const OwnLayer& own,
 
 absl::Status Lowering::LowerFixedPoint(const Node& node) {
   const auto fixed = std::make_shared<const FixedPointLayer>(graph::FixedPointOf(graph_, node));
-  const IntegerWeights integers = Expand(node);
+  const IntegerWeights integers = std::move(integers_[node_]);
   OwnLayer own = PackOwn(node, integers.largest);
   if (!own) {
     TERN_ASSIGN_OR_RETURN(const bool done, LowerFixedPointOneDnn(node, integers, fixed));
     if (done) return absl::OkStatus();
-    if (node.conv.groups == 1) {
-      own = UseKernel(kernels::ConvKernel::Make(
-          GeometryOf(node, graph_.shape(node.inputs[0]), graph_.shape(node.output)),
-          *node.quantized, options_.isa));
-    }
+    if (node.conv.groups == 1) own = {UseKernel(node)};
   }
   const Shape& y = graph_.shape(node.output);
   const uint8_t zero = static_cast<uint8_t>(quant(node.inputs[0])->zero_point);
@@ -569,18 +622,16 @@ int Lowering::AddInt8Sums(const Node& node, const IntegerWeights& integers, int 
   const Shape &x = graph_.shape(node.inputs[0]), &y = graph_.shape(node.output);
   const kernels::Isa isa = std::min(options_.isa, kernels::Isa::kAvx2);
   const auto packed = std::make_shared<const kernels::PackedInt8Conv>(kernels::PackInt8Conv(
-      GeometryOf(node, x, y), node.op == OpType::kConv ? node.conv.groups : 1, integers.values,
-      static_cast<uint8_t>(quant(node.inputs[0])->zero_point), isa));
+      GeometryOf(node, x, y), node.op == OpType::kConv ? node.conv.groups : 1,
+      Products(node, integers), static_cast<uint8_t>(quant(node.inputs[0])->zero_point), isa));
   layer().implementation = absl::StrCat("tern:int8-", kernels::IsaName(isa));
   program_.weight_bytes += packed->bytes();
   const int sums = NewBuffer(Format::kS32, y);
   AddStep({src}, {sums}).loop = [=](const RunContext& run) {
     const int64_t pixels = int64_t{run.batch} * packed->geometry.oh * packed->geometry.ow;
-#pragma omp parallel for schedule(static) num_threads(run.threads)
-    for (int t = 0; t < run.threads; ++t) {
-      kernels::RunInt8Conv(*packed, run.at<uint8_t>(src), pixels * t / run.threads,
-                           pixels * (t + 1) / run.threads, run.at<int32_t>(sums));
-    }
+    InRanges(pixels, true, [&](int64_t begin, int64_t end) {
+      kernels::RunInt8Conv(*packed, run.at<uint8_t>(src), begin, end, run.at<int32_t>(sums));
+    });
   };
   return sums;
 }
@@ -638,16 +689,13 @@ absl::StatusOr<bool> Lowering::LowerFixedPointOneDnn(const Node& node,
     primitive = MakeWeighted(node, Format::kU8, Format::kS32, w_dims, {}, x, y, images, padded);
   });
   if (!made.ok() || absl::StartsWith(primitive.implementation, "ref")) return false;
-  auto weights = std::make_shared<PackedWeights>(
-      memory::desc(w_dims, memory::data_type::s8, PlainTag(node)), integers.values.data());
-  TERN_RETURN_IF_ERROR(
-      onednn::Guard(absl::StrCat("node ", node.name), [&] { weights->Get(primitive.weights); }));
+  auto weights = Plain(node, w_dims, integers);
+  PackLater(weights, primitive.weights);
   const kernels::Isa isa = options_.isa;
   layer().implementation =
       absl::StrCat("onednn:", primitive.implementation,
                    "+tern:", kernels::IsaName(std::min(isa, kernels::Isa::kAvx2)));
-  program_.weight_bytes +=
-      weights->bytes() + fixed->multiplier.size() * (sizeof(int32_t) + sizeof(int64_t));
+  program_.weight_bytes += fixed->multiplier.size() * (sizeof(int32_t) + sizeof(int64_t));
 
   const bool codes_out = quant(node.output).has_value();
   int src = Get(node.inputs[0], Format::kU8);
@@ -680,6 +728,7 @@ absl::StatusOr<bool> Lowering::LowerFixedPointOneDnn(const Node& node,
       dnnl::primitive primitive;
       onednn::Args args;
       memory src;
+      std::vector<dnnl_exec_arg_t> flat;
     };
     struct Part {
       size_t piece;
@@ -693,11 +742,14 @@ absl::StatusOr<bool> Lowering::LowerFixedPointOneDnn(const Node& node,
           pieces.size());
       if (is_new) {
         const auto made = MakeWeighted(like, Format::kU8, Format::kS32, w_dims, {}, in, out, n);
-        Piece piece{made.primitive, made.constant_args,
-                    memory(made.src, onednn::Engine(), run.at<uint8_t>(src))};
+        Piece piece{made.primitive,
+                    made.constant_args,
+                    memory(made.src, onednn::Engine(), run.at<uint8_t>(src)),
+                    {}};
         piece.args.insert({{DNNL_ARG_SRC, piece.src},
                            {DNNL_ARG_WEIGHTS, weights->Get(made.weights)},
                            {DNNL_ARG_DST, Wrap(run, sums, made.dst)}});
+        piece.flat = onednn::Flatten(piece.args);
         pieces.push_back(std::move(piece));
       }
       return at->second;
@@ -735,8 +787,7 @@ absl::StatusOr<bool> Lowering::LowerFixedPointOneDnn(const Node& node,
       for (const Part& part : parts) {
         const Piece& piece = pieces[part.piece];
         memory(piece.src).set_data_handle(run.at<uint8_t>(src) + part.src_offset);
-        piece.primitive.execute(stream, piece.args);
-        stream.wait();
+        onednn::Execute(piece.primitive, stream, piece.flat);
         const uint8_t* r = residual >= 0 ? run.at<uint8_t>(residual) + part.dst_offset : nullptr;
         if (codes_out) {
           RequantizeSums(isa, *fixed, run.at<int32_t>(sums), r, part.pixels,
@@ -762,7 +813,7 @@ void Lowering::RunCluster(const RunContext& run, const kernels::ConvKernel& kern
   for (int p = 1; p <= run.threads; ++p) {
     if (run.threads % p != 0) continue;
     const int b = run.threads / p;
-    const int64_t cost = ((units + p - 1) / p) * ((blocks + b - 1) / b);
+    const int64_t cost = ((units + p - 1) / p) * ((blocks + b - 1) / b + kernel.SharedBlocks());
     if (cost <= least) {
       least = cost;
       parts = p;

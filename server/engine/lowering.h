@@ -26,7 +26,15 @@
 namespace tern::engine {
 
 class PackedWeights;
-struct IntegerWeights;
+
+// Integer weights of a layer in plain OIHW order, as products of code and cluster scale.
+struct IntegerWeights {
+  // Products of clustered codes that will run as int8. Int8 codes are the products themselves, and
+  // the kernels of clusters read codes: both need none.
+  std::vector<int8_t> values;
+  std::vector<int64_t> sums;  // per output channel
+  int largest = 0;            // magnitude of a product; 0 for the kernels of clusters
+};
 
 // Emits the steps of a valid graph in its order. Not thread safe; used once.
 class Lowering {
@@ -49,7 +57,17 @@ class Lowering {
 
   int NewBuffer(Format format, const Shape& shape);
 
-  Step& AddStep(std::vector<int> reads, std::vector<int> writes);
+  // f(0) .. f(n - 1) on PlanOptions::load_threads threads; what they throw becomes a status.
+  absl::Status SideBySide(size_t n, const std::function<void(size_t)>& f) const;
+
+  // Work on weights that no later decision needs: Run does it all at its end, side by side, then
+  // calls every `done` in order.
+  struct Packing {
+    std::function<void()> work, done;
+  };
+
+  Step& AddStep(std::vector<int> reads, std::vector<int> writes,
+                std::optional<Conversion> conversion = {});
 
   // Declares buffer `b` to be value `id`, in the format in which it is defined.
   void Define(ValueId id, int b);
@@ -101,6 +119,16 @@ class Lowering {
                                         const onednn::Epilogue& epilogue, const Shape& x,
                                         const Shape& y, int64_t batch, bool padded = false);
 
+  // Int8 weights in OIHW order.
+  static absl::Span<const int8_t> Products(const Node& node, const IntegerWeights& integers);
+
+  // The same, to be packed while the graph lives.
+  static std::shared_ptr<PackedWeights> Plain(const Node& node, const memory::dims& w_dims,
+                                              IntegerWeights integers);
+
+  // Packs them for oneDNN, and counts their bytes.
+  void PackLater(std::shared_ptr<PackedWeights> weights, const memory::desc& wanted);
+
   // Emits the step of a weighted node; residual < 0: none. The residual's memory becomes dst's
   // where it dies.
   void AddWeightedStep(const Node& node, int src, int residual, int dst, const memory::dims& w_dims,
@@ -111,6 +139,9 @@ class Lowering {
   // ---- Convolution and fully connected, integer ----------------------------------------------
 
   absl::Status LowerIntegerWeighted(const Node& node);
+
+  // What `integers_` holds of a node with codes.
+  IntegerWeights Expand(const Node& node) const;
 
   absl::Status LowerInt8(const Node& node, const IntegerWeights& integers,
                          const std::vector<float>& multiplier, const std::vector<float>& offset,
@@ -161,7 +192,18 @@ class Lowering {
   // Packs weights for one of our kernels, and names it. largest: the magnitude of its integer
   // weights.
   OwnLayer PackOwn(const Node& node, int largest);
-  OwnLayer UseKernel(kernels::ConvKernel made, bool padded = false);
+
+  // Packs any weights for the fastest of our kernels, later.
+  OwnKernel UseKernel(const Node& node);
+
+  // What runs an int8 layer on the kernels of conv_kernel.h; nothing where oneDNN should.
+  struct Int8Kernel {
+    kernels::ConvKernel kernel;
+    bool padded = false;
+  };
+  std::optional<Int8Kernel> MakeInt8Kernel(const Node& node, int largest) const;
+
+  void CountKernel(const kernels::ConvKernel& kernel, LayerInfo& layer);
 
   // The input that an own kernel reads.
   int OwnInput(const Node& node, const OwnLayer& own);
@@ -206,9 +248,8 @@ class Lowering {
 
   // dst[to_offset + i . to] = table[src[from_offset + i . from]] for every index i; fill >= 0: the
   // rest of dst.
-  void AddCopy(int src, int dst, std::vector<int64_t> dims, const Strides& from,
-               int64_t from_offset, const Strides& to, int64_t to_offset, int fill,
-               std::optional<Table> table);
+  void AddCopy(int src, int dst, Extents dims, const Strides& from, int64_t from_offset,
+               const Strides& to, int64_t to_offset, int fill, std::optional<Table> table);
 
   // Max or average pooling over oneDNN in the formats of the two buffers; false if oneDNN refuses.
   bool AddPooling(const Node& node, int src, int dst);
@@ -229,6 +270,9 @@ class Lowering {
   Program program_;
   int node_ = 0;
   bool quantized_ = false;
+  std::vector<Packing> packing_;
+  std::vector<IntegerWeights> integers_;                 // by node; empty for those without codes
+  std::vector<std::optional<Int8Kernel>> int8_kernels_;  // by node
   std::vector<std::string> slow_int8_;          // int8 layers that run in float for want of better
   std::vector<std::map<Format, int>> formats_;  // by ValueId: its buffers
   std::set<ValueId> fused_;                     // values that exist nowhere

@@ -80,6 +80,20 @@ const dnnl::engine& Engine() {
   return engine;
 }
 
+std::vector<dnnl_exec_arg_t> Flatten(const Args& args) {
+  std::vector<dnnl_exec_arg_t> result;
+  for (const auto& [index, memory] : args) result.push_back({index, memory.get(true)});
+  return result;
+}
+
+void Execute(const dnnl::primitive& primitive, dnnl::stream& stream,
+             const std::vector<dnnl_exec_arg_t>& args) {
+  dnnl::error::wrap_c_api(dnnl_primitive_execute(primitive.get(), stream.get(),
+                                                 static_cast<int>(args.size()), args.data()),
+                          "could not execute a primitive");
+  stream.wait();
+}
+
 std::vector<float> BiasBesideScales(const std::vector<float>& bias,
                                     const std::vector<float>& scales) {
   std::vector<float> result = bias;

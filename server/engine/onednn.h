@@ -51,6 +51,13 @@ struct Epilogue {
   std::optional<graph::ClipRange> clip;
 };
 
+// `args` as oneDNN's C interface takes them; they must outlive it. dnnl::primitive::execute would
+// make this list anew for every execution.
+std::vector<dnnl_exec_arg_t> Flatten(const Args& args);
+// Waits. Throws dnnl::error.
+void Execute(const dnnl::primitive& primitive, dnnl::stream& stream,
+             const std::vector<dnnl_exec_arg_t>& args);
+
 // A primitive with the memory descriptors that it chose.
 struct Primitive {
   dnnl::primitive primitive;

@@ -54,6 +54,12 @@ struct Session::Impl {
     return {&plan->program(), arena.as<char>(), scratch.as<char>(), batch, threads};
   }
 
+  absl::Status CheckBatch(int batch) const {
+    if (batch >= 1 && batch <= plan->max_batch()) return absl::OkStatus();
+    return absl::InvalidArgumentError(
+        absl::StrCat("got a batch of ", batch, ", wanted 1..", plan->max_batch()));
+  }
+
   absl::StatusOr<const Prepared*> Prepare(int batch) {
     for (auto it = prepared.begin(); it != prepared.end(); ++it) {
       if (it->batch != batch) continue;
@@ -68,26 +74,26 @@ struct Session::Impl {
     for (size_t s = 0; s < steps.size(); ++s) {
       if (!steps[s].make) continue;
       TERN_RETURN_IF_ERROR(onednn::Guard(
-          absl::StrCat("node ", plan->layers()[steps[s].node].name, " at batch ", batch),
-          [&] { made.executables[s] = steps[s].make(context); }));
+          absl::StrCat("node ", plan->layers()[steps[s].node].name, " at batch ", batch), [&] {
+            made.executables[s] = steps[s].make(context);
+            made.executables[s].flat = onednn::Flatten(made.executables[s].args);
+          }));
     }
     prepared.push_front(std::move(made));
     if (prepared.size() > kPreparedBatches) prepared.pop_back();
     return &prepared.front();
   }
 
-  // Runs the first `steps` steps.
-  absl::Status RunSteps(int batch, size_t steps, std::vector<absl::Duration>* layer_times) {
-    if (batch < 1 || batch > plan->max_batch()) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("got a batch of ", batch, ", wanted 1..", plan->max_batch()));
-    }
+  // Runs the first `steps` steps; `times` may be null.
+  absl::Status RunSteps(int batch, size_t steps, RunTimes* times) {
+    const absl::Time start = times != nullptr ? absl::Now() : absl::Time();
+    TERN_RETURN_IF_ERROR(CheckBatch(batch));
     onednn::ScopedThreads team(threads);
     TERN_ASSIGN_OR_RETURN(const Prepared* now, Prepare(batch));
     const RunContext context = Context(batch);
     const Program& program = plan->program();
     return onednn::Guard("running a plan", [&] {
-      absl::Time begin = layer_times != nullptr ? absl::Now() : absl::Time();
+      absl::Time begin = times != nullptr ? absl::Now() : absl::Time();
       for (size_t s = 0; s < steps; ++s) {
         const Step& step = program.steps[s];
         if (step.copy_from >= 0) {
@@ -100,20 +106,21 @@ struct Session::Impl {
         } else if (now->executables[s].run) {
           now->executables[s].run(stream);
         } else {
-          now->executables[s].primitive.execute(stream, now->executables[s].args);
-          stream.wait();
+          onednn::Execute(now->executables[s].primitive, stream, now->executables[s].flat);
         }
-        if (layer_times != nullptr) {
+        if (times != nullptr) {
           const absl::Time end = absl::Now();
-          (*layer_times)[step.node] += end - begin;
+          (step.conversion ? times->conversions[static_cast<int>(*step.conversion)]
+                           : times->layers[step.node]) += end - begin;
           begin = end;
         }
       }
+      if (times != nullptr) times->total = begin - start;
     });
   }
 
-  absl::StatusOr<absl::Span<const float>> Run(int batch, std::vector<absl::Duration>* layer_times) {
-    TERN_RETURN_IF_ERROR(RunSteps(batch, plan->program().steps.size(), layer_times));
+  absl::StatusOr<absl::Span<const float>> Run(int batch, RunTimes* times) {
+    TERN_RETURN_IF_ERROR(RunSteps(batch, plan->program().steps.size(), times));
     return absl::MakeConstSpan(Context(batch).at<float>(plan->program().output),
                                batch * plan->classes());
   }
@@ -136,14 +143,20 @@ absl::Span<float> Session::input() {
   return absl::MakeSpan(impl_->Context(1).at<float>(impl_->plan->program().input), elements);
 }
 
+absl::Status Session::Prepare(int batch) {
+  TERN_RETURN_IF_ERROR(impl_->CheckBatch(batch));
+  onednn::ScopedThreads team(impl_->threads);
+  return impl_->Prepare(batch).status();
+}
+
 absl::StatusOr<absl::Span<const float>> Session::Run(int batch) {
   return impl_->Run(batch, nullptr);
 }
 
-absl::StatusOr<absl::Span<const float>> Session::RunProfiled(
-    int batch, std::vector<absl::Duration>& layer_times) {
-  layer_times.resize(impl_->plan->layers().size());
-  return impl_->Run(batch, &layer_times);
+absl::StatusOr<absl::Span<const float>> Session::RunProfiled(int batch, RunTimes& times) {
+  times.layers.assign(impl_->plan->layers().size(), absl::ZeroDuration());
+  times.conversions = {};
+  return impl_->Run(batch, &times);
 }
 
 absl::StatusOr<Tensor> Session::RunAndFetch(int batch, graph::ValueId id) {
@@ -165,7 +178,7 @@ absl::StatusOr<Tensor> Session::RunAndFetch(int batch, graph::ValueId id) {
   float* out = result.data<float>().data();
   if (buffer.format == Format::kU8) {
     Strides from = NhwcStrides(value.shape);
-    from.insert(from.begin(), buffer.sample_elements);
+    from = from.Behind(buffer.sample_elements);
     StridedMap(dims, out, to, context.at<uint8_t>(b), from,
                [&](uint8_t q) { return value.quant->Dequantize(q); });
     return result;
@@ -184,7 +197,7 @@ absl::StatusOr<Tensor> Session::RunAndFetch(int batch, graph::ValueId id) {
     return result;
   }
   Strides from = FormatStrides(buffer.format, value.shape);
-  from.insert(from.begin(), buffer.sample_elements);
+  from = from.Behind(buffer.sample_elements);
   StridedMap(dims, out, to, src, from, [](float v) { return v; });
   return result;
 }
@@ -203,7 +216,7 @@ absl::StatusOr<Session> CompiledPlan::NewSession(int threads) const {
         "no memory for a session's ", program_.arena_bytes >> 20, " MiB of activations"));
   }
   onednn::ScopedThreads team(threads);
-  for (int batch : {program_.max_batch, 1}) TERN_RETURN_IF_ERROR(impl->Prepare(batch).status());
+  TERN_RETURN_IF_ERROR(impl->Prepare(1).status());
   return Session(std::move(impl));
 }
 
@@ -230,6 +243,20 @@ absl::StatusOr<std::shared_ptr<const Plan>> Plan::Create(const graph::Graph& gra
   } catch (const std::bad_alloc&) {
     return absl::ResourceExhaustedError("no memory for the plan's weights");
   }
+}
+
+std::string Name(Conversion conversion) {
+  switch (conversion) {
+    case Conversion::kQuantize:
+      return "quantize";
+    case Conversion::kDequantize:
+      return "dequantize";
+    case Conversion::kReorder:
+      return "reorder";
+    case Conversion::kPad:
+      return "pad";
+  }
+  return "";
 }
 
 std::string OneDnnVersion() { return onednn::Version(); }

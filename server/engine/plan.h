@@ -8,6 +8,7 @@
 #ifndef TERN_SERVER_ENGINE_PLAN_H_
 #define TERN_SERVER_ENGINE_PLAN_H_
 
+#include <array>
 #include <memory>
 #include <string>
 #include <vector>
@@ -26,6 +27,7 @@ struct PlanOptions {
   // and set by CapOneDnnIsa() at start; this one chooses our kernels and the int8 expansion.
   kernels::Isa isa = kernels::DetectIsa();
   int max_batch = 32;
+  int load_threads = 1;  // that make the plan; runs have the threads of their session
   // Cluster layers whose products of code and scale fit s8 may run as int8 over oneDNN where VNNI
   // exists (exact, and faster there).
   bool expand_on_vnni = true;
@@ -42,6 +44,24 @@ struct LayerInfo {
   std::string
       implementation;  // "onednn:jit_int8:avx2", "tern:avx2", "tern:table", "float-island", ...
   int64_t macs = 0;    // per image
+};
+
+// What a run does between the operators.
+enum class Conversion {
+  kQuantize,    // reals to codes
+  kDequantize,  // codes to reals
+  kReorder,     // another memory order
+  kPad,         // a copy with the border that oneDNN cannot imagine: its padding is code 0
+};
+inline constexpr int kConversions = 4;
+std::string Name(Conversion conversion);  // "quantize", ...
+
+// Where the wall time of a run went. The sum of all but `total` is less than `total` by what lies
+// between the steps.
+struct RunTimes {
+  std::vector<absl::Duration> layers;  // the operators, as in Plan::layers()
+  std::array<absl::Duration, kConversions> conversions{};
+  absl::Duration total;
 };
 
 class Plan;
@@ -61,9 +81,12 @@ class Session {
   // INVALID_ARGUMENT if batch is not in 1..max_batch; INTERNAL if oneDNN fails.
   absl::StatusOr<absl::Span<const float>> Run(int batch);
 
-  // As Run, and adds the wall time of each node to `layer_times` (size = plan layers).
-  absl::StatusOr<absl::Span<const float>> RunProfiled(int batch,
-                                                      std::vector<absl::Duration>& layer_times);
+  // Makes what a first run of this batch size would make. The objects of the last 12 sizes are
+  // kept. Run's errors.
+  absl::Status Prepare(int batch);
+
+  // As Run; sets `times`.
+  absl::StatusOr<absl::Span<const float>> RunProfiled(int batch, RunTimes& times);
 
   // Runs with every graph value kept: returns value `id` as f32 NCHW [batch, ...] after
   // dequantisation. For tests and reports; slow. INVALID_ARGUMENT if `id` is a constant, or was
@@ -89,7 +112,7 @@ class Plan : public std::enable_shared_from_this<Plan> {
                                                             const PlanOptions& options);
   virtual ~Plan() = default;
 
-  // A session whose runs use `threads` OpenMP threads.
+  // A session whose runs use `threads` OpenMP threads, prepared for batches of 1.
   virtual absl::StatusOr<Session> NewSession(int threads) const = 0;
 
   // Input sample shape, [c, h, w].

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -57,10 +58,11 @@ struct RunContext {
   char* thread_scratch() const;  // of the calling OpenMP thread
 };
 
-// A oneDNN primitive bound to a session's memory and to a batch; or `run`, which executes some.
+// A oneDNN primitive bound to a session's memory and to a batch; or `run`, bound to them as well.
 struct Executable {
   dnnl::primitive primitive;
   onednn::Args args;
+  std::vector<dnnl_exec_arg_t> flat;  // of `args`, set by the session
   std::function<void(dnnl::stream&)> run;
 };
 
@@ -72,7 +74,8 @@ struct InPlace {
 
 // Either `loop` or `make` is set. Both are thread safe: all state is in the context.
 struct Step {
-  int node = 0;  // whose time it counts as
+  int node = 0;                          // whose time it counts as,
+  std::optional<Conversion> conversion;  // unless it is one of these
   std::vector<int> reads, writes;
   std::vector<InPlace> in_place;     // first possible one wins
   int copy_from = -1, copy_to = -1;  // buffers: copied before the step unless they share memory

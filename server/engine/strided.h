@@ -5,14 +5,14 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
-#include <numeric>
-#include <vector>
+#include <utility>
 
+#include "server/engine/parallel.h"
 #include "server/tensor/shape.h"
 
 namespace tern::engine {
 
-using Strides = std::vector<int64_t>;
+using Strides = Extents;
 
 // Strides in elements of a dense tensor of `shape`, last dimension fastest.
 inline Strides RowMajorStrides(const Shape& shape) {
@@ -35,15 +35,18 @@ inline Strides NhwcStrides(const Shape& shape) {
 // `dims`, the i-th with strides[i]; a row runs along the dimension in which tensor 0 moves least.
 // offsets and steps are int64_t[K]. Rows are spread over the OpenMP team of the caller.
 template <size_t K, typename Fn>
-void ForEachRow(const std::vector<int64_t>& dims, const std::array<Strides, K>& strides, Fn fn) {
-  std::vector<int> order(dims.size());
-  std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(),
-                   [&](int a, int b) { return strides[0][a] > strides[0][b]; });
+void ForEachRow(absl::Span<const int64_t> dims, const std::array<Strides, K>& strides, Fn fn) {
+  // By falling stride; std::stable_sort would allocate.
+  Extents order(dims.size());
+  for (size_t i = 0; i < order.size(); ++i) {
+    size_t at = i;
+    for (; at > 0 && strides[0][order[at - 1]] < strides[0][i]; --at) order[at] = order[at - 1];
+    order[at] = static_cast<int64_t>(i);
+  }
   // Neighbouring dimensions that every tensor walks without a gap become one; extents of 1 vanish.
-  std::vector<int64_t> extent;
+  Extents extent;
   std::array<Strides, K> step;
-  for (int d : order) {
+  for (int64_t d : order) {
     if (dims[d] == 0) return;
     if (dims[d] == 1) continue;
     bool merge = !extent.empty();
@@ -66,22 +69,26 @@ void ForEachRow(const std::vector<int64_t>& dims, const std::array<Strides, K>& 
   const int64_t count = extent.back();
   std::array<int64_t, K> inner;
   for (size_t k = 0; k < K; ++k) inner[k] = step[k].back();
-#pragma omp parallel for schedule(static) if (rows > 1 && rows * count > 16384)
-  for (int64_t row = 0; row < rows; ++row) {
-    std::array<int64_t, K> offset{};
-    int64_t rest = row;
-    for (int i = outer_rank - 1; i >= 0; --i) {
-      const int64_t index = rest % extent[i];
-      rest /= extent[i];
-      for (size_t k = 0; k < K; ++k) offset[k] += index * step[k][i];
+  InRanges(rows, rows > 1 && rows * count > 16384, [&](int64_t begin_row, int64_t end_row) {
+    for (int64_t row = begin_row; row < end_row; ++row) {
+      std::array<int64_t, K> offset{};
+      int64_t rest = row;
+      if (outer_rank == 1) {  // no division, which would cost as much as a short row
+        for (size_t k = 0; k < K; ++k) offset[k] = row * step[k][0];
+      }
+      for (int i = outer_rank - 1; i >= 0 && outer_rank > 1; --i) {
+        const int64_t index = rest % extent[i];
+        rest /= extent[i];
+        for (size_t k = 0; k < K; ++k) offset[k] += index * step[k][i];
+      }
+      fn(offset.data(), count, inner.data());
     }
-    fn(offset.data(), count, inner.data());
-  }
+  });
 }
 
 // dst[i...] = map(src[i...])
 template <typename D, typename S, typename Map>
-void StridedMap(const std::vector<int64_t>& dims, D* dst, const Strides& dst_strides, const S* src,
+void StridedMap(absl::Span<const int64_t> dims, D* dst, const Strides& dst_strides, const S* src,
                 const Strides& src_strides, Map map) {
   ForEachRow<2>(dims, {dst_strides, src_strides},
                 [&](const int64_t* offset, int64_t count, const int64_t* step) {

@@ -10,7 +10,10 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
 #include "server/base/aligned_buffer.h"
 #include "server/tensor/cluster.h"
 
@@ -20,6 +23,9 @@ namespace {
 // Below these the tables cost more than they save, on every layer that was measured.
 constexpr int kLeastOutputs = 64;
 constexpr int kLeastPixels = 32;
+
+// Of what a caller adds; more layers than any number of networks has.
+constexpr size_t kMostChoices = 10000;
 
 // A measurement runs all kernels in turn, at least this often, until the time is over.
 constexpr int kLeastRounds = 3;
@@ -61,16 +67,70 @@ std::vector<int16_t> IntegerWeights(const ConvGeometry& g, const QuantizedWeight
   return products;
 }
 
-// The largest tiles that the layer's weights and the limit of memory allow.
-std::optional<PackedWinogradConv> PackWinograd(const ConvGeometry& g,
-                                               const QuantizedWeights& weights, Isa isa) {
-  if (!WinogradConvAccepts(g, isa)) return std::nullopt;
-  const std::vector<int16_t> products = IntegerWeights(g, weights);
+// What Winograd's kernel would run: the products, and the largest tile that they and the limit of
+// memory allow; none: it does not take the layer.
+struct WinogradPlan {
+  std::vector<int16_t> products;
+  std::optional<WinogradTile> tile;
+};
+
+WinogradPlan PlanWinograd(const ConvGeometry& g, const QuantizedWeights& weights, Isa isa) {
+  WinogradPlan plan;
+  if (!WinogradConvAccepts(g, isa)) return plan;
+  plan.products = IntegerWeights(g, weights);
   for (WinogradTile tile : {WinogradTile::k4x4, WinogradTile::k2x4, WinogradTile::k2x2}) {
-    if (WinogradConvBytes(g, tile) > kMaxWinogradBytes) continue;
-    if (auto packed = PackWinogradConv(g, products, tile)) return packed;
+    if (WinogradConvBytes(g, tile) <= kMaxWinogradBytes &&
+        WinogradConvFits(g, plan.products, tile)) {
+      plan.tile = tile;
+      break;
+    }
   }
-  return std::nullopt;
+  return plan;
+}
+
+// Which kernel was the fastest, by layer: shape, weights' kind, cluster size, instruction set and
+// the tile that Winograd's would have. Guards itself.
+enum Kind { kTiles, kTables, kWinograd, kKinds };
+constexpr const char* kKindNames[kKinds] = {"tiles", "tables", "winograd"};
+using Key = std::array<int, 18>;
+
+Key KeyOf(const ConvGeometry& g, const QuantizedWeights& weights, Isa isa,
+          std::optional<WinogradTile> tile) {
+  return {g.ih,
+          g.iw,
+          g.ic,
+          g.oh,
+          g.ow,
+          g.oc,
+          g.kh,
+          g.kw,
+          g.stride_h,
+          g.stride_w,
+          g.pad_top,
+          g.pad_left,
+          g.dilation_h,
+          g.dilation_w,
+          weights.cluster_size,
+          LargestCode(weights.scheme),
+          static_cast<int>(isa),
+          tile ? static_cast<int>(*tile) : -1};
+}
+
+struct Choices {
+  std::mutex mutex;
+  std::map<Key, Kind> kinds;
+};
+
+Choices& AllChoices() {
+  static auto* const choices = new Choices();
+  return *choices;
+}
+
+std::optional<Kind> Choice(const Key& key) {
+  Choices& all = AllChoices();
+  std::lock_guard<std::mutex> lock(all.mutex);
+  const auto found = all.kinds.find(key);
+  return found == all.kinds.end() ? std::nullopt : std::optional<Kind>(found->second);
 }
 
 // The model of int8 layers: cycles for one image, as measured on Zen 3 (docs/kernels.md).
@@ -100,7 +160,7 @@ double LibraryCycles(const ConvGeometry& g) {
   return outputs * (channels * g.kh * g.kw * InsideShare(g) / kMacs + kPerOutput);
 }
 
-double WinogradCycles(const PackedWinogradConv& conv) {
+double WinogradCycles(const ConvGeometry& g, WinogradTile of) {
   // Per product and 16 output channels of a tile: 16 multiply-accumulates per input channel; and
   // the transforms of a tile's inputs and outputs with the epilogue.
   constexpr double kMacs = 25, kPerProduct = 6;
@@ -108,11 +168,11 @@ double WinogradCycles(const PackedWinogradConv& conv) {
                    kInputs[] = {60, 90, 140};
   // Weights come from the third-level cache, whatever the number of tiles.
   constexpr double kBytes = 6;
-  const ConvGeometry& g = conv.geometry;
-  const int tile = static_cast<int>(conv.tile);
-  const double tiles = static_cast<double>(WinogradConvTiles(conv, 1)), blocks = OutputBlocks(g);
+  const int tile = static_cast<int>(of);
+  const double tiles = static_cast<double>(WinogradConvTiles(g, of, 1)), blocks = OutputBlocks(g);
   const double multiply = kProducts[tile] * (16.0 * g.ic / kMacs + kPerProduct);
-  return std::max(tiles * blocks * multiply, static_cast<double>(conv.bytes()) / kBytes) +
+  return std::max(tiles * blocks * multiply,
+                  static_cast<double>(WinogradConvBytes(g, of)) / kBytes) +
          tiles * (blocks * kOutputs[tile] + g.ic / 16.0 * kInputs[tile]);
 }
 
@@ -161,46 +221,76 @@ std::vector<double> ConvKernel::Measure(absl::Span<const ConvKernel> kernels) {
 }
 
 ConvKernel ConvKernel::Make(const ConvGeometry& g, const QuantizedWeights& weights, Isa isa) {
-  std::vector<ConvKernel> kernels;
-  kernels.push_back(ConvKernel(PackClusterConv(g, weights, isa)));
+  const WinogradPlan winograd = PlanWinograd(g, weights, isa);
   const bool large = g.oc >= kLeastOutputs && g.oh * g.ow >= kLeastPixels;
-  if (large && TableConvAccepts(g, weights, isa))
-    kernels.push_back(ConvKernel(PackTableConv(g, weights)));
-  if (auto winograd = PackWinograd(g, weights, isa))
-    kernels.push_back(ConvKernel(std::move(*winograd)));
-  if (kernels.size() == 1) return std::move(kernels[0]);
-  const auto named = [&](const std::string& name) {
-    return std::find_if(kernels.begin(), kernels.end(),
-                        [&](const ConvKernel& kernel) { return kernel.name() == name; });
+  std::vector<Kind> kinds{kTiles};
+  if (large && TableConvAccepts(g, weights, isa)) kinds.push_back(kTables);
+  if (winograd.tile) kinds.push_back(kWinograd);
+  const auto pack = [&](Kind kind) {
+    if (kind == kTables) return ConvKernel(PackTableConv(g, weights));
+    if (kind == kWinograd)
+      return ConvKernel(PackWinogradConv(g, winograd.products, *winograd.tile));
+    return ConvKernel(PackClusterConv(g, weights, isa));
   };
+  if (kinds.size() == 1) return pack(kTiles);
 
-  using Key = std::pair<std::array<int, 17>, std::string>;
-  Key key{{g.ih, g.iw, g.ic, g.oh, g.ow, g.oc, g.kh, g.kw, g.stride_h, g.stride_w, g.pad_top,
-           g.pad_left, g.dilation_h, g.dilation_w, weights.cluster_size,
-           static_cast<int>(weights.scheme), static_cast<int>(isa)},
-          ""};
-  for (const ConvKernel& kernel : kernels) absl::StrAppend(&key.second, kernel.name(), " ");
-  static std::mutex mutex;
-  static auto* const known = new std::map<Key, std::string>();
-  std::lock_guard<std::mutex> lock(mutex);
-  std::string& choice = (*known)[key];
-  if (choice.empty()) {
+  const Key key = KeyOf(g, weights, isa, winograd.tile);
+  std::optional<Kind> choice = Choice(key);
+  // A file of choices may name what does not take the layer.
+  if (choice && std::find(kinds.begin(), kinds.end(), *choice) != kinds.end()) return pack(*choice);
+  std::vector<ConvKernel> kernels;
+  for (Kind kind : kinds) kernels.push_back(pack(kind));
+  // One at a time, so that measurements do not disturb each other.
+  static std::mutex measuring;
+  std::lock_guard<std::mutex> lock(measuring);
+  choice = Choice(key);
+  size_t best = std::find(kinds.begin(), kinds.end(), choice.value_or(kKinds)) - kinds.begin();
+  if (best == kinds.size()) {
     const std::vector<double> seconds = Measure(kernels);
-    choice = kernels[std::min_element(seconds.begin(), seconds.end()) - seconds.begin()].name();
+    best = std::min_element(seconds.begin(), seconds.end()) - seconds.begin();
+    Choices& all = AllChoices();
+    std::lock_guard<std::mutex> all_lock(all.mutex);
+    all.kinds[key] = kinds[best];
   }
-  return std::move(*named(choice));
+  return std::move(kernels[best]);
 }
 
 std::optional<ConvKernel> ConvKernel::MakeIfFaster(const ConvGeometry& g,
                                                    const QuantizedWeights& weights, Isa isa) {
   const double library = LibraryCycles(g);
-  auto winograd = PackWinograd(g, weights, isa);
-  const double winograd_cycles = winograd ? WinogradCycles(*winograd) : library;
-  PackedClusterConv tiles = PackClusterConv(g, weights, isa);
-  const double tiles_cycles = Int8TileCycles(tiles);
-  if (std::min(winograd_cycles, tiles_cycles) >= library) return std::nullopt;
-  if (tiles_cycles < winograd_cycles) return ConvKernel(std::move(tiles));
-  return ConvKernel(std::move(*winograd));
+  const WinogradPlan winograd = PlanWinograd(g, weights, isa);
+  const double winograd_cycles = winograd.tile ? WinogradCycles(g, *winograd.tile) : library;
+  // Tiles never come near half of a library's time.
+  if (winograd_cycles > 0.5 * library) {
+    PackedClusterConv tiles = PackClusterConv(g, weights, isa);
+    const double tiles_cycles = Int8TileCycles(tiles);
+    if (tiles_cycles < std::min(winograd_cycles, library)) return ConvKernel(std::move(tiles));
+  }
+  if (winograd_cycles >= library) return std::nullopt;
+  return ConvKernel(PackWinogradConv(g, winograd.products, *winograd.tile));
+}
+
+std::string KernelChoices() {
+  Choices& all = AllChoices();
+  std::lock_guard<std::mutex> lock(all.mutex);
+  std::string text;
+  for (const auto& [key, kind] : all.kinds)
+    absl::StrAppend(&text, absl::StrJoin(key, " "), " ", kKindNames[kind], "\n");
+  return text;
+}
+
+void AddKernelChoices(absl::string_view text) {
+  Choices& all = AllChoices();
+  std::lock_guard<std::mutex> lock(all.mutex);
+  for (absl::string_view line : absl::StrSplit(text, '\n')) {
+    const std::vector<absl::string_view> words = absl::StrSplit(line, ' ');
+    Key key{};
+    const auto kind = std::find(std::begin(kKindNames), std::end(kKindNames), words.back());
+    bool valid = words.size() == key.size() + 1 && kind != std::end(kKindNames);
+    for (size_t i = 0; valid && i < key.size(); ++i) valid = absl::SimpleAtoi(words[i], &key[i]);
+    if (valid && all.kinds.size() < kMostChoices)
+      all.kinds.emplace(key, static_cast<Kind>(kind - std::begin(kKindNames)));
+  }
 }
 
 const ConvGeometry& ConvKernel::geometry() const {
@@ -237,6 +327,13 @@ int64_t ConvKernel::Units(int batch) const {
   if (const auto* winograd = std::get_if<PackedWinogradConv>(&packed_))
     return WinogradConvTiles(*winograd, batch);
   return int64_t{batch} * geometry().oh * geometry().ow;
+}
+
+int ConvKernel::SharedBlocks() const {
+  // Measured on the 1x1 layers of ResNet-50 (N=64, 64 to 512 inputs): about 500 output channels.
+  if (std::holds_alternative<PackedTableConv>(packed_)) return 512 / kOutputBlock;
+  // Transformed inputs cost a few hundredths of the products of even one block.
+  return 0;
 }
 
 void ConvKernel::Run(const ClusterConvArgs& args, int64_t unit_begin, int64_t unit_end,

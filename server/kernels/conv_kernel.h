@@ -12,6 +12,7 @@
 #include <variant>
 #include <vector>
 
+#include "absl/strings/string_view.h"
 #include "absl/types/span.h"
 #include "server/kernels/cluster_conv.h"
 #include "server/kernels/dispatch.h"
@@ -46,6 +47,10 @@ class ConvKernel {
   // The output pixels of `batch` images form this many units of about equal cost.
   int64_t Units(int batch) const;
 
+  // What every call does for a unit whatever its output channels, as a number of output-channel
+  // blocks that take as long: tables and transformed inputs are made by each call that reads them.
+  int SharedBlocks() const;
+
   // Computes units [unit_begin, unit_end) and output-channel blocks [block_begin, block_end) of
   // OutputBlocks(). Calls on disjoint ranges may run at once.
   void Run(const ClusterConvArgs& args, int64_t unit_begin, int64_t unit_end, int block_begin,
@@ -61,6 +66,13 @@ class ConvKernel {
 
   Packed packed_;
 };
+
+// What has been measured in this process, as lines of text that AddKernelChoices takes: the layer
+// and what was fastest. Valid for this CPU and this version of the kernels. Thread safe.
+std::string KernelChoices();
+// What an earlier process measured: those layers are not measured again. What is no line of
+// KernelChoices is ignored. A wrong choice costs time and changes no result. Thread safe.
+void AddKernelChoices(absl::string_view text);
 
 }  // namespace tern::kernels
 

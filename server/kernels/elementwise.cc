@@ -46,6 +46,11 @@ void MulChannelsU8(Isa isa, const uint8_t* a, int za, const uint8_t* b, int zb, 
   TERN_DISPATCH(isa, MulChannelsU8(a, za, b, zb, m, zy, pixels, channels, dst));
 }
 
+void ScaleChannelsU8(Isa isa, const uint8_t* src, const FloatEpilogue& scale, size_t pixels,
+                     size_t channels, uint8_t* dst) {
+  TERN_DISPATCH(isa, ScaleChannelsU8(src, scale, pixels, channels, dst));
+}
+
 void SumPixelsU8(Isa isa, const uint8_t* src, size_t pixels, size_t channels, int32_t* sums) {
   TERN_DISPATCH(isa, SumPixelsU8(src, pixels, channels, sums));
 }

@@ -37,6 +37,11 @@ void RequantizeU8(Isa isa, const uint8_t* src, float m, float offset, size_t n, 
 void MulChannelsU8(Isa isa, const uint8_t* a, int za, const uint8_t* b, int zb, float m, int zy,
                    size_t pixels, size_t channels, uint8_t* dst);
 
+// For pixels p < pixels: dst[p][c] = clamp(rint(fma(float(src[p][c]), multiplier[c], offset[c])),
+// lo, hi): batch normalisation of codes. `scale` has no residual.
+void ScaleChannelsU8(Isa isa, const uint8_t* src, const FloatEpilogue& scale, size_t pixels,
+                     size_t channels, uint8_t* dst);
+
 // sums[c] = sum over pixels of src[p][c] (NHWC, pixels <= 2^23): global average pooling's
 // numerator.
 void SumPixelsU8(Isa isa, const uint8_t* src, size_t pixels, size_t channels, int32_t* sums);

@@ -162,6 +162,24 @@ void MulChannelsU8(const uint8_t* a, int za, const uint8_t* b, int zb, float m, 
   }
 }
 
+void ScaleChannelsU8(const uint8_t* src, const FloatEpilogue& scale, size_t pixels, size_t channels,
+                     uint8_t* dst) {
+  const __m256 lo = _mm256_set1_ps(scale.lo);
+  const __m256 hi = _mm256_set1_ps(scale.hi);
+  for (size_t p = 0; p < pixels; ++p, src += channels, dst += channels) {
+    size_t c = 0;
+    for (; c + 8 <= channels; c += 8) {
+      const __m256 v = _mm256_fmadd_ps(LoadU8AsF32(src + c), _mm256_loadu_ps(scale.multiplier + c),
+                                       _mm256_loadu_ps(scale.offset + c));
+      StoreU8(ClampAndRound(v, lo, hi), dst + c);
+    }
+    if (c < channels) {
+      const FloatEpilogue tail = {scale.multiplier + c, scale.offset + c, 0.0f, scale.lo, scale.hi};
+      scalar::ScaleChannelsU8(src + c, tail, 1, channels - c, dst + c);
+    }
+  }
+}
+
 void SumPixelsU8(const uint8_t* src, size_t pixels, size_t channels, int32_t* sums) {
   size_t c = 0;
   for (; c + 16 <= channels; c += 16) {

@@ -63,6 +63,17 @@ void MulChannelsU8(const uint8_t* a, int za, const uint8_t* b, int zb, float m, 
   }
 }
 
+void ScaleChannelsU8(const uint8_t* src, const FloatEpilogue& scale, size_t pixels, size_t channels,
+                     uint8_t* dst) {
+  for (size_t p = 0; p < pixels; ++p) {
+    for (size_t c = 0; c < channels; ++c) {
+      const size_t i = p * channels + c;
+      const float v = std::fma(static_cast<float>(src[i]), scale.multiplier[c], scale.offset[c]);
+      dst[i] = RoundAndClamp(v, scale.lo, scale.hi);
+    }
+  }
+}
+
 void SumPixelsU8(const uint8_t* src, size_t pixels, size_t channels, int32_t* sums) {
   std::fill(sums, sums + channels, 0);
   for (size_t p = 0; p < pixels; ++p) {

@@ -48,6 +48,8 @@ struct NarrowSum {
   void RequantizeU8(const uint8_t* src, float m, float offset, size_t n, uint8_t* dst);        \
   void MulChannelsU8(const uint8_t* a, int za, const uint8_t* b, int zb, float m, int zy,      \
                      size_t pixels, size_t channels, uint8_t* dst);                            \
+  void ScaleChannelsU8(const uint8_t* src, const FloatEpilogue& scale, size_t pixels,          \
+                       size_t channels, uint8_t* dst);                                         \
   void SumPixelsU8(const uint8_t* src, size_t pixels, size_t channels, int32_t* sums);         \
   void FinishS32(const int32_t* acc, const uint8_t* residual, const FloatEpilogue& epilogue,   \
                  size_t pixels, size_t channels, uint8_t* dst, float* dst_f32);                \

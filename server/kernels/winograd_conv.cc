@@ -221,12 +221,27 @@ size_t WinogradConvBytes(const ConvGeometry& g, WinogradTile tile) {
   return sizeof(int16_t) * OutputBlocks(g) * Products(KernelsOf(tile)) * g.ic * kOutputBlock;
 }
 
-std::optional<PackedWinogradConv> PackWinogradConv(const ConvGeometry& geometry,
-                                                   absl::Span<const int16_t> weights,
-                                                   WinogradTile tile) {
+bool WinogradConvFits(const ConvGeometry& g, absl::Span<const int16_t> weights, WinogradTile tile) {
+  const Kernels& k = KernelsOf(tile);
+  if (!SumsFit(g, k, weights)) return false;
+  // The largest sums of a row of G's magnitudes are 3 and 7.
+  const int most = (k.rows == 4 ? 7 : 3) * (k.columns == 4 ? 7 : 3);
+  const auto [low, high] = std::minmax_element(weights.begin(), weights.end());
+  if (weights.empty() || std::max(-int{*low}, int{*high}) * most <= INT16_MAX) return true;
+  for (size_t i = 0; i < weights.size(); i += 9) {
+    int32_t transformed[kMaxProducts];
+    TransformWeights(k, weights.data() + i, transformed);
+    for (int p = 0; p < Products(k); ++p) {
+      if (std::abs(transformed[p]) > INT16_MAX) return false;
+    }
+  }
+  return true;
+}
+
+PackedWinogradConv PackWinogradConv(const ConvGeometry& geometry, absl::Span<const int16_t> weights,
+                                    WinogradTile tile) {
   const ConvGeometry& g = geometry;
   const Kernels& k = KernelsOf(tile);
-  if (!SumsFit(g, k, weights)) return std::nullopt;
   PackedWinogradConv conv;
   conv.geometry = geometry;
   conv.tile = tile;
@@ -241,10 +256,7 @@ std::optional<PackedWinogradConv> PackWinogradConv(const ConvGeometry& geometry,
         if (o >= g.oc) break;
         int32_t transformed[kMaxProducts];
         TransformWeights(k, weights.data() + (o * g.ic + c + i % 2) * 9, transformed);
-        for (int p = 0; p < products; ++p) {
-          if (std::abs(transformed[p]) > INT16_MAX) return std::nullopt;
-          pair[p][i] = static_cast<int16_t>(transformed[p]);
-        }
+        for (int p = 0; p < products; ++p) pair[p][i] = static_cast<int16_t>(transformed[p]);
       }
       int16_t* to = conv.weights.as<int16_t>() + (block * products * g.ic + c) * kOutputBlock;
       for (int p = 0; p < products; ++p, to += g.ic * kOutputBlock)
@@ -258,9 +270,8 @@ size_t WinogradConvScratchBytes(const PackedWinogradConv& conv) {
   return Scratch(conv, nullptr).bytes;
 }
 
-int64_t WinogradConvTiles(const PackedWinogradConv& conv, int batch) {
-  const ConvGeometry& g = conv.geometry;
-  const Kernels& k = KernelsOf(conv.tile);
+int64_t WinogradConvTiles(const ConvGeometry& g, WinogradTile tile, int batch) {
+  const Kernels& k = KernelsOf(tile);
   return int64_t{batch} * ((g.oh + k.rows - 1) / k.rows) * ((g.ow + k.columns - 1) / k.columns);
 }
 
@@ -274,12 +285,14 @@ void RunWinogradConv(const PackedWinogradConv& conv, const ClusterConvArgs& args
 
 bool WinogradConvAccepts(const ConvGeometry&, Isa) { return false; }
 size_t WinogradConvBytes(const ConvGeometry&, WinogradTile) { return 0; }
-std::optional<PackedWinogradConv> PackWinogradConv(const ConvGeometry&, absl::Span<const int16_t>,
-                                                   WinogradTile) {
-  return std::nullopt;
+bool WinogradConvFits(const ConvGeometry&, absl::Span<const int16_t>, WinogradTile) {
+  return false;
+}
+PackedWinogradConv PackWinogradConv(const ConvGeometry&, absl::Span<const int16_t>, WinogradTile) {
+  return {};
 }
 size_t WinogradConvScratchBytes(const PackedWinogradConv&) { return 0; }
-int64_t WinogradConvTiles(const PackedWinogradConv&, int) { return 0; }
+int64_t WinogradConvTiles(const ConvGeometry&, WinogradTile, int) { return 0; }
 void RunWinogradConv(const PackedWinogradConv&, const ClusterConvArgs&, int64_t, int64_t, int,
                      int) {}
 

@@ -8,7 +8,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <optional>
 
 #include "absl/types/span.h"
 #include "server/base/aligned_buffer.h"
@@ -41,18 +40,24 @@ inline constexpr size_t kMaxWinogradBytes = 2304 << 10;
 // The bytes that packed weights take.
 size_t WinogradConvBytes(const ConvGeometry& geometry, WinogradTile tile);
 
+// Whether the transformed weights and the sums stay in the range in which they are exact.
 // WinogradConvAccepts() must hold. `weights` are [oc, ic, 3, 3], products of code and cluster
-// scale. Nothing if the transformed weights or the sums could leave the range in which they are
-// exact.
-std::optional<PackedWinogradConv> PackWinogradConv(const ConvGeometry& geometry,
-                                                   absl::Span<const int16_t> weights,
-                                                   WinogradTile tile);
+// scale.
+bool WinogradConvFits(const ConvGeometry& geometry, absl::Span<const int16_t> weights,
+                      WinogradTile tile);
+
+// WinogradConvFits() must hold.
+PackedWinogradConv PackWinogradConv(const ConvGeometry& geometry, absl::Span<const int16_t> weights,
+                                    WinogradTile tile);
 
 // Scratch for one call of RunWinogradConv, any range: ClusterConvArgs::scratch.
 size_t WinogradConvScratchBytes(const PackedWinogradConv& conv);
 
 // The output pixels of `batch` images form this many tiles; their cost is equal.
-int64_t WinogradConvTiles(const PackedWinogradConv& conv, int batch);
+int64_t WinogradConvTiles(const ConvGeometry& geometry, WinogradTile tile, int batch);
+inline int64_t WinogradConvTiles(const PackedWinogradConv& conv, int batch) {
+  return WinogradConvTiles(conv.geometry, conv.tile, batch);
+}
 
 // Computes tiles [tile_begin, tile_end) and output-channel blocks [block_begin, block_end) of
 // OutputBlocks(). Calls on disjoint ranges may run at once; each transforms its input itself, so

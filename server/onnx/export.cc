@@ -294,7 +294,7 @@ class Exporter {
     if (graph_.values[id].constant || missing == 0) return Read(id);
     std::vector<int64_t> target{0};
     target.insert(target.end(), missing, 1);
-    target.insert(target.end(), shape.dims().begin(), shape.dims().end());
+    target.insert(target.end(), shape.extents().begin(), shape.extents().end());
     return Helper("Reshape", node, "align", {Read(id), Ints(node.name + "/aligned", target)},
                   false);
   }

@@ -99,10 +99,10 @@ absl::StatusOr<std::vector<double>> TimeNodes(const Graph& graph,
   constexpr int kRuns = 9;
   for (int run = 0; run < kRuns; ++run) {
     if (IsSet(cancelled)) return Cancelled();
-    std::vector<absl::Duration> times(best.size());
+    engine::RunTimes times;
     TERN_RETURN_IF_ERROR(session.RunProfiled(1, times).status());
     for (size_t i = 0; i < best.size(); ++i)
-      best[i] = std::min(best[i], absl::ToDoubleMilliseconds(times[i]));
+      best[i] = std::min(best[i], absl::ToDoubleMilliseconds(times.layers[i]));
   }
   return best;
 }

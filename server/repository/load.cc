@@ -14,6 +14,10 @@
 namespace tern::repository {
 namespace {
 
+// Of the self-test of a version that served before: all four stored images of a CIFAR network, one
+// per thread of a ResNet-50, whose four would be most of its start.
+constexpr int64_t kReloadMacs = 1'000'000'000;
+
 // How the weights of a graph are stored.
 struct WeightSummary {
   std::string scheme = "fp32";  // the one with the fewest bits
@@ -89,6 +93,7 @@ absl::Status CheckContract(const graph::Graph& graph, const v1::Preprocessing& c
 
 absl::StatusOr<std::shared_ptr<LoadedModel>> LoadVersion(const std::string& model_folder,
                                                          const std::string& version_folder,
+                                                         Origin origin,
                                                          const RepositoryOptions& options) {
   TERN_ASSIGN_OR_RETURN(const VersionFile file,
                         FindVersionFile(version_folder, options.max_file_bytes));
@@ -101,7 +106,7 @@ absl::StatusOr<std::shared_ptr<LoadedModel>> LoadVersion(const std::string& mode
 
   graph::Graph graph;
   if (file.quantized) {
-    auto artifact = artifact::Read(file.path);
+    auto artifact = artifact::Read(file.path, plan_options.load_threads);
     if (!artifact.ok()) return artifact.status();
     loaded->preprocessing = artifact->preprocessing;
     loaded->report = artifact->report;
@@ -109,7 +114,10 @@ absl::StatusOr<std::shared_ptr<LoadedModel>> LoadVersion(const std::string& mode
         Annotate(CheckContract(artifact->graph, loaded->preprocessing), file.path));
     auto plan = engine::Plan::Create(artifact->graph, plan_options);
     if (!plan.ok()) return Annotate(plan.status(), file.path);
-    TERN_RETURN_IF_ERROR(Annotate(SelfTest(*artifact, **plan), file.path));
+    SelfTestOptions self_test;
+    self_test.threads = plan_options.load_threads;
+    if (origin == Origin::kKnown) self_test.most_macs = kReloadMacs;
+    TERN_RETURN_IF_ERROR(Annotate(SelfTest(*artifact, **plan, self_test), file.path));
     loaded->plan = *std::move(plan);
     loaded->labels = std::move(artifact->labels);
     graph = std::move(artifact->graph);

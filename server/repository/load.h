@@ -14,11 +14,16 @@
 
 namespace tern::repository {
 
+// Whether a version is new here, or has served before. A new one runs all of its self-test; one
+// that is loaded again a part: each layer at least once per CPU thread, more where that is cheap.
+enum class Origin { kNew, kKnown };
+
 // Reads config, labels and network, checks that they fit each other, plans, and runs the self-test.
 // The result's identity (model, version, is_default, metric_labels) is the caller's to fill in; its
 // state is kReady. Errors are those of the parts, naming the file. Thread safe.
 absl::StatusOr<std::shared_ptr<LoadedModel>> LoadVersion(const std::string& model_folder,
                                                          const std::string& version_folder,
+                                                         Origin origin,
                                                          const RepositoryOptions& options);
 
 // INVALID_ARGUMENT unless the graph takes [3, h, w] images that `contract` can make.

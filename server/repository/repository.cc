@@ -262,7 +262,7 @@ absl::Status Repository::Impl::Activate(const std::string& name, uint64_t versio
   }
   const absl::Time start = absl::Now();
   absl::StatusOr<std::shared_ptr<LoadedModel>> loaded =
-      LoadVersion(FolderOf(name), FolderOf(name, version), options);
+      LoadVersion(FolderOf(name), FolderOf(name, version), Origin::kKnown, options);
   absl::StatusOr<std::shared_ptr<Servable>> servable = std::shared_ptr<Servable>();
   if (loaded.ok()) servable = Prepare(*loaded, name, version, is_default);
   const absl::Status status = loaded.ok() ? servable.status() : loaded.status();
@@ -500,7 +500,7 @@ absl::StatusOr<VersionInfo> Repository::ImportFile(absl::string_view model, cons
     TERN_ASSIGN_OR_RETURN(TempFolder temp, TempFolder::Create(folder));
     TERN_RETURN_IF_ERROR(WriteFileAtomically(absl::StrCat(temp.path(), "/", file), {bytes}));
     TERN_ASSIGN_OR_RETURN(std::shared_ptr<LoadedModel> loaded,
-                          LoadVersion(folder, temp.path(), impl_->options));
+                          LoadVersion(folder, temp.path(), Origin::kNew, impl_->options));
     TERN_RETURN_IF_ERROR(impl_->CheckFits(name, *loaded));
     const std::string target = impl_->FolderOf(name, version);
     return impl_->Install(std::move(loaded), name, version, std::move(temp), target,
@@ -526,7 +526,7 @@ absl::StatusOr<VersionInfo> Repository::ImportFile(absl::string_view model, cons
   TERN_RETURN_IF_ERROR(MakeFolder(version_folder));
   TERN_RETURN_IF_ERROR(WriteFileAtomically(absl::StrCat(version_folder, "/", file), {bytes}));
   TERN_ASSIGN_OR_RETURN(std::shared_ptr<LoadedModel> loaded,
-                        LoadVersion(temp.path(), version_folder, impl_->options));
+                        LoadVersion(temp.path(), version_folder, Origin::kNew, impl_->options));
   return impl_->Install(std::move(loaded), name, version, std::move(temp), folder, true, false);
 }
 
@@ -550,7 +550,7 @@ absl::StatusOr<VersionInfo> Repository::Publish(absl::string_view model,
   TERN_RETURN_IF_ERROR(artifact::Write(artifact, absl::StrCat(temp.path(), "/", kQuantizedFile)));
   // Loaded from the file, so what is published is what was tested.
   TERN_ASSIGN_OR_RETURN(std::shared_ptr<LoadedModel> loaded,
-                        LoadVersion(folder, temp.path(), impl_->options));
+                        LoadVersion(folder, temp.path(), Origin::kNew, impl_->options));
   TERN_RETURN_IF_ERROR(impl_->CheckFits(name, *loaded));
   const std::string target = impl_->FolderOf(name, version);
   return impl_->Install(std::move(loaded), name, version, std::move(temp), target,

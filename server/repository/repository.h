@@ -16,6 +16,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <string>
 #include <vector>
@@ -167,11 +168,17 @@ class Repository {
 // [a-z0-9][a-z0-9._-]{0,63}. INVALID_ARGUMENT otherwise.
 absl::Status ValidateModelName(absl::string_view name);
 
-// Runs the artifact's stored inputs through `plan`: every top-1 must match and no logit may differ
+// Runs the artifact's stored inputs through `plan`, one at a time: every top-1 must match and no logit may differ
 // by more than 5 % of the largest stored magnitude (oneDNN's int8 layers may round one code
 // differently between CPUs; Tern's own kernels do not). DATA_LOSS with the figures otherwise. OK if
 // nothing is stored.
-absl::Status SelfTest(const artifact::Artifact& artifact, const engine::Plan& plan);
+struct SelfTestOptions {
+  int threads = 1;  // sessions of one thread side by side
+  // Images beyond this much work are left out, but every thread runs one.
+  int64_t most_macs = std::numeric_limits<int64_t>::max();
+};
+absl::Status SelfTest(const artifact::Artifact& artifact, const engine::Plan& plan,
+                      const SelfTestOptions& options = {});
 
 }  // namespace tern::repository
 

@@ -1,5 +1,9 @@
 #include "server/rpc/profiler_service.h"
 
+#include <algorithm>
+#include <map>
+#include <string>
+
 #include "absl/strings/str_cat.h"
 #include "server/base/status_macros.h"
 #include "server/rpc/request_timer.h"
@@ -81,24 +85,48 @@ absl::Status ProfilerService::DoProfile(const v1::ProfileRequest& request,
                           ? cpu_threads_
                           : static_cast<int>(std::min<uint32_t>(request.threads(), 1 << 20));
   const int runs = request.runs() == 0 ? 20 : static_cast<int>(request.runs());
-  TERN_ASSIGN_OR_RETURN(const std::vector<absl::Duration> times,
-                        serving::ProfileLayers(model->plan, batch, threads, runs));
+  TERN_ASSIGN_OR_RETURN(const engine::RunTimes times,
+                        serving::ProfileRuns(model->plan, batch, threads, runs));
+  const double total = absl::ToDoubleSeconds(times.total);
+  const auto share = [&](double seconds) { return total > 0 ? seconds / total : 0; };
+  std::map<std::string, double> work;  // seconds by kind
+  double rest = total;
   const std::vector<engine::LayerInfo>& layers = model->plan->layers();
-  absl::Duration total;
-  for (absl::Duration time : times) total += time;
   for (size_t i = 0; i < layers.size(); ++i) {
-    const double seconds = absl::ToDoubleSeconds(times[i]);
+    const double seconds = absl::ToDoubleSeconds(times.layers[i]);
     v1::LayerTime* layer = response->add_layers();
     layer->set_name(layers[i].name);
     layer->set_op(layers[i].op);
     layer->set_scheme(layers[i].scheme);
     layer->set_implementation(layers[i].implementation);
     layer->set_ms(seconds * 1e3);
-    layer->set_share(total > absl::ZeroDuration() ? seconds / absl::ToDoubleSeconds(total) : 0);
+    layer->set_share(share(seconds));
     if (seconds > 0)
       layer->set_gmacs_per_second(static_cast<double>(layers[i].macs) * batch / seconds * 1e-9);
+    work[layers[i].op] += seconds;
+    rest -= seconds;
   }
-  response->set_total_ms(absl::ToDoubleMilliseconds(total));
+  for (int c = 0; c < engine::kConversions; ++c) {
+    const double seconds = absl::ToDoubleSeconds(times.conversions[c]);
+    if (seconds > 0) work[engine::Name(static_cast<engine::Conversion>(c))] = seconds;
+    rest -= seconds;
+  }
+  work["between steps"] = std::max(rest, 0.0);
+  double inside = 0;
+  for (const auto& [kind, seconds] : work) {
+    if (kind == graph::Name(graph::OpType::kConv) ||
+        kind == graph::Name(graph::OpType::kFullyConnected)) {
+      inside += seconds;
+    }
+    v1::WorkTime* row = response->add_work();
+    row->set_kind(kind);
+    row->set_ms(seconds * 1e3);
+    row->set_share(share(seconds));
+  }
+  std::stable_sort(response->mutable_work()->begin(), response->mutable_work()->end(),
+                   [](const v1::WorkTime& a, const v1::WorkTime& b) { return a.ms() > b.ms(); });
+  response->set_total_ms(total * 1e3);
+  response->set_outside_share(share(total - inside));
   return absl::OkStatus();
 }
 

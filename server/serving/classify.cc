@@ -44,12 +44,12 @@ absl::StatusOr<std::shared_ptr<repository::Servable>> ModelRunner::Create(
     sessions.push_back(std::move(session));
   }
   return std::shared_ptr<repository::Servable>(
-      new ModelRunner(std::move(model), options, batching, std::move(sessions)));
+      new ModelRunner(std::move(model), options, batching, std::move(sessions), threads));
 }
 
 ModelRunner::ModelRunner(std::shared_ptr<const repository::LoadedModel> model,
                          const RunnerOptions& options, const scheduler::BatcherOptions& batching,
-                         std::vector<engine::Session> sessions)
+                         std::vector<engine::Session> sessions, int threads)
     : model_(std::move(model)),
       metrics_(options.metrics),
       clock_(options.clock),
@@ -72,9 +72,25 @@ ModelRunner::ModelRunner(std::shared_ptr<const repository::LoadedModel> model,
   };
   callbacks.depth = [this](int n) { metrics_->QueueDepth(model_->metric_labels, n); };
   batcher_ = std::make_unique<scheduler::Batcher<ClassifyTask>>(batching, std::move(callbacks));
+  warming_ = std::thread([this, threads, most = batching.max_batch] { Warm(threads, most); });
 }
 
-ModelRunner::~ModelRunner() { Drain(); }
+ModelRunner::~ModelRunner() {
+  stop_warming_ = true;
+  Drain();
+  warming_.join();
+}
+
+void ModelRunner::Warm(int threads, int max_batch) {
+  absl::StatusOr<engine::Session> session = model_->plan->NewSession(threads);
+  absl::Status status = session.status();
+  for (int batch = 2; batch <= max_batch && status.ok() && !stop_warming_; ++batch)
+    status = session->Prepare(batch);
+  if (!status.ok()) {
+    TERN_LOG_WARN("{}: first batches will be slow, warming failed: {}", model_->info.model,
+                  status.ToString());
+  }
+}
 
 void ModelRunner::Drain() { batcher_->Drain(); }
 
@@ -94,15 +110,15 @@ void ModelRunner::Run(int instance, std::vector<scheduler::Queued<ClassifyTask>>
                 per_image * sizeof(float));
   }
   const bool profiled = profile_every_ > 0 && batches_[instance]++ % profile_every_ == 0;
-  std::vector<absl::Duration> layers(profiled ? model_->plan->layers().size() : 0);
+  engine::RunTimes times;
   const absl::StatusOr<absl::Span<const float>> logits =
-      profiled ? session.RunProfiled(images, layers) : session.Run(images);
+      profiled ? session.RunProfiled(images, times) : session.Run(images);
   const absl::Time end = clock_->Now();
   const absl::Duration inference = end - start;
   metrics_->Batch(model_->metric_labels, images);
   metrics_->StageTime(metrics::Stage::kInference, model_->metric_labels, inference);
-  for (size_t l = 0; l < layers.size(); ++l) {
-    metrics_->LayerTime(model_->metric_labels, model_->plan->layers()[l].name, layers[l]);
+  for (size_t l = 0; l < times.layers.size(); ++l) {
+    metrics_->LayerTime(model_->metric_labels, model_->plan->layers()[l].name, times.layers[l]);
   }
   const int64_t classes = model_->plan->classes();
   for (int i = 0; i < images; ++i) {

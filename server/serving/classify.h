@@ -11,6 +11,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -84,7 +85,11 @@ class ModelRunner final : public repository::Servable {
 
  private:
   ModelRunner(std::shared_ptr<const repository::LoadedModel> model, const RunnerOptions& options,
-              const scheduler::BatcherOptions& batching, std::vector<engine::Session> sessions);
+              const scheduler::BatcherOptions& batching, std::vector<engine::Session> sessions,
+              int threads);
+  // Makes oneDNN's kernels for every batch size while the sessions, which have those for one image,
+  // serve already: they find them in oneDNN's cache instead of making them during a request.
+  void Warm(int threads, int max_batch);
   void Run(int instance, std::vector<scheduler::Queued<ClassifyTask>> batch);
 
   const std::shared_ptr<const repository::LoadedModel> model_;
@@ -94,7 +99,9 @@ class ModelRunner final : public repository::Servable {
   const int profile_every_;
   std::vector<engine::Session> sessions_;
   std::vector<int64_t> batches_;                               // run so far, per instance
-  std::unique_ptr<scheduler::Batcher<ClassifyTask>> batcher_;  // last: its threads use the rest
+  std::unique_ptr<scheduler::Batcher<ClassifyTask>> batcher_;  // its threads use the rest
+  std::atomic<bool> stop_warming_{false};
+  std::thread warming_;
 };
 
 struct ClassifierOptions {

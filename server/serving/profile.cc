@@ -83,8 +83,8 @@ absl::StatusOr<BenchmarkResult> Benchmark(const std::shared_ptr<const engine::Pl
   return result;
 }
 
-absl::StatusOr<std::vector<absl::Duration>> ProfileLayers(
-    const std::shared_ptr<const engine::Plan>& plan, int batch, int threads, int runs) {
+absl::StatusOr<engine::RunTimes> ProfileRuns(const std::shared_ptr<const engine::Plan>& plan,
+                                             int batch, int threads, int runs) {
   if (batch < 1 || batch > plan->max_batch() || runs < 1 || threads < 1 || threads > 256) {
     return absl::InvalidArgumentError(absl::StrCat("batch ", batch, " (1..", plan->max_batch(),
                                                    "), threads ", threads, " (1..256), runs ", runs,
@@ -93,19 +93,25 @@ absl::StatusOr<std::vector<absl::Duration>> ProfileLayers(
   TERN_ASSIGN_OR_RETURN(engine::Session session, plan->NewSession(threads));
   FillRandom(session.input());
   TERN_RETURN_IF_ERROR(session.Run(batch).status());
-  const size_t layers = plan->layers().size();
-  std::vector<std::vector<absl::Duration>> samples(layers);
-  for (int r = 0; r < runs; ++r) {
-    std::vector<absl::Duration> times(layers, absl::ZeroDuration());
-    TERN_RETURN_IF_ERROR(session.RunProfiled(batch, times).status());
-    for (size_t l = 0; l < layers; ++l) samples[l].push_back(times[l]);
+  std::vector<engine::RunTimes> samples(runs);
+  for (engine::RunTimes& sample : samples)
+    TERN_RETURN_IF_ERROR(session.RunProfiled(batch, sample).status());
+  std::sort(samples.begin(), samples.end(),
+            [](const auto& a, const auto& b) { return a.total < b.total; });
+  const size_t first = samples.size() / 4, last = samples.size() - first;
+  engine::RunTimes mean;
+  mean.layers.resize(plan->layers().size());
+  for (size_t r = first; r < last; ++r) {
+    mean.total += samples[r].total;
+    for (size_t l = 0; l < mean.layers.size(); ++l) mean.layers[l] += samples[r].layers[l];
+    for (int c = 0; c < engine::kConversions; ++c)
+      mean.conversions[c] += samples[r].conversions[c];
   }
-  std::vector<absl::Duration> medians;
-  for (std::vector<absl::Duration>& layer : samples) {
-    std::nth_element(layer.begin(), layer.begin() + layer.size() / 2, layer.end());
-    medians.push_back(layer[layer.size() / 2]);
-  }
-  return medians;
+  const int64_t count = static_cast<int64_t>(last - first);
+  mean.total /= count;
+  for (absl::Duration& time : mean.layers) time /= count;
+  for (absl::Duration& time : mean.conversions) time /= count;
+  return mean;
 }
 
 }  // namespace tern::serving

@@ -32,9 +32,11 @@ struct BenchmarkResult {
 absl::StatusOr<BenchmarkResult> Benchmark(const std::shared_ptr<const engine::Plan>& plan,
                                           const BenchmarkOptions& options);
 
-// Median wall time of each layer over `runs` runs, in plan order.
-absl::StatusOr<std::vector<absl::Duration>> ProfileLayers(
-    const std::shared_ptr<const engine::Plan>& plan, int batch, int threads, int runs);
+// Where the time of a run goes: the means over the middle half of `runs` runs by total time, so
+// that the rows add up to the total as those of one run do. INVALID_ARGUMENT for options out of
+// range.
+absl::StatusOr<engine::RunTimes> ProfileRuns(const std::shared_ptr<const engine::Plan>& plan,
+                                             int batch, int threads, int runs);
 
 // The q-quantile (0..1) of `sorted` by the nearest-rank method; 0 if empty.
 double Quantile(const std::vector<double>& sorted, double q);

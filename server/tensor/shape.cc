@@ -14,11 +14,7 @@ int64_t Shape::elements() const {
 std::string Shape::ToString() const { return absl::StrCat("[", absl::StrJoin(dims_, ","), "]"); }
 
 Shape Shape::WithBatch(int64_t n) const {
-  std::vector<int64_t> dims;
-  dims.reserve(dims_.size() + 1);
-  dims.push_back(n);
-  dims.insert(dims.end(), dims_.begin(), dims_.end());
-  return Shape(std::move(dims));
+  return Shape(dims_.Behind(n));
 }
 
 }  // namespace tern

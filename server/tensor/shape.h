@@ -6,7 +6,11 @@
 #include <cstdint>
 #include <initializer_list>
 #include <string>
+#include <utility>
 #include <vector>
+
+#include "absl/types/span.h"
+#include "server/tensor/extents.h"
 
 namespace tern {
 
@@ -15,12 +19,14 @@ class Shape {
  public:
   Shape() = default;
   Shape(std::initializer_list<int64_t> dims) : dims_(dims) {}
-  explicit Shape(std::vector<int64_t> dims) : dims_(std::move(dims)) {}
+  explicit Shape(absl::Span<const int64_t> dims) : dims_(dims) {}
+  explicit Shape(Extents dims) : dims_(std::move(dims)) {}
 
   int rank() const { return static_cast<int>(dims_.size()); }
   int64_t operator[](int i) const { return dims_[i]; }
   int64_t& operator[](int i) { return dims_[i]; }
-  const std::vector<int64_t>& dims() const { return dims_; }
+  const Extents& extents() const { return dims_; }
+  std::vector<int64_t> dims() const { return {dims_.begin(), dims_.end()}; }
   // Product of the extents; 1 for rank 0.
   int64_t elements() const;
   // "[64,3,7,7]"
@@ -32,7 +38,7 @@ class Shape {
   friend bool operator!=(const Shape& a, const Shape& b) { return !(a == b); }
 
  private:
-  std::vector<int64_t> dims_;
+  Extents dims_;
 };
 
 }  // namespace tern

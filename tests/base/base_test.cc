@@ -56,6 +56,38 @@ TEST(ThreadPoolTest, WorkMaySubmitWork) {
   EXPECT_EQ(result.get_future().get(), 7);
 }
 
+TEST(ParallelForTest, CallsEveryIndexOnceWhateverTheTeam) {
+  for (int threads : {0, 1, 2, 7}) {
+    for (size_t n : {0, 1, 5, 1000}) {
+      std::vector<std::atomic<int>> calls(n);
+      ParallelFor(threads, n, [&](size_t i) { ++calls[i]; });
+      for (size_t i = 0; i < n; ++i) EXPECT_EQ(calls[i], 1) << i << " of " << n;
+    }
+  }
+}
+
+TEST(ParallelForTest, ThrowsWhatAThreadThrewAfterTheRestIsDone) {
+  for (int threads : {1, 3}) {
+    std::atomic<int> calls{0};
+    EXPECT_THROW(ParallelFor(threads, 10,
+                             [&](size_t i) {
+                               ++calls;
+                               if (i == 3) throw std::bad_alloc();
+                             }),
+                 std::bad_alloc);
+    EXPECT_EQ(calls, 10);
+  }
+}
+
+TEST(ParallelForTest, ThreadsWorkAtTheSameTime) {
+  std::atomic<int> here{0};
+  ParallelFor(2, 2, [&](size_t) {
+    ++here;
+    while (here < 2) std::this_thread::yield();  // ends only if both are here
+  });
+  EXPECT_EQ(here, 2);
+}
+
 TEST(ThreadPoolTest, NamesAreCutToWhatTheKernelKeeps) {
   ThreadPool pool(1, "a-name-that-is-much-too-long");
   std::promise<std::string> name;

@@ -17,10 +17,9 @@
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
-#include <fstream>
 #include <iostream>
-#include <iterator>
 #include <map>
+#include <optional>
 #include <random>
 #include <string>
 #include <vector>
@@ -28,6 +27,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "absl/strings/str_split.h"
 #include "nlohmann/json.hpp"
 #include "server/artifact/artifact.h"
@@ -36,7 +36,7 @@
 #include "server/graph/fixed_point.h"
 #include "server/graph/passes.h"
 #include "server/onnx/import.h"
-#include "tests/engine/quantize_graph.h"
+#include "tests/bench/networks.h"
 
 namespace tern::engine {
 namespace {
@@ -52,24 +52,6 @@ struct Flags {
   bool expand = false;
   bool serve = false;
 };
-
-[[noreturn]] void Fail(const std::string& message) {
-  std::fprintf(stderr, "engine_bench: %s\n", message.c_str());
-  std::exit(2);
-}
-
-template <typename T>
-T Check(absl::StatusOr<T> result) {
-  if (!result.ok()) Fail(result.status().ToString());
-  return *std::move(result);
-}
-
-int Number(const std::string& text) {
-  int value = 0;
-  if (!absl::SimpleAtoi(text, &value) || value < 1)
-    Fail(absl::StrCat("not a positive number: ", text));
-  return value;
-}
 
 Flags Parse(int argc, char** argv) {
   Flags flags;
@@ -112,55 +94,12 @@ Flags Parse(int argc, char** argv) {
   return flags;
 }
 
-// Ranges of every value on one random image.
-testing::Ranges Measure(const graph::Graph& graph) {
-  std::vector<Tensor> values(graph.values.size());
-  Tensor input(DType::kF32, graph.shape(graph.input).WithBatch(1));
-  std::mt19937 random(1);
-  std::normal_distribution<float> normal;
-  for (float& v : input.data<float>()) v = normal(random);
-  for (size_t id = 0; id < values.size(); ++id) {
-    values[id] = graph.values[id].constant ? *graph.values[id].constant : Tensor(DType::kF32, {1});
-  }
-  values[graph.input] = std::move(input);
-  for (const graph::Node& node : graph.nodes) {
-    std::vector<const Tensor*> inputs;
-    for (graph::ValueId id : node.inputs) inputs.push_back(&values[id]);
-    values[node.output] = Check(RunFloatNode(graph, node, inputs, 1));
-  }
-  return testing::RangesOf(values);
-}
-
-graph::Graph InScheme(const graph::Graph& graph, const testing::Ranges& ranges,
-                      const std::string& name) {
-  if (name == "float") return graph;
-  if (absl::EndsWith(name, ".tern")) return Check(artifact::Read(name)).graph;
-  testing::QuantizeOptions options;
-  options.first_and_last_int8 = true;
-  const std::vector<std::string> parts = absl::StrSplit(name, ':');
-  const std::map<std::string, WeightScheme> schemes{{"int8", WeightScheme::kInt8},
-                                                    {"ternary", WeightScheme::kTernaryCluster},
-                                                    {"int4", WeightScheme::kInt4Cluster}};
-  const auto scheme = schemes.find(parts[0]);
-  if (scheme == schemes.end()) Fail(absl::StrCat("unknown scheme ", name));
-  options.scheme = scheme->second;
-  const bool fixed_point = parts.back() == "dfp8";
-  const bool numbered = IsClustered(options.scheme) && parts.size() > (fixed_point ? 2 : 1);
-  options.cluster_size = numbered ? Number(parts[1]) : 4;
-  graph::Graph result = testing::QuantizeGraph(graph, ranges, options);
-  if (!fixed_point) return result;
-  if (const absl::Status status = graph::RoundToFixedPoint(result); !status.ok()) {
-    Fail(status.ToString());
-  }
-  return result;
-}
-
 struct Contender {
   std::string name;
   std::shared_ptr<const Plan> plan;
   Session session;
-  std::vector<double> milliseconds;    // per image
-  std::vector<absl::Duration> layers;  // the least of all rounds
+  std::vector<double> milliseconds;  // per image
+  std::optional<RunTimes> least;     // of all rounds, each part by itself
 };
 
 // Minima of single layers hardly feel a busy machine; their sum is what the network takes on a
@@ -169,23 +108,37 @@ void PrintLayers(const std::vector<Contender>& contenders, int batch) {
   std::printf("\n%-44s %9s", "layer, us per image", "MMAC");
   for (const Contender& c : contenders) std::printf(" %36s", c.name.c_str());
   std::printf("\n");
-  for (size_t i = 0; i < contenders[0].layers.size(); ++i) {
+  for (size_t i = 0; i < contenders[0].least->layers.size(); ++i) {
     const LayerInfo& first = contenders[0].plan->layers()[i];
     std::printf("%-44.44s %9.2f", absl::StrCat(first.op, " ", first.name).c_str(),
                 first.macs / 1e6);
     for (const Contender& c : contenders) {
-      std::printf(" %9.1f %-26.26s", absl::ToDoubleMicroseconds(c.layers[i]) / batch,
+      std::printf(" %9.1f %-26.26s", absl::ToDoubleMicroseconds(c.least->layers[i]) / batch,
                   c.plan->layers()[i].implementation.c_str());
     }
     std::printf("\n");
   }
+  for (int i = 0; i < kConversions; ++i) {
+    std::printf("%-54s", Name(static_cast<Conversion>(i)).c_str());
+    for (const Contender& c : contenders) {
+      std::printf(" %9.1f %-26s", absl::ToDoubleMicroseconds(c.least->conversions[i]) / batch, "");
+    }
+    std::printf("\n");
+  }
+  std::string outside = absl::StrFormat("%-54s", "outside Conv and FullyConnected");
   std::printf("%-54s", "sum of minima, ms per image");
   for (const Contender& c : contenders) {
-    absl::Duration sum;
-    for (const absl::Duration time : c.layers) sum += time;
+    absl::Duration sum, inside;
+    for (size_t i = 0; i < c.least->layers.size(); ++i) {
+      sum += c.least->layers[i];
+      if (c.plan->layers()[i].macs > 0) inside += c.least->layers[i];
+    }
+    for (const absl::Duration time : c.least->conversions) sum += time;
     std::printf(" %9.3f %-26s", absl::ToDoubleMilliseconds(sum) / batch, "");
+    absl::StrAppendFormat(&outside, " %8.1f%% %-26s", 100 * (1 - absl::FDivDuration(inside, sum)),
+                          "");
   }
-  std::printf("\n");
+  std::printf("\n%s\n", outside.c_str());
 }
 
 std::vector<Contender> MakeContenders(const Flags& flags, const graph::Graph& graph,
@@ -209,10 +162,10 @@ std::vector<Contender> MakeContenders(const Flags& flags, const graph::Graph& gr
 }
 
 // Milliseconds per image of one run; of each layer too where `layers` is given.
-double Time(Contender& contender, int batch, std::vector<absl::Duration>* layers) {
+double Time(Contender& contender, int batch, RunTimes* times) {
   const auto begin = std::chrono::steady_clock::now();
-  const absl::Status status = layers != nullptr
-                                  ? contender.session.RunProfiled(batch, *layers).status()
+  const absl::Status status = times != nullptr
+                                  ? contender.session.RunProfiled(batch, *times).status()
                                   : contender.session.Run(batch).status();
   const std::chrono::duration<double, std::milli> time = std::chrono::steady_clock::now() - begin;
   if (!status.ok()) Fail(status.ToString());
@@ -251,10 +204,7 @@ int Main(int argc, char** argv) {
   const Flags flags = Parse(argc, argv);
   const kernels::Isa isa = Check(kernels::SelectIsa(flags.isa));
   if (const absl::Status status = CapOneDnnIsa(isa); !status.ok()) Fail(status.ToString());
-  std::ifstream file(flags.onnx, std::ios::binary);
-  if (!file) Fail(absl::StrCat("cannot open ", flags.onnx));
-  graph::Graph graph = Check(onnx::Import(std::string(std::istreambuf_iterator<char>(file), {})));
-  graph::Optimize(graph);
+  const graph::Graph graph = ReadNetwork(flags.onnx);
   const testing::Ranges ranges = Measure(graph);
   if (flags.serve) {
     const int batch = flags.batches[0];
@@ -267,12 +217,15 @@ int Main(int argc, char** argv) {
     std::vector<Contender> contenders = MakeContenders(flags, graph, ranges, isa, batch);
     for (int round = -1; round < flags.rounds; ++round) {
       for (Contender& c : contenders) {
-        std::vector<absl::Duration> layers;
-        const double milliseconds = Time(c, batch, flags.layers ? &layers : nullptr);
+        RunTimes times;
+        const double milliseconds = Time(c, batch, flags.layers ? &times : nullptr);
         if (round < 0) continue;
         c.milliseconds.push_back(milliseconds);
-        if (c.layers.empty()) c.layers = layers;
-        for (size_t i = 0; i < layers.size(); ++i) c.layers[i] = std::min(c.layers[i], layers[i]);
+        if (!c.least) c.least = times;
+        for (size_t i = 0; i < times.layers.size(); ++i)
+          c.least->layers[i] = std::min(c.least->layers[i], times.layers[i]);
+        for (int i = 0; i < kConversions; ++i)
+          c.least->conversions[i] = std::min(c.least->conversions[i], times.conversions[i]);
       }
     }
     std::printf("\nbatch %d\n%-14s %10s %10s %12s %12s %12s %12s\n", batch, "scheme", "min ms",

@@ -154,9 +154,8 @@ Kernel Winograd(const ConvGeometry& g, const QuantizedWeights& weights, Isa) {
   const std::vector<int16_t> products = Products(g, weights);
   for (WinogradTile tile : {WinogradTile::k4x4, WinogradTile::k2x4, WinogradTile::k2x2}) {
     if (WinogradConvBytes(g, tile) > kMaxWinogradBytes) continue;
-    auto packed = PackWinogradConv(g, products, tile);
-    if (!packed) continue;
-    auto conv = std::make_shared<PackedWinogradConv>(*std::move(packed));
+    if (!WinogradConvFits(g, products, tile)) continue;
+    auto conv = std::make_shared<PackedWinogradConv>(PackWinogradConv(g, products, tile));
     return {WinogradConvScratchBytes(*conv), conv->bytes(), [conv](const ClusterConvArgs& args) {
               RunWinogradConv(*conv, args, 0, WinogradConvTiles(*conv, args.batch), 0,
                               OutputBlocks(conv->geometry));

@@ -418,7 +418,12 @@ class Profiler : public v1::Profiler::Service {
     layer->set_ms(0.25);
     layer->set_share(1);
     layer->set_gmacs_per_second(9.4);
+    v1::WorkTime* work = response->add_work();
+    work->set_kind("reorder");
+    work->set_ms(0.0625);
+    work->set_share(0.25);
     response->set_total_ms(0.25);
+    response->set_outside_share(0.25);
     return Status::OK;
   }
 };

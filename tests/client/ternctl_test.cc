@@ -534,7 +534,11 @@ TEST_F(TernctlTest, BenchOfTheEngineAndProfilePrintTheirKeys) {
   const Output profile = Run("profile --model demo --version 2");
   EXPECT_EQ(profile.code, 0) << profile.err;
   EXPECT_THAT(profile.out, HasSubstr("cluster_avx2"));
-  EXPECT_EQ(Run("profile --model demo --json").Json()["layers"][0]["ms"], 0.25);
+  EXPECT_THAT(profile.out, HasSubstr("outside convolutions and fully connected layers: 25"));
+  const json profiled = Run("profile --model demo --json").Json();
+  EXPECT_EQ(profiled["layers"][0]["ms"], 0.25);
+  EXPECT_EQ(profiled["work"][0]["kind"], "reorder");
+  EXPECT_EQ(profiled["outside_share"], 0.25);
 }
 
 TEST_F(TernctlTest, ImportSendsContractLabelsAndBytes) {

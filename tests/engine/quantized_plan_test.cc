@@ -107,6 +107,29 @@ TEST_P(QuantizedZooTest, Int8NetworksStayBesideTheReference) {
   }
 }
 
+TEST(ProfiledRunTest, CountsWhatLiesBetweenOperatorsApart) {
+  GraphBuilder b({8, 12, 12});
+  const ValueId x = b.Conv(b.input(), 16, 3, Strided(1, 1), kReluRange);
+  const Graph graph = b.Finish(b.Conv(x, 16, 1));
+  auto plan = Plan::Create(Quantized(graph, {}), {});
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  auto session = (*plan)->NewSession(1);
+  ASSERT_TRUE(session.ok()) << session.status();
+  RunTimes times;
+  for (int run = 0; run < 2; ++run) {  // the second starts from nothing, too
+    ASSERT_TRUE(session->RunProfiled(2, times).ok());
+    ASSERT_EQ(times.layers.size(), 2u);
+    absl::Duration parts;
+    for (absl::Duration time : times.layers) {
+      EXPECT_GT(time, absl::ZeroDuration());
+      parts += time;
+    }
+    for (absl::Duration time : times.conversions) parts += time;
+    EXPECT_GT(times.conversions[static_cast<int>(Conversion::kQuantize)], absl::ZeroDuration());
+    EXPECT_LE(parts, times.total);
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Zoo, QuantizedZooTest, ::testing::ValuesIn(Zoo()),
                          [](const auto& info) { return info.param.name; });
 

@@ -176,6 +176,30 @@ TEST_P(ElementwiseTest, MultipliesEachChannelByItsFactor) {
   }
 }
 
+TEST_P(ElementwiseTest, ScalesEveryChannelByItself) {
+  std::mt19937 random(8);
+  for (Guard guard : kGuards) {
+    for (size_t channels : {1, 7, 8, 9, 24, 33}) {
+      for (size_t pixels : {0, 1, 5}) {
+        const std::vector<uint8_t> codes = RandomCodes(pixels * channels, 6);
+        std::vector<float> multiplier(channels), offset(channels);
+        for (float& m : multiplier) m = static_cast<float>(random() % 4001) / 1000.0f - 2.0f;
+        // Halves: the results hit ties, which go to even.
+        for (float& o : offset) o = static_cast<float>(random() % 600) / 2.0f - 20.0f;
+        const FloatEpilogue scale{multiplier.data(), offset.data(), 0.0f, 3.0f, 250.0f};
+        GuardedBuffer<uint8_t> data(codes, guard);  // in place
+        ScaleChannelsU8(GetParam(), data.data(), scale, pixels, channels, data.data());
+        for (size_t i = 0; i < codes.size(); ++i) {
+          const size_t c = i % channels;
+          ASSERT_EQ(data.data()[i], ToU8(std::fma(float(codes[i]), multiplier[c], offset[c]), 3.0f,
+                                         250.0f));
+        }
+        ASSERT_TRUE(data.SlackIsUntouched());
+      }
+    }
+  }
+}
+
 TEST_P(ElementwiseTest, SumsPixelsPerChannel) {
   for (Guard guard : kGuards) {
     for (size_t channels : {1, 3, 15, 16, 17, 40}) {

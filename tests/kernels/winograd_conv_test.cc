@@ -41,14 +41,15 @@ std::vector<int16_t> Products(const Problem& p) {
 void Check(const Problem& p) {
   ASSERT_TRUE(WinogradConvAccepts(p.g, Isa::kAvx2));
   for (WinogradTile tile : kTiles) {
-    const auto conv = PackWinogradConv(p.g, Products(p), tile);
-    if (!conv && p.weights.scheme == WeightScheme::kInt4Cluster && tile != WinogradTile::k2x2)
+    const bool fits = WinogradConvFits(p.g, Products(p), tile);
+    if (!fits && p.weights.scheme == WeightScheme::kInt4Cluster && tile != WinogradTile::k2x2)
       continue;  // random codes times random scales are larger than those of real layers
-    ASSERT_TRUE(conv.has_value());
-    EXPECT_EQ(conv->bytes(), WinogradConvBytes(p.g, tile));
+    ASSERT_TRUE(fits);
+    const PackedWinogradConv conv = PackWinogradConv(p.g, Products(p), tile);
+    EXPECT_EQ(conv.bytes(), WinogradConvBytes(p.g, tile));
     SCOPED_TRACE(static_cast<int>(tile));
-    CompareWithDefinition(p, WinogradConvScratchBytes(*conv), [&](const ClusterConvArgs& args) {
-      RunWinogradConv(*conv, args, 0, WinogradConvTiles(*conv, p.batch), 0, OutputBlocks(p.g));
+    CompareWithDefinition(p, WinogradConvScratchBytes(conv), [&](const ClusterConvArgs& args) {
+      RunWinogradConv(conv, args, 0, WinogradConvTiles(conv, p.batch), 0, OutputBlocks(p.g));
     });
     if (::testing::Test::HasFatalFailure()) return;
   }
@@ -116,8 +117,7 @@ TEST_P(WinogradConvTest, ExtremeSumsAreExact) {
 TEST_P(WinogradConvTest, RefusesWeightsWhoseSumsItCannotHold) {
   const ConvGeometry g = Square(8, 512, 16);
   const auto packs = [&](int16_t weight, WinogradTile tile) {
-    return PackWinogradConv(g, std::vector<int16_t>(size_t{512} * 16 * 9, weight), tile)
-        .has_value();
+    return WinogradConvFits(g, std::vector<int16_t>(size_t{512} * 16 * 9, weight), tile);
   };
   // 255 * 512 * 9 * w must stay below 2^25, 2^27 and 2^29.
   EXPECT_TRUE(packs(28, WinogradTile::k4x4));
@@ -130,9 +130,9 @@ TEST_P(WinogradConvTest, RefusesWeightsWhoseSumsItCannotHold) {
   const ConvGeometry few = Square(8, 16, 1);
   std::vector<int16_t> weights(size_t{16} * 9, 0);
   for (int i = 0; i < 9; ++i) weights[i] = 668;
-  EXPECT_TRUE(PackWinogradConv(few, weights, WinogradTile::k4x4).has_value());
+  EXPECT_TRUE(WinogradConvFits(few, weights, WinogradTile::k4x4));
   for (int i = 0; i < 9; ++i) weights[i] = 669;
-  EXPECT_FALSE(PackWinogradConv(few, weights, WinogradTile::k4x4).has_value());
+  EXPECT_FALSE(WinogradConvFits(few, weights, WinogradTile::k4x4));
 }
 
 TEST_P(WinogradConvTest, TheLargestSumsThatItTakesAreExact) {
@@ -142,17 +142,17 @@ TEST_P(WinogradConvTest, TheLargestSumsThatItTakesAreExact) {
     for (int sign : {1, -1}) {
       const int16_t weight = static_cast<int16_t>(sign * largest[static_cast<int>(tile)]);
       const ConvGeometry g = Square(5, 512, 16, {0, 0, 0, 0});
-      const auto conv =
-          PackWinogradConv(g, std::vector<int16_t>(size_t{512} * 16 * 9, weight), tile);
-      ASSERT_TRUE(conv.has_value());
+      const std::vector<int16_t> weights(size_t{512} * 16 * 9, weight);
+      ASSERT_TRUE(WinogradConvFits(g, weights, tile));
+      const PackedWinogradConv conv = PackWinogradConv(g, weights, tile);
       const std::vector<uint8_t> src(size_t{25} * 512, 255);
       std::vector<int32_t> sums(size_t{9} * 16, 77);
-      AlignedBuffer scratch(WinogradConvScratchBytes(*conv));
+      AlignedBuffer scratch(WinogradConvScratchBytes(conv));
       ClusterConvArgs args;
       args.src = src.data();
       args.dst_s32 = sums.data();
       args.scratch = scratch.data();
-      RunWinogradConv(*conv, args, 0, WinogradConvTiles(*conv, 1), 0, 1);
+      RunWinogradConv(conv, args, 0, WinogradConvTiles(conv, 1), 0, 1);
       EXPECT_EQ(sums, std::vector<int32_t>(sums.size(), 255 * 512 * 9 * weight));
     }
   }
@@ -166,18 +166,17 @@ TEST_P(WinogradConvTest, DisjointRangesMayRunAtOnceAndCoverEverything) {
         p, kSums, ClusterConvScratchBytes(reference), [&](const ClusterConvArgs& args) {
           RunClusterConv(reference, args, 0, 3 * 14 * 14, 0, OutputBlocks(p.g));
         });
-    const auto conv = PackWinogradConv(p.g, Products(p), tile);
-    ASSERT_TRUE(conv.has_value());
-    const int64_t tiles = WinogradConvTiles(*conv, p.batch);
+    const PackedWinogradConv conv = PackWinogradConv(p.g, Products(p), tile);
+    const int64_t tiles = WinogradConvTiles(conv, p.batch);
     const auto got = Result<int32_t>(p, kSums, 0, [&](const ClusterConvArgs& args) {
       std::vector<std::thread> threads;
       for (int part = 0; part < 8; ++part) {
         threads.emplace_back([&, part] {
-          AlignedBuffer scratch(WinogradConvScratchBytes(*conv));
+          AlignedBuffer scratch(WinogradConvScratchBytes(conv));
           ClusterConvArgs own = args;
           own.scratch = scratch.data();
           const int t = part % 4, half = part / 4;
-          RunWinogradConv(*conv, own, tiles * t / 4, tiles * (t + 1) / 4, 2 * half,
+          RunWinogradConv(conv, own, tiles * t / 4, tiles * (t + 1) / 4, 2 * half,
                           half == 0 ? 2 : 5);
         });
       }

@@ -2,6 +2,8 @@
 
 #include <grpcpp/grpcpp.h>
 
+#include <set>
+#include <string>
 #include <thread>
 
 #include "tern/v1/classifier.grpc.pb.h"
@@ -454,6 +456,19 @@ TEST_F(ServerTest, BenchmarkAndProfileAnswer) {
   v1::ProfileResponse layers;
   ASSERT_TRUE(profiler_->Profile(&third, profile, &layers).ok());
   EXPECT_GT(layers.layers_size(), 0);
+  EXPECT_GT(layers.total_ms(), 0);
+  double sum = 0, weighted = 0, shares = 0;
+  std::set<std::string> kinds;
+  for (const v1::WorkTime& work : layers.work()) {
+    sum += work.ms();
+    shares += work.share();
+    if (work.kind() == "Conv" || work.kind() == "FullyConnected") weighted += work.share();
+    EXPECT_TRUE(kinds.insert(work.kind()).second) << work.kind();
+  }
+  EXPECT_NEAR(sum, layers.total_ms(), 1e-6 * layers.total_ms());
+  EXPECT_NEAR(shares, 1, 1e-6);
+  EXPECT_NEAR(layers.outside_share(), 1 - weighted, 1e-6);
+  EXPECT_EQ(kinds.count("between steps"), 1u);
 }
 
 TEST_F(ServerTest, ATakenPortIsToldByNumber) {

@@ -153,10 +153,24 @@ TEST_F(EvaluatorTest, BenchmarkAndProfileRefuseOptionsOutOfRange) {
   options.batch = 1;
   options.threads = 0;
   EXPECT_EQ(Benchmark(plan, options).status().code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_EQ(ProfileLayers(plan, 1, 1, 0).status().code(), absl::StatusCode::kInvalidArgument);
-  const auto times = ProfileLayers(plan, 2, 1, 3);
-  ASSERT_TRUE(times.ok());
-  EXPECT_EQ(times->size(), plan->layers().size());
+  EXPECT_EQ(ProfileRuns(plan, 1, 1, 0).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(ProfileRuns(plan, 1, 0, 3).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(ProfileRuns(plan, plan->max_batch() + 1, 1, 3).status().code(),
+            absl::StatusCode::kInvalidArgument);
+}
+
+TEST_F(EvaluatorTest, AProfileHasEveryLayerAndItsPartsFitIntoTheTotal) {
+  const auto plan = (*repository_->Find("tiny", 0))->plan;
+  for (int runs : {1, 2, 9}) {
+    const auto times = ProfileRuns(plan, 2, 1, runs);
+    ASSERT_TRUE(times.ok());
+    ASSERT_EQ(times->layers.size(), plan->layers().size());
+    absl::Duration parts;
+    for (absl::Duration time : times->layers) parts += time;
+    for (absl::Duration time : times->conversions) parts += time;
+    EXPECT_GT(parts, absl::ZeroDuration());
+    EXPECT_LE(parts, times->total);
+  }
 }
 
 TEST_F(EvaluatorTest, BenchmarkStopsWhenCancelled) {
