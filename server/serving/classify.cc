@@ -49,7 +49,7 @@ absl::StatusOr<std::shared_ptr<repository::Servable>> ModelRunner::Create(
 
 ModelRunner::ModelRunner(std::shared_ptr<const repository::LoadedModel> model,
                          const RunnerOptions& options, const scheduler::BatcherOptions& batching,
-                         std::vector<engine::Session> sessions)
+                         std::vector<engine::Session> sessions, int threads)
     : model_(std::move(model)),
       metrics_(options.metrics),
       clock_(options.clock),
