@@ -67,8 +67,8 @@ namespace {
 using namespace testing;  // NOLINT(build/namespaces): the builder's vocabulary
 
 // Per executed primitive: oneDNN 2.6 needs up to 8 blocks for the arguments, the context and its
-// nested primitives, none of them large.
-constexpr double kPerPrimitive = 12, kBytesPerPrimitive = 4096;
+// nested primitives; those that multiply by blocks also take a buffer of some KiB.
+constexpr double kPerPrimitive = 12, kBytesPerPrimitive = 16384;
 
 struct Count {
   double allocations = 0, bytes = 0;  // per run
@@ -85,10 +85,10 @@ Count CountRuns(Session& session, int batch) {
           static_cast<double>(g_bytes - bytes) / kRuns};
 }
 
-// The number of oneDNN primitives that a plan's layers execute, at most: each layer's own, and a
-// reorder before and behind it.
+// The number of oneDNN primitives that a plan's layers execute, at most: each layer's own, a
+// reorder before and behind it, and one at the end.
 double Primitives(const Plan& plan) {
-  double count = 0;
+  double count = 1;  // the result in the graph's own order
   for (const LayerInfo& layer : plan.layers())
     count += layer.implementation.find("onednn") != std::string::npos ? 3 : 0;
   return count;
@@ -154,7 +154,7 @@ TEST(AllocationOfOwnKernelsTest, IsZero) {
       QuantizeGraph(graph, Ranges(graph.values.size(), {-1.0f, 1.0f}), options), plan_options);
   ASSERT_TRUE(plan.ok()) << plan.status();
   EXPECT_GT(g_allocations, before + 100);
-  ASSERT_EQ(Primitives(**plan), 0);
+  ASSERT_EQ(Primitives(**plan), 1);  // the last, which a vector does not need
   for (int threads : {1, 2}) {
     auto session = (*plan)->NewSession(threads);
     ASSERT_TRUE(session.ok()) << session.status();

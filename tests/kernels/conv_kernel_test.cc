@@ -1,12 +1,17 @@
 // Whichever kernel is chosen, the sums are those of the scalar definition.
 #include "server/kernels/conv_kernel.h"
 
+#include <algorithm>
+#include <cstdio>
 #include <random>
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "gtest/gtest.h"
 #include "server/base/aligned_buffer.h"
+#include "server/base/file.h"
+#include "server/kernels/choices_file.h"
 #include "server/tensor/cluster.h"
 #include "tests/kernels/isa_test.h"
 
@@ -126,6 +131,46 @@ TEST_P(ConvKernelTest, TakesInt8LayersWhereItExpectsToBeFaster) {
   // poorly.
   EXPECT_EQ(made(Square(1, 64, 48, 3), 127), "none");
   EXPECT_EQ(made(Square(14, 3, 48, 3), 20), "none");
+}
+
+TEST(KernelChoicesTest, AddedLinesDecideAndOthersAreIgnored) {
+  const Isa isa = std::min(DetectIsa(), Isa::kAvx2);
+  if (isa == Isa::kScalar) GTEST_SKIP() << "tables need AVX2";
+  // Two layers that nothing else here has, one line for each, by the format that KernelChoices has.
+  for (const char* choice : {"tables", "tiles"}) {
+    const int size = choice == std::string("tables") ? 18 : 20;
+    const ConvGeometry g = Square(size, 64, 128, 1);
+    const std::string layer = absl::StrCat(
+        g.ih, " ", g.iw, " ", g.ic, " ", g.oh, " ", g.ow, " ", g.oc, " ", g.kh, " ", g.kw, " ",
+        g.stride_h, " ", g.stride_w, " ", g.pad_top, " ", g.pad_left, " ", g.dilation_h, " ",
+        g.dilation_w, " 64 1 ", static_cast<int>(isa), " -1 ", choice, "\n");
+    AddKernelChoices(absl::StrCat("\n", layer, "1 2 3 tables\n", "x", layer, layer, "nonsense"));
+    EXPECT_NE(KernelChoices().find(layer), std::string::npos);
+    EXPECT_EQ(KernelChoices().find("nonsense"), std::string::npos);
+    const std::string name =
+        ConvKernel::Make(g, RandomWeights(g, WeightScheme::kTernaryCluster, 64), isa).name();
+    EXPECT_EQ(name == "sum-tables-avx2", choice == std::string("tables")) << name;
+  }
+}
+
+TEST(KernelChoicesTest, TheFileIsRefusedWhenDamagedOrOfAnotherVersion) {
+  const std::string path = ::testing::TempDir() + "/tern-kernel-choices";
+  std::remove(path.c_str());
+  EXPECT_EQ(ReadChoices(path, "1.0").code(), absl::StatusCode::kNotFound);
+  ASSERT_TRUE(WriteChoices(path, "1.0").ok());
+  EXPECT_TRUE(ReadChoices(path, "1.0").ok());
+  EXPECT_EQ(ReadChoices(path, "1.1").code(), absl::StatusCode::kFailedPrecondition);
+  const std::string whole = *ReadFile(path);
+  for (size_t i = 0; i < whole.size(); i += 7) {
+    std::string damaged = whole;
+    damaged[i] ^= 1;
+    ASSERT_TRUE(WriteFileAtomically(path, {damaged}).ok());
+    EXPECT_EQ(ReadChoices(path, "1.0").code(), absl::StatusCode::kDataLoss) << i;
+  }
+  for (size_t bytes : {size_t{0}, size_t{5}, whole.size() - 1}) {
+    ASSERT_TRUE(WriteFileAtomically(path, {whole.substr(0, bytes)}).ok());
+    EXPECT_EQ(ReadChoices(path, "1.0").code(), absl::StatusCode::kDataLoss) << bytes;
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Isas, ConvKernelTest, kAllIsas, IsaSuffix);
