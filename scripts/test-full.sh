@@ -8,6 +8,12 @@ fixtures=$build/fixtures
 python=/usr/bin/python3  # Debian's: the one that sees Debian's torch
 mkdir -p "$fixtures"
 
+# What waits for the network and for unpacking goes beside what computes.
+background=()
+"$source/tests/emulation/setup.sh" "$fixtures/emulation" & background+=($!)
+if [ -z "${TERN_ORT_PYTHON:-}" ]; then
+  "$source/tests/interop/onnxruntime/make_venv.sh" "$fixtures/onnxruntime" & background+=($!)
+fi
 if [ ! -e "$fixtures/torch/.done" ]; then
   echo "exporting torchvision's architectures with random weights (a few minutes)"
   "$python" "$source/tests/interop/torch/export_torchvision.py" "$fixtures/torch"
@@ -31,18 +37,19 @@ if [ -n "${TERN_SHARED_DATA:-}" ] && [ -z "${TERN_CIFAR_DIR:-}" ] && [ -e "$TERN
   fi
   export TERN_CIFAR_DIR=$fixtures/cifar
 fi
+if wait "${background[0]}"; then
+  export TERN_EMULATION=$fixtures/emulation
+else
+  echo "no kernel for the emulated CPU: its test is skipped"
+fi
 if [ -z "${TERN_ORT_PYTHON:-}" ]; then
   # Its own environment: onnxruntime is not in Debian. The test skips, and says so, without one.
-  if "$source/tests/interop/onnxruntime/make_venv.sh" "$fixtures/onnxruntime"; then
+  if wait "${background[1]}"; then
     export TERN_ORT_PYTHON=$fixtures/onnxruntime/bin/python
   else
     echo "onnxruntime cannot be installed from PyPI: its tests are skipped"
   fi
 fi
-if "$source/tests/emulation/setup.sh" "$fixtures/emulation"; then
-  export TERN_EMULATION=$fixtures/emulation
-else
-  echo "no kernel for the emulated CPU: its test is skipped"
-fi
 export TERN_TORCH_FIXTURES=$fixtures/torch TERN_PARITY_FIXTURES=$fixtures/parity
-ctest --test-dir "$build" --output-on-failure -L full
+# The emulated CPU takes the longest and one core: it starts first, and the others run beside it.
+ctest --test-dir "$build" --output-on-failure -j "$(nproc)" -L full
