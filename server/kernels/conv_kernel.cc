@@ -186,7 +186,6 @@ std::vector<double> ConvKernel::Measure(absl::Span<const ConvKernel> kernels) {
   AlignedBuffer src(static_cast<size_t>(g.ih) * g.iw * g.ic);
   AlignedBuffer dst(static_cast<size_t>(g.oh) * g.ow * g.oc);
   AlignedBuffer scratch(scratch_bytes);
-  std::memset(src.data(), 1, src.size_bytes());
   const std::vector<float> constants(g.oc, 1.0f);
   AlignedBuffer evicting(kEvictedBytes);
   ClusterConvArgs args;
@@ -211,6 +210,10 @@ std::vector<double> ConvKernel::Measure(absl::Span<const ConvKernel> kernels) {
         return CpuSeconds() - begin;
       };
       std::memset(evicting.data(), round, evicting.size_bytes());
+      // What the layer before has left near.
+      std::memset(src.data(), 1, src.size_bytes());
+      std::memset(dst.data(), 0, dst.size_bytes());
+      std::memset(scratch.data(), 0, scratch.size_bytes());
       // The first units fetch the weights, the others find them near.
       const double first = run();
       const double others = run() * static_cast<double>(all - some) / static_cast<double>(some);
