@@ -111,6 +111,7 @@ Json ToJson(const v1::Preprocessing& contract) {
   json["scale"] = contract.scale();
   json["mean"] = std::vector<float>(contract.mean().begin(), contract.mean().end());
   json["std"] = std::vector<float>(contract.std().begin(), contract.std().end());
+  json["jpeg_scaling"] = contract.jpeg_scaling();
   return json;
 }
 

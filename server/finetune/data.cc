@@ -178,7 +178,7 @@ Batch Loader::Load(absl::Span<const int64_t> indices, int64_t epoch) const {
       const image::Limits limits;
       TERN_ASSIGN_OR_RETURN(const std::string bytes, ReadFile(image.path, limits.max_bytes));
       TERN_ASSIGN_OR_RETURN(const image::Image decoded,
-                            image::Decode(bytes, limits, !contract_.ignore_exif_orientation()));
+                            image::Decode(bytes, limits, contract_, height_, width_));
       return image::Preprocess(decoded, contract_, height_, width_, absl::MakeSpan(plain));
     };
     const absl::Status status = prepare();

@@ -28,7 +28,15 @@ inline constexpr int64_t kMaxSide = 65535;
 // exceeds limits.max_pixels.
 absl::Status CheckSize(int64_t width, int64_t height, const Limits& limits);
 
-absl::StatusOr<Decoded> DecodeJpeg(absl::string_view bytes, const Limits& limits);
+// What is to be made of the pixels.
+struct Purpose {
+  const v1::Preprocessing& contract;
+  int height, width;  // of the network's input
+};
+
+// At the size stored, or reduced as `purpose` allows if that is not null.
+absl::StatusOr<Decoded> DecodeJpeg(absl::string_view bytes, const Limits& limits,
+                                   const Purpose* purpose);
 absl::StatusOr<Decoded> DecodePng(absl::string_view bytes, const Limits& limits);
 absl::StatusOr<Decoded> DecodeWebp(absl::string_view bytes, const Limits& limits);
 absl::StatusOr<Decoded> DecodeBmp(absl::string_view bytes, const Limits& limits);

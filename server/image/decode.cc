@@ -14,8 +14,9 @@ bool StartsWith(absl::string_view bytes, absl::string_view prefix) {
   return bytes.substr(0, prefix.size()) == prefix;
 }
 
-absl::StatusOr<Decoded> DecodeAny(absl::string_view bytes, const Limits& limits) {
-  if (StartsWith(bytes, "\xff\xd8\xff")) return DecodeJpeg(bytes, limits);
+absl::StatusOr<Decoded> DecodeAny(absl::string_view bytes, const Limits& limits,
+                                  const Purpose* purpose) {
+  if (StartsWith(bytes, "\xff\xd8\xff")) return DecodeJpeg(bytes, limits, purpose);
   if (StartsWith(bytes, "\x89PNG\r\n\x1a\n")) return DecodePng(bytes, limits);
   if (StartsWith(bytes, "RIFF") && bytes.size() >= 12 && bytes.substr(8, 4) == "WEBP") {
     return DecodeWebp(bytes, limits);
@@ -24,6 +25,18 @@ absl::StatusOr<Decoded> DecodeAny(absl::string_view bytes, const Limits& limits)
   return absl::InvalidArgumentError(absl::StrCat("unknown image format: starts with \"",
                                                  absl::CHexEscape(bytes.substr(0, 8)),
                                                  "\"; want JPEG, PNG, WebP or BMP"));
+}
+
+absl::StatusOr<Image> DecodeFor(absl::string_view bytes, const Limits& limits,
+                                bool apply_exif_orientation, const Purpose* purpose) {
+  if (bytes.empty()) return absl::InvalidArgumentError("image is empty (0 bytes)");
+  if (bytes.size() > limits.max_bytes) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("image has ", bytes.size(), " bytes, the limit is ", limits.max_bytes));
+  }
+  TERN_ASSIGN_OR_RETURN(Decoded decoded, DecodeAny(bytes, limits, purpose));
+  if (!apply_exif_orientation) return std::move(decoded.image);
+  return ApplyOrientation(std::move(decoded.image), decoded.orientation);
 }
 
 }  // namespace
@@ -52,6 +65,9 @@ Image ApplyOrientation(Image image, int orientation) {
   Image out;
   out.width = swap ? h : w;
   out.height = swap ? w : h;
+  out.reduction = image.reduction;
+  out.full_width = swap ? image.full_height : image.full_width;
+  out.full_height = swap ? image.full_width : image.full_height;
   out.pixels.resize(image.pixels.size());
   // The pixel at (0, 0) of the output, and how the source moves with output columns and rows.
   const ptrdiff_t column = 3;
@@ -92,14 +108,14 @@ Image ApplyOrientation(Image image, int orientation) {
 
 absl::StatusOr<Image> Decode(absl::string_view bytes, const Limits& limits,
                              bool apply_exif_orientation) {
-  if (bytes.empty()) return absl::InvalidArgumentError("image is empty (0 bytes)");
-  if (bytes.size() > limits.max_bytes) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("image has ", bytes.size(), " bytes, the limit is ", limits.max_bytes));
-  }
-  TERN_ASSIGN_OR_RETURN(Decoded decoded, DecodeAny(bytes, limits));
-  if (!apply_exif_orientation) return std::move(decoded.image);
-  return ApplyOrientation(std::move(decoded.image), decoded.orientation);
+  return DecodeFor(bytes, limits, apply_exif_orientation, nullptr);
+}
+
+absl::StatusOr<Image> Decode(absl::string_view bytes, const Limits& limits,
+                             const v1::Preprocessing& contract, int height, int width) {
+  const Purpose purpose{contract, height, width};
+  return DecodeFor(bytes, limits, !contract.ignore_exif_orientation(),
+                   contract.jpeg_scaling() ? &purpose : nullptr);
 }
 
 }  // namespace tern::image

@@ -24,6 +24,12 @@ struct Image {
   int width = 0;
   int height = 0;
   std::vector<uint8_t> pixels;  // [height, width, 3], RGB
+  // Where jpeg_scaling reduced the picture: a pixel stands for reduction x reduction of those of a
+  // picture of full_width x full_height (the last column and row for fewer). Preprocess goes by
+  // these, so that rounding width and height up moves nothing. 1, 0, 0 where it did not.
+  int reduction = 1;
+  int full_width = 0;
+  int full_height = 0;
 };
 
 // Decodes JPEG, PNG, WebP or BMP (recognised by magic bytes) to RGB, orientation as
@@ -34,6 +40,12 @@ struct Image {
 // safe.
 absl::StatusOr<Image> Decode(absl::string_view bytes, const Limits& limits,
                              bool apply_exif_orientation);
+
+// The same as `contract` says for an input of 3 x height x width: orientation, and with
+// jpeg_scaling a JPEG at reduced size. `limits` count the whole picture's pixels in any case.
+// Whoever decodes for a model uses this one.
+absl::StatusOr<Image> Decode(absl::string_view bytes, const Limits& limits,
+                             const v1::Preprocessing& contract, int height, int width);
 
 // INVALID_ARGUMENT naming the field if the contract is not one that Preprocess can follow for an
 // input of 3 x height x width.

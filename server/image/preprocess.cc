@@ -54,6 +54,14 @@ absl::Status CheckVector(const google::protobuf::RepeatedField<float>& values,
 
 }  // namespace
 
+Size ResizedSize(const Preprocessing& contract, Size image, Size input) {
+  if (contract.resize() == Preprocessing::EXACT) return input;
+  if (contract.resize() != Preprocessing::SHORTER_SIDE) return image;
+  const int64_t side = contract.resize_size();
+  if (image.width <= image.height) return {side, side * image.height / image.width};
+  return {side * image.width / image.height, side};
+}
+
 absl::Status ValidatePreprocessing(const Preprocessing& contract, int height, int width) {
   if (height < 1 || width < 1 || height > kMaxInput || width > kMaxInput) {
     return absl::InvalidArgumentError(absl::StrCat("network input: got ", height, "x", width,
@@ -89,6 +97,10 @@ absl::Status ValidatePreprocessing(const Preprocessing& contract, int height, in
       return absl::InvalidArgumentError(absl::StrCat("preprocessing.resize: unknown value ",
                                                      static_cast<int>(contract.resize())));
   }
+  if (contract.jpeg_scaling() && contract.resize() == Preprocessing::NONE) {
+    return absl::InvalidArgumentError(
+        "preprocessing.jpeg_scaling: got true with resize NONE, want a resize step");
+  }
   if (!std::isfinite(contract.scale())) {
     return absl::InvalidArgumentError(
         absl::StrCat("preprocessing.scale: got ", contract.scale(), ", want a finite number"));
@@ -110,21 +122,9 @@ absl::Status Preprocess(const Image& image, const Preprocessing& contract, int h
                                                    " with ", image.pixels.size(),
                                                    " bytes of pixels"));
   }
-  int64_t resized_width = image.width;
-  int64_t resized_height = image.height;
-  if (contract.resize() == Preprocessing::EXACT) {
-    resized_width = width;
-    resized_height = height;
-  } else if (contract.resize() == Preprocessing::SHORTER_SIDE) {
-    const int64_t side = contract.resize_size();
-    if (image.width <= image.height) {
-      resized_width = side;
-      resized_height = side * image.height / image.width;
-    } else {
-      resized_width = side * image.width / image.height;
-      resized_height = side;
-    }
-  }
+  const Size full = image.reduction > 1 ? Size{image.full_width, image.full_height}
+                                        : Size{image.width, image.height};
+  const auto [resized_width, resized_height] = ResizedSize(contract, full, {width, height});
   Crop columns{0, 0, width};
   Crop rows{0, 0, height};
   if (contract.center_crop()) {
@@ -132,7 +132,7 @@ absl::Status Preprocess(const Image& image, const Preprocessing& contract, int h
     rows = CenterCrop(resized_height, height);
   } else if (resized_width != width || resized_height != height) {
     return absl::InvalidArgumentError(
-        absl::StrCat("image of ", image.width, "x", image.height, " (width x height)",
+        absl::StrCat("image of ", full.width, "x", full.height, " (width x height)",
                      contract.resize() == Preprocessing::NONE
                          ? std::string(" is not resized")
                          : absl::StrCat(" becomes ", resized_width, "x", resized_height),

@@ -38,8 +38,10 @@ double Cubic(double x) {
   return 0.0;
 }
 
-Taps MakeTaps(int in_size, int64_t out_size, int64_t first, int count, Kernel kernel) {
-  const double scale = static_cast<double>(in_size) / static_cast<double>(out_size);
+// `extent` is what the whole output covers of the `in_size` inputs: all, or the last only in part.
+Taps MakeTaps(int in_size, double extent, int64_t out_size, int64_t first, int count,
+              Kernel kernel) {
+  const double scale = extent / static_cast<double>(out_size);
   const double widening = std::max(scale, 1.0);
   const double support = (kernel == Kernel::kTriangle ? 1.0 : 2.0) * widening;
   Taps taps;
@@ -141,6 +143,11 @@ Image Cut(const uint8_t* pixels, size_t row_bytes, const Window& window) {
   return out;
 }
 
+// How many pixels of a side the picture covers.
+double Extent(int side, int full_side, int reduction) {
+  return reduction > 1 ? static_cast<double>(full_side) / reduction : side;
+}
+
 }  // namespace
 
 Image ResizeAntialiased(const Image& image, int64_t width, int64_t height, const Window& window,
@@ -153,7 +160,9 @@ Image ResizeAntialiased(const Image& image, int64_t width, int64_t height, const
   const bool horizontal = width != image.width;
   const bool vertical = height != image.height;
   Taps columns;
-  if (horizontal) columns = MakeTaps(image.width, width, window.x, window.width, kernel);
+  if (horizontal)
+    columns = MakeTaps(image.width, Extent(image.width, image.full_width, image.reduction), width,
+                       window.x, window.width, kernel);
 
   Image out;
   out.width = window.width;
@@ -177,7 +186,8 @@ Image ResizeAntialiased(const Image& image, int64_t width, int64_t height, const
   // Each input row goes through the horizontal pass once and is added at once to the output rows
   // that want it: a very tall image needs no very tall intermediate. Both ends of the ranges rise
   // with y.
-  const Taps rows = MakeTaps(image.height, height, window.y, window.height, kernel);
+  const Taps rows = MakeTaps(image.height, Extent(image.height, image.full_height, image.reduction),
+                             height, window.y, window.height, kernel);
   std::vector<uint8_t> row(out_bytes);
   std::vector<int32_t> sums(out_bytes * window.height, kHalf);
   int first = 0;  // the first output row that is not complete

@@ -213,14 +213,15 @@ void Classifier::Prepare(std::shared_ptr<ModelRunner> runner, uint64_t version, 
     metrics_->Rejected("cancelled");
     return task.done(absl::CancelledError("cancelled before decoding"));
   }
-  absl::StatusOr<image::Image> decoded = image::Decode(
-      task.input.image, options_.limits, !model.preprocessing.ignore_exif_orientation());
+  const Shape& shape = model.plan->input_shape();
+  absl::StatusOr<image::Image> decoded =
+      image::Decode(task.input.image, options_.limits, model.preprocessing,
+                    static_cast<int>(shape[1]), static_cast<int>(shape[2]));
   if (!decoded.ok()) {
     metrics_->Rejected(absl::IsResourceExhausted(decoded.status()) ? "too_large" : "bad_image");
     return task.done(Annotate(decoded.status(), "image"));
   }
   const absl::Time mid = clock_->Now();
-  const Shape& shape = model.plan->input_shape();
   task.pixels.resize(shape.elements());
   const absl::Status status =
       image::Preprocess(*decoded, model.preprocessing, static_cast<int>(shape[1]),

@@ -29,8 +29,8 @@ uint64_t ImagesWanted(uint64_t images, double half_width, double wanted) {
 absl::StatusOr<std::vector<float>> PrepareSample(const Sample& sample,
                                                  const v1::Preprocessing& preprocessing,
                                                  const Shape& shape, const image::Limits& limits) {
-  absl::StatusOr<image::Image> decoded =
-      image::Decode(sample.image, limits, !preprocessing.ignore_exif_orientation());
+  absl::StatusOr<image::Image> decoded = image::Decode(
+      sample.image, limits, preprocessing, static_cast<int>(shape[1]), static_cast<int>(shape[2]));
   const std::string context = sample.name.empty() ? "image" : absl::StrCat("image ", sample.name);
   if (!decoded.ok()) return Annotate(decoded.status(), context);
   std::vector<float> pixels(shape.elements());

@@ -199,6 +199,7 @@ Artifact EveryOperator(uint32_t seed) {
   artifact.preprocessing.set_resize(v1::Preprocessing::SHORTER_SIDE);
   artifact.preprocessing.set_resize_size(size);
   artifact.preprocessing.add_mean(0.5f);
+  artifact.preprocessing.set_jpeg_scaling(true);
   artifact.labels = {"cat", "K\xc3\xa4se", ""};
   artifact.report.set_source_model("source");
   artifact.report.add_layers()->set_name("Conv_0");

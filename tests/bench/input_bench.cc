@@ -2,10 +2,10 @@
 //
 //   input_bench [--benchmark_filter=...] [--benchmark_repetitions=...]
 //
-// The picture is 500 x 375, smooth with some texture, quality 90, 4:2:0 as cameras write it;
-// preprocessing is that of the named contract `imagenet` (shorter side 256, centre crop 224).
+// The picture is 500 x 375 (BM_LargePhoto: 4000 x 3000), smooth with some texture, quality 90,
+// 4:2:0 as cameras write it; preprocessing is that of the named contract `imagenet` (shorter side
+// 256, centre crop 224), for the large picture also with jpeg_scaling.
 #include <benchmark/benchmark.h>
-#include <turbojpeg.h>
 
 #include <cmath>
 #include <cstdlib>
@@ -15,18 +15,19 @@
 
 #include "server/base/allocator.h"
 #include "server/image/image.h"
+#include "tests/image/encode_jpeg.h"
 
 namespace tern::image {
 namespace {
 
 constexpr int kWidth = 500, kHeight = 375, kSide = 224;
 
-std::string Picture() {
+std::string Picture(int width = kWidth, int height = kHeight) {
   std::mt19937 random(1);
-  std::vector<uint8_t> pixels(size_t{kWidth} * kHeight * 3);
+  std::vector<uint8_t> pixels(static_cast<size_t>(width) * height * 3);
   size_t i = 0;
-  for (int y = 0; y < kHeight; ++y) {
-    for (int x = 0; x < kWidth; ++x) {
+  for (int y = 0; y < height; ++y) {
+    for (int x = 0; x < width; ++x) {
       for (int c = 0; c < 3; ++c) {
         const double wave = std::sin(x * 0.03 * (c + 1)) + std::cos(y * 0.05 + c) +
                             0.3 * std::sin(x * 0.9) * std::sin(y * 0.7);
@@ -34,17 +35,7 @@ std::string Picture() {
       }
     }
   }
-  unsigned char* jpeg = nullptr;
-  unsigned long size = 0;
-  const tjhandle handle = tjInitCompress();
-  if (tjCompress2(handle, pixels.data(), kWidth, 0, kHeight, TJPF_RGB, &jpeg, &size, TJSAMP_420, 90,
-                  0) != 0) {
-    std::abort();
-  }
-  std::string result(reinterpret_cast<char*>(jpeg), size);
-  tjFree(jpeg);
-  tjDestroy(handle);
-  return result;
+  return testing::EncodeJpeg(pixels, width, height, 90);
 }
 
 void BM_Decode(benchmark::State& state) {
@@ -76,6 +67,20 @@ void BM_DecodeAndPreprocess(benchmark::State& state) {
   }
 }
 BENCHMARK(BM_DecodeAndPreprocess)->Unit(benchmark::kMillisecond);
+
+void BM_LargePhoto(benchmark::State& state) {
+  const std::string jpeg = Picture(4000, 3000);
+  v1::Preprocessing contract = *NamedPreprocessing("imagenet");
+  contract.set_jpeg_scaling(state.range(0) != 0);
+  std::vector<float> input(size_t{kSide} * kSide * 3);
+  for (auto _ : state) {
+    const Image image = *Decode(jpeg, Limits(), contract, kSide, kSide);
+    if (!Preprocess(image, contract, kSide, kSide, absl::MakeSpan(input)).ok()) std::abort();
+    benchmark::DoNotOptimize(input.data());
+  }
+  state.counters["bytes"] = static_cast<double>(jpeg.size());
+}
+BENCHMARK(BM_LargePhoto)->ArgName("jpeg_scaling")->Arg(0)->Arg(1)->Unit(benchmark::kMillisecond);
 
 }  // namespace
 }  // namespace tern::image

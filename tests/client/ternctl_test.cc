@@ -552,9 +552,19 @@ TEST_F(TernctlTest, ImportSendsContractLabelsAndBytes) {
   EXPECT_EQ(seen.imported_bytes, "onnx bytes");
   EXPECT_EQ(seen.import.preprocessing().resize_size(), 32u);
   EXPECT_THAT(seen.import.labels(), testing::ElementsAre("cat", "dog"));
+  EXPECT_FALSE(seen.import.preprocessing().jpeg_scaling());
   const Output unknown = Run("import --name demo --onnx net.onnx --preprocess imagnet");
   EXPECT_EQ(unknown.code, 1);
   EXPECT_THAT(unknown.err, HasSubstr("NOT_FOUND: preprocessing 'imagnet'"));
+}
+
+TEST_F(TernctlTest, ImportAllowsJpegScalingOnRequest) {
+  folder_.Write("net.onnx", "onnx bytes");
+  const Output output =
+      Run("import --name demo --onnx net.onnx --preprocess imagenet --jpeg-scaling");
+  EXPECT_EQ(output.code, 0) << output.err;
+  EXPECT_TRUE(fake_.seen().import.preprocessing().jpeg_scaling());
+  EXPECT_EQ(fake_.seen().import.preprocessing().resize_size(), 256u);
 }
 
 TEST_F(TernctlTest, ImportOfAnArtifactSendsItsBytesAndNoContract) {
@@ -570,6 +580,7 @@ TEST_F(TernctlTest, ImportOfAnArtifactSendsItsBytesAndNoContract) {
   folder_.Write("net.onnx", "onnx bytes");
   EXPECT_EQ(Run("import --name demo --artifact net.tern --onnx net.onnx").code, 2);
   EXPECT_EQ(Run("import --name demo --artifact net.tern --preprocess cifar10").code, 2);
+  EXPECT_EQ(Run("import --name demo --artifact net.tern --jpeg-scaling").code, 2);
   EXPECT_EQ(Run("import --name demo --onnx net.onnx").code, 2);
   EXPECT_EQ(Run("import --name demo").code, 2);
 }

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <set>
 
+#include "tests/image/encode_jpeg.h"
 #include "tests/repository/folder_fixture.h"
 #include "tests/serving/tiny_model.h"
 
@@ -177,6 +178,19 @@ TEST_F(LoaderTest, AugmentationDependsOnSeedEpochAndImageOnly) {
     different += a.Load({0}, epoch).pixels != other.Load({0}, epoch).pixels;
   }
   EXPECT_GT(different, 10);
+}
+
+TEST_F(LoaderTest, AJpegIsReducedWhereTheContractSaysSo) {
+  Write("0/stripes.jpg", image::testing::StripedJpeg());
+  images_ = {{Path("0/stripes.jpg"), 0}};
+  contract_.set_resize(v1::Preprocessing::EXACT);
+  contract_.set_filter(v1::Preprocessing::BILINEAR);
+  for (const bool scaling : {false, true}) {
+    contract_.set_jpeg_scaling(scaling);
+    const Batch batch = Make(false, 0).Load({0}, 0);
+    ASSERT_THAT(batch.labels, SizeIs(1));
+    EXPECT_NEAR(Red(batch, 4, 4), scaling ? 64 : 255, 4);
+  }
 }
 
 TEST_F(LoaderTest, UnreadableImagesAreLeftOutAndNamed) {

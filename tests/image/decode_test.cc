@@ -1,6 +1,5 @@
 #include <gtest/gtest.h>
 #include <png.h>
-#include <turbojpeg.h>
 #include <webp/encode.h>
 
 #include <cstdlib>
@@ -13,6 +12,7 @@
 #include "server/base/file.h"
 #include "server/image/codecs.h"
 #include "server/image/image.h"
+#include "tests/image/encode_jpeg.h"
 
 namespace tern::image {
 namespace {
@@ -62,16 +62,7 @@ std::string TestJpeg(int width, int height, int quality = 90) {
   std::vector<uint8_t> pixels(static_cast<size_t>(width) * height * 3);
   std::mt19937 random(1);
   for (auto& p : pixels) p = static_cast<uint8_t>(random());
-  tjhandle handle = tjInitCompress();
-  unsigned char* out = nullptr;
-  unsigned long size = 0;
-  EXPECT_EQ(tjCompress2(handle, pixels.data(), width, 0, height, TJPF_RGB, &out, &size, TJSAMP_420,
-                        quality, 0),
-            0);
-  std::string bytes(reinterpret_cast<char*>(out), size);
-  tjFree(out);
-  tjDestroy(handle);
-  return bytes;
+  return testing::EncodeJpeg(pixels, width, height, quality);
 }
 
 std::string BlackPng(int width, int height) {

@@ -2,6 +2,7 @@
 #include <future>
 #include <thread>
 
+#include "tests/image/encode_jpeg.h"
 #include "tests/serving/server_fixture.h"
 
 namespace tern::serving {
@@ -70,6 +71,23 @@ TEST_F(ClassifierTest, RefusesBadInputWithTheDocumentedCode) {
   many.top_k = 4;
   EXPECT_EQ(Classify(testing::SolidBmp(8, 8, 0, 0, 0), many).status().code(),
             absl::StatusCode::kInvalidArgument);
+}
+
+TEST_F(ClassifierTest, AJpegIsReducedWhereTheContractSaysSo) {
+  v1::Preprocessing contract = testing::TinyPreprocessing();
+  contract.set_filter(v1::Preprocessing::BILINEAR);
+  for (const bool scaling : {false, true}) {
+    const std::string name = scaling ? "scaled" : "whole";
+    contract.set_jpeg_scaling(scaling);
+    ASSERT_TRUE(repository_->Import(name, testing::TinyOnnx(), contract, {}, true).ok());
+    const auto output = Classify(image::testing::StripedJpeg(), {}, name);
+    ASSERT_TRUE(output.ok()) << output.status();
+    EXPECT_EQ(output->model->preprocessing.jpeg_scaling(), scaling);
+    EXPECT_EQ(output->classes[0].index, 0);
+    // Logits are ten times the mean red, green and blue: all of the red, or a quarter.
+    const double red = std::exp(scaling ? 2.5 : 10.0);
+    EXPECT_NEAR(output->classes[0].probability, red / (red + 2), scaling ? 0.02 : 0.001) << name;
+  }
 }
 
 TEST_F(ClassifierTest, ADeadlineThatHasPassedIsToldBeforeComputing) {

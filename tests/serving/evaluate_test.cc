@@ -2,6 +2,7 @@
 
 #include "server/serving/profile.h"
 #include "statistics/statistics.h"
+#include "tests/image/encode_jpeg.h"
 #include "tests/serving/server_fixture.h"
 
 namespace tern::serving {
@@ -179,6 +180,21 @@ TEST_F(EvaluatorTest, BenchmarkStopsWhenCancelled) {
   options.cancelled = [] { return true; };
   EXPECT_EQ(Benchmark((*repository_->Find("tiny", 0))->plan, options).status().code(),
             absl::StatusCode::kCancelled);
+}
+
+// Calibration and evaluation prepare their images with this.
+TEST(PrepareSampleTest, AJpegIsReducedWhereTheContractSaysSo) {
+  v1::Preprocessing contract = testing::TinyPreprocessing();
+  contract.set_filter(v1::Preprocessing::BILINEAR);
+  for (const bool scaling : {false, true}) {
+    contract.set_jpeg_scaling(scaling);
+    const auto pixels = PrepareSample({image::testing::StripedJpeg(), std::nullopt, "stripes"},
+                                      contract, Shape{3, 8, 8}, image::Limits());
+    ASSERT_TRUE(pixels.ok()) << pixels.status();
+    for (size_t i = 0; i < pixels->size(); i += 3) {
+      EXPECT_NEAR((*pixels)[i], scaling ? 0.25 : 1.0, 0.02) << scaling;
+    }
+  }
 }
 
 }  // namespace

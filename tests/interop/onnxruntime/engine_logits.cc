@@ -78,8 +78,9 @@ absl::StatusOr<nlohmann::json> Execute(const std::string& model, const std::stri
   for (std::string path; std::getline(lines, path); ++images) {
     TERN_ASSIGN_OR_RETURN(const std::string bytes, ReadFile(path));
     const auto& contract = config.preprocessing();
-    TERN_ASSIGN_OR_RETURN(const image::Image image,
-                          image::Decode(bytes, {}, !contract.ignore_exif_orientation()));
+    TERN_ASSIGN_OR_RETURN(
+        const image::Image image,
+        image::Decode(bytes, {}, contract, static_cast<int>(shape[1]), static_cast<int>(shape[2])));
     const absl::Span<float> nhwc = session.input().subspan(batch * elements, elements);
     TERN_RETURN_IF_ERROR(image::Preprocess(image, contract, static_cast<int>(shape[1]),
                                            static_cast<int>(shape[2]), nhwc));
