@@ -239,10 +239,11 @@ void AddRegistryCommands(CLI::App& app, Cli& cli) {
         "imagenet (Resize 256, centre crop), or a text-format tern.v1.Preprocessing file");
     CLI::Option* labels = command->add_option("--labels", args->labels, "Class names, one per line")
                               ->check(CLI::ExistingFile);
-    CLI::Option* jpeg_scaling = command->add_flag(
-        "--jpeg-scaling", args->jpeg_scaling,
-        "Decode large JPEGs at the smallest eighth of their size that the contract's resize step "
-        "still shrinks: faster, with slightly different pixels");
+    CLI::Option* jpeg_scaling =
+        command->add_flag("--jpeg-scaling", args->jpeg_scaling,
+                          "Decode large JPEGs at 1/8, 1/4 or 1/2 of their size, where the "
+                          "contract's resize step still "
+                          "shrinks them: faster, with slightly different pixels");
     onnx->needs(preprocess);
     command
         ->add_option("--artifact", args->artifact,
