@@ -287,8 +287,9 @@ bool Lowering::AddPooling(const Node& node, int src, int dst) {
     const auto primitive = make(run.batch);
     Executable executable;
     executable.primitive = primitive.primitive;
-    executable.args = {{DNNL_ARG_SRC, Wrap(run, src, primitive.src)},
-                       {DNNL_ARG_DST, Wrap(run, dst, primitive.dst)}};
+    executable.args = primitive.constant_args;
+    executable.args.insert({{DNNL_ARG_SRC, Wrap(run, src, primitive.src)},
+                            {DNNL_ARG_DST, Wrap(run, dst, primitive.dst)}});
     return executable;
   };
   return true;

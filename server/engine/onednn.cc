@@ -34,6 +34,7 @@ dnnl::primitive_attr MakeAttributes(const Epilogue& epilogue, bool grouped) {
 #endif
   }
   attributes.set_post_ops(post);
+  attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
   return attributes;
 }
 
@@ -44,6 +45,11 @@ Primitive Finish(const PrimitiveDesc& desc, dnnl::primitive primitive) {
   result.src = desc.src_desc();
   result.dst = desc.dst_desc();
   result.implementation = desc.impl_info_str();
+  // oneDNN's own scratchpad belongs to the thread that made the primitive; another one that runs it
+  // would write to address 0.
+  const memory::desc scratchpad = desc.scratchpad_desc();
+  if (scratchpad.get_size() > 0)
+    result.constant_args.emplace(DNNL_ARG_SCRATCHPAD, memory(scratchpad, Engine()));
   return result;
 }
 
@@ -204,15 +210,17 @@ Primitive MakeInnerProduct(const memory::desc& src, const memory::desc& weights,
 
 Primitive MakePooling(const PoolingSpec& spec) {
   const auto kind = dnnl::prop_kind::forward_inference;
+  dnnl::primitive_attr attributes;
+  attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
 #if DNNL_VERSION_MAJOR >= 3
   const memory::dims dilations(spec.kernel.size(), 0);
   dnnl::pooling_forward::primitive_desc desc(Engine(), kind, spec.algorithm, spec.src, spec.dst,
                                              spec.strides, spec.kernel, dilations, spec.pads_begin,
-                                             spec.pads_end);
+                                             spec.pads_end, attributes);
 #else
   dnnl::pooling_forward::desc operation(kind, spec.algorithm, spec.src, spec.dst, spec.strides,
                                         spec.kernel, spec.pads_begin, spec.pads_end);
-  dnnl::pooling_forward::primitive_desc desc(operation, Engine());
+  dnnl::pooling_forward::primitive_desc desc(operation, attributes, Engine());
 #endif
   return Finish(desc, dnnl::pooling_forward(desc));
 }

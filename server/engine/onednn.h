@@ -63,7 +63,8 @@ struct Primitive {
   dnnl::primitive primitive;
   memory::desc src, weights, bias, dst;
   std::string implementation;  // oneDNN's impl_info_str
-  Args constant_args;          // to be merged into every execution (3.x: the scales)
+  // To be merged into every execution, of one thread at a time: a scratchpad; in 3.x the scales.
+  Args constant_args;
 };
 
 // The bias as oneDNN wants it beside `scales`, so that the result is acc * scale + bias in both

@@ -121,9 +121,10 @@ absl::Status RunPooling(const Node& node, const Tensor& x, Tensor& y) {
     spec.pads_end = {(y_dims[2] - 1) * pool.stride_h + pool.kernel_h - x_dims[2] - pool.pad_top,
                      (y_dims[3] - 1) * pool.stride_w + pool.kernel_w - x_dims[3] - pool.pad_left};
     const auto primitive = onednn::MakePooling(spec);
-    primitive.primitive.execute(stream,
-                                {{DNNL_ARG_SRC, Wrap(primitive.src, x.data<float>().data())},
-                                 {DNNL_ARG_DST, Wrap(primitive.dst, y.data<float>().data())}});
+    onednn::Args args = primitive.constant_args;
+    args.insert({{DNNL_ARG_SRC, Wrap(primitive.src, x.data<float>().data())},
+                 {DNNL_ARG_DST, Wrap(primitive.dst, y.data<float>().data())}});
+    primitive.primitive.execute(stream, args);
     stream.wait();
   });
 }

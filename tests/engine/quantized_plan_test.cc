@@ -2,6 +2,7 @@
 
 #include <cstdlib>
 #include <random>
+#include <thread>
 
 #include "absl/strings/str_replace.h"
 #include "server/engine/plan.h"
@@ -674,6 +675,32 @@ TEST(QuantizedPlanTest, KeepsDataIntegerExceptInNamedIslands) {
   EXPECT_EQ(layers[2].scheme, "u8");
   EXPECT_EQ(layers[2].implementation.substr(0, 7), "onednn:");
   EXPECT_EQ(layers[4].scheme, "int8");
+}
+
+TEST(QuantizedPlanTest, ASessionMayBeRunByOneThreadAfterAnother) {
+  // oneDNN multiplies matrices for a padded 1x1 convolution, in a scratchpad.
+  GraphBuilder b({512, 13, 13});
+  const ValueId x = b.Conv(b.input(), 100, 1, Strided(1, 1), kReluRange);
+  const Graph graph = b.Finish(b.FullyConnected(b.Flatten(b.GlobalAverage(x)), 10));
+  for (const bool quantised : {false, true}) {
+    PlanOptions options;
+    options.max_batch = 1;
+    options.own_int8 = false;
+    const auto plan = Plan::Create(quantised ? Quantized(graph, {}) : graph, options);
+    ASSERT_TRUE(plan.ok()) << plan.status();
+    auto session = (*plan)->NewSession(1);
+    ASSERT_TRUE(session.ok()) << session.status();
+    for (float& v : session->input()) v = 0.5f;
+    const auto first = session->Run(1);
+    ASSERT_TRUE(first.ok());
+    const std::vector<float> expected(first->begin(), first->end());
+    std::vector<float> got;
+    std::thread([&] {
+      const auto second = session->Run(1);
+      if (second.ok()) got.assign(second->begin(), second->end());
+    }).join();
+    EXPECT_EQ(got, expected);
+  }
 }
 
 TEST(QuantizedPlanTest, RefusesAnInstructionSetTheCpuDoesNotHave) {

@@ -130,6 +130,8 @@ def infer(path, inputs, optimise=True, batch=16):
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 2
     options.log_severity_level = 3
+    # Without VNNI its u8 x s8 products saturate in pairs unless told to be exact.
+    options.add_session_config_entry("session.x64quantprecision", "1")
     if not optimise:  # every operator as it is written
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
