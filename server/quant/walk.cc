@@ -43,12 +43,6 @@ bool IsWeighted(const Node& node) {
   return node.op == OpType::kConv || node.op == OpType::kFullyConnected;
 }
 
-// One filter per channel: these run on a kernel of Tern's own that is exact for all of s8.
-bool IsDepthwise(const graph::Graph& graph, const Node& node) {
-  return node.conv.groups > 1 && node.conv.groups == graph.shape(node.inputs[0])[0] &&
-         node.conv.groups == graph.shape(node.output)[0];
-}
-
 WeightScheme SchemeOf(v1::WeightType type) {
   switch (type) {
     case v1::TERNARY_CLUSTER:
@@ -477,9 +471,8 @@ absl::StatusOr<QuantizedWeights> Walk::ChooseWeights(const Node& node, const Sch
                                                      const ClusterLayout& layout,
                                                      const Moments* moments) {
   const bool fixed_point = recipe_.activations() == v1::DFP8;
-  const int most = IsDepthwise(graph_, node) ? kMaxDepthwiseCode : kMaxInt8Code;
   if (moments == nullptr && scheme.weights == WeightScheme::kInt8) {
-    return NearestInt8(node.weight, fixed_point, most);
+    return NearestInt8(node.weight, fixed_point);
   }
   const int columns = layout.columns();
   const int outputs = static_cast<int>(node.weight.shape()[0]);
@@ -487,7 +480,7 @@ absl::StatusOr<QuantizedWeights> Walk::ChooseWeights(const Node& node, const Sch
   CompensateOptions options;
   options.max_code = MaxCode(scheme.weights);
   if (scheme.weights == WeightScheme::kInt8) {
-    options.max_code = MaxInt8CodeWithoutOverflow(columns, most);
+    options.max_code = MaxInt8CodeWithoutOverflow(columns);
     // In fixed point the scale is the step's multiplier, and no factor of the s32 sums.
     if (!fixed_point) options.grid.max_scale = 1;
   } else {
@@ -717,9 +710,7 @@ void Walk::FillLayerReport(int index, const LayerData& data) {
                             static_cast<double>(weights.codes.elements()));
   layer.set_macs(static_cast<uint64_t>(MultiplyAccumulates(graph_, graph_.nodes[index])));
   layer.set_multiplications_removed(MultiplicationsRemoved(weights));
-  const int int8_bits = IsDepthwise(graph_, node) ? 8 : 7;
-  layer.set_weight_bits(weights.scheme == WeightScheme::kInt8 ? int8_bits
-                                                              : CodeBits(weights.scheme));
+  layer.set_weight_bits(weights.scheme == WeightScheme::kInt8 ? 7 : CodeBits(weights.scheme));
 }
 
 void Walk::FillReport() {

@@ -106,9 +106,9 @@ int MaxScaleWithoutOverflow(int columns, int max_code) {
   return static_cast<int>(std::clamp<int64_t>(limit, 1, kMaxClusterScale));
 }
 
-int MaxInt8CodeWithoutOverflow(int64_t columns, int most) {
+int MaxInt8CodeWithoutOverflow(int64_t columns) {
   const int64_t limit = std::numeric_limits<int32_t>::max() / (int64_t{255} * columns);
-  return static_cast<int>(std::clamp<int64_t>(limit, 1, most));
+  return static_cast<int>(std::clamp<int64_t>(limit, 1, kMaxInt8Code));
 }
 
 void RoundScales(const ScaleGrid& grid, int clusters, absl::Span<const float> alpha,
@@ -176,11 +176,11 @@ QuantizedWeights ToQuantizedWeights(const ClusterLayout& layout, const CodedWeig
   return result;
 }
 
-QuantizedWeights NearestInt8(const Tensor& weight, bool fixed_point, int most) {
+QuantizedWeights NearestInt8(const Tensor& weight, bool fixed_point) {
   const int outputs = static_cast<int>(weight.shape()[0]);
   const int columns = static_cast<int>(weight.elements() / outputs);
   const ClusterLayout layout = MakeClusterLayout(columns, 1, 0);
-  const int max_code = MaxInt8CodeWithoutOverflow(columns, most);
+  const int max_code = MaxInt8CodeWithoutOverflow(columns);
   ScaleGrid grid{.max_scale = 1};
   if (fixed_point) grid = ScaleGrid{.power_of_two_step = true};
   CodedWeights coded = NearestWeights(layout, outputs, weight.data<float>(), max_code, grid);

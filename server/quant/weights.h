@@ -18,8 +18,6 @@ namespace tern::quant {
 
 // Largest magnitude of an int8 layer's codes: 7 bits (server/tensor/quantized_weights.h).
 inline constexpr int kMaxInt8Code = 63;
-// The same for depthwise layers, whose kernel is exact for all of s8 on every CPU.
-inline constexpr int kMaxDepthwiseCode = 127;
 // Largest cluster scale.
 inline constexpr int kMaxClusterScale = 127;
 
@@ -77,8 +75,8 @@ struct ScaleGrid {
 // The largest cluster scale for rows of `columns` codes of magnitude <= max_code that keeps
 // 255 * sum |scale * code| < 2^31 for any codes.
 int MaxScaleWithoutOverflow(int columns, int max_code);
-// The same for int8 layers: the largest code magnitude, at most `most`.
-int MaxInt8CodeWithoutOverflow(int64_t columns, int most = kMaxInt8Code);
+// The same for int8 layers: the largest code magnitude, at most kMaxInt8Code.
+int MaxInt8CodeWithoutOverflow(int64_t columns);
 
 // Weights of one layer on a grid: real weight = steps[o] * scales[o][g] * codes[o][position].
 struct CodedWeights {
@@ -111,8 +109,7 @@ QuantizedWeights ToQuantizedWeights(const ClusterLayout& layout, const CodedWeig
 // Per-channel int8 of any convolution or fully connected weight, grouped ones too: for each output
 // channel the better of the scales of UniformScale. For fixed point the steps are 1..127 times one
 // power of two: of the two beside UniformScale's the better one, with the codes nearest to it.
-// Codes are within +-`most`.
-QuantizedWeights NearestInt8(const Tensor& weight, bool fixed_point, int most = kMaxInt8Code);
+QuantizedWeights NearestInt8(const Tensor& weight, bool fixed_point);
 
 // Multiplies the scales of coded weights by factor [o][g] (int8: [o]) and puts them on the grid
 // again.

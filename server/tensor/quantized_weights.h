@@ -56,7 +56,7 @@ constexpr const char* Name(WeightScheme scheme) {
 // real weight = steps[o] * cluster_scales[o][g(c)] * codes[o][c][kh][kw]
 //
 // int8: cluster_scales is empty (all 1) and codes are -128..127. Tern's own quantiser keeps to
-// -63..63 except in depthwise layers, whose kernel is exact for all of s8:
+// -63..63:
 //   oneDNN's u8 x s8 products saturate in pairs on CPUs without VNNI (2*255*63 = 32130 fits
 //   s16), and a layer with larger codes runs on our own exact kernels there.
 // cluster schemes: cluster_scales is s8 [o][G], 1..127, with g(c) from ClusterMap(c, n); the

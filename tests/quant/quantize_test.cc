@@ -133,35 +133,6 @@ TEST(QuantizeTest, EndsAndGroupedLayersStayEightBit) {
   EXPECT_EQ(schemes(), wanted);
 }
 
-// Only the depthwise kernel is exact for eight-bit codes on every CPU.
-TEST(QuantizeTest, DepthwiseLayersUseEightBitsAndOtherGroupedOnesSeven) {
-  Builder b(kSample);
-  const auto stem = b.Conv("stem", b.graph().input, 16, 3, true);
-  const auto depthwise = b.Conv("depthwise", stem, 16, 3, true, 16);
-  const auto grouped = b.Conv("grouped", depthwise, 16, 3, true, 4);
-  const auto mean = b.Simple("mean", graph::OpType::kGlobalAveragePool, {grouped}, Shape{16, 1, 1});
-  const auto flat = b.Simple("flatten", graph::OpType::kReshape, {mean}, Shape{16});
-  b.FullyConnected("classifier", flat, 5);
-  for (const auto method : {v1::COMPENSATED, v1::DIRECT}) {
-    const QuantizeResult result =
-        MustQuantize(b.graph(), SmoothImages(64, kSample, 2), Options(v1::INT4_CLUSTER, 4, method));
-    const auto largest = [&](const std::string& name) {
-      int most = 0;
-      for (int8_t code : NodeNamed(result.graph, name).quantized->codes.data<int8_t>())
-        most = std::max(most, std::abs(code));
-      return most;
-    };
-    EXPECT_GT(largest("depthwise"), 100);
-    EXPECT_LE(largest("grouped"), 63);
-    EXPECT_GT(largest("grouped"), 50);
-    EXPECT_LE(largest("stem"), 63);
-    for (const auto& layer : result.report.layers()) {
-      if (layer.scheme() != "int8") continue;
-      EXPECT_EQ(layer.weight_bits(), layer.name() == "depthwise" ? 8 : 7) << layer.name();
-    }
-  }
-}
-
 class ClusterSizeTest : public ::testing::TestWithParam<int> {};
 
 // Odd sizes, short last clusters, and sizes beyond the channels.
@@ -175,8 +146,7 @@ TEST_P(ClusterSizeTest, GivesValidExactWeights) {
       const QuantizedWeights& q = *node.quantized;
       const Tensor real = Dequantize(q);
       const int64_t outputs = q.codes.shape()[0], columns = q.codes.elements() / outputs;
-      const int limit = node.conv.groups > 1                     ? 127  // depthwise
-                        : q.scheme == WeightScheme::kInt8        ? 63
+      const int limit = q.scheme == WeightScheme::kInt8          ? 63
                         : q.scheme == WeightScheme::kInt4Cluster ? 7
                         : q.scheme == WeightScheme::kInt3Cluster ? 3
                                                                  : 1;

@@ -213,27 +213,6 @@ TEST(NearestInt8Test, CodesUseSevenBitsAndErrorsStayWithinTheStep) {
   EXPECT_GT(10 * std::log10(energy / error), 35.0);
 }
 
-TEST(NearestInt8Test, EightBitsHalveTheErrorOfSeven) {
-  Normal normal(7);
-  const Tensor weight = normal.Fill(Shape{40, 1, 3, 3}, 0.3f);
-  const auto error = [&](int most, int& largest) {
-    const QuantizedWeights q = NearestInt8(weight, false, most);
-    const Tensor real = Dequantize(q);
-    double sum = 0;
-    for (int64_t i = 0; i < weight.elements(); ++i) {
-      largest = std::max(largest, std::abs(q.codes.data<int8_t>()[i]));
-      const double e = real.data<float>()[i] - weight.data<float>()[i];
-      sum += e * e;
-    }
-    return std::sqrt(sum);
-  };
-  int seven = 0, eight = 0;
-  const double ratio = error(kMaxInt8Code, seven) / error(kMaxDepthwiseCode, eight);
-  EXPECT_EQ(seven, 63);
-  EXPECT_EQ(eight, 127);
-  EXPECT_NEAR(ratio, 127.0 / 63, 0.4);  // 360 errors: 4 % standard error
-}
-
 TEST(StoredBitsTest, CountsCodesAndScales) {
   const ClusterLayout layout = MakeClusterLayout(16, 9, 4);
   Normal normal(9);
