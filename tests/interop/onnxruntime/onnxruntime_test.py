@@ -241,11 +241,14 @@ class NetworkTest(unittest.TestCase):
                 self.server.json("export", "--model", model, "--version", version, "--output", exported,
                                  "--format", "onnx")
                 inputs, logits, _ = self.engine(model, stored, images.evaluation)
-                for optimise in (False, True):
-                    comparison = Comparison(logits, infer(exported, inputs, optimise), images.labels)
-                    print(f"out: {name}, onnxruntime {'optimised' if optimise else 'as written'}: {comparison}",
-                          flush=True)
-                    wanted = OUT_OPTIMISED_AGREEMENT if optimise else OUT_AGREEMENT
+                outputs = {optimise: infer(exported, inputs, optimise) for optimise in (False, True)}
+                # How far onnxruntime's optimiser moves onnxruntime's own answers: the engine need not follow it further.
+                itself = Comparison(outputs[False], outputs[True], images.labels).agreement
+                for optimise, output in outputs.items():
+                    comparison = Comparison(logits, output, images.labels)
+                    print(f"out: {name}, onnxruntime {'optimised' if optimise else 'as written'}: {comparison}"
+                          + (f", onnxruntime itself {100 * itself:.2f} %" if optimise else ""), flush=True)
+                    wanted = min(OUT_OPTIMISED_AGREEMENT, itself) if optimise else OUT_AGREEMENT
                     self.assertGreaterEqual(comparison.agreement, wanted - images.slack)
                     self.assertLess(comparison.mean, MEAN_DIFFERENCE)
                     self.assertLess(comparison.worst, WORST_DIFFERENCE)
