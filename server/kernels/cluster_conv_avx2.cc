@@ -335,6 +335,26 @@ void GeneralTile(const TileArgs& k) {
   Finish(k, acc, kPixels);
 }
 
+// Adds two steps of 4 input channels, at x[p] + c, to 8 output channels' s32 sums. The sum of both
+// products stays in s16 (the packer sees to it), then is multiplied by `scale`.
+template <int kPixels>
+TERN_INLINE void AddPair(const uint8_t* const (&x)[kPixels], int64_t c, __m256i w0, __m256i w1,
+                         __m256i scale, __m256i (&acc)[kPixels]) {
+  TERN_UNROLL
+  for (int p = 0; p < kPixels; ++p) {
+    __m256i t, u;
+    asm("vpbroadcastd (%[x],%[c]), %[t]\n\t"
+        "vpbroadcastd 4(%[x],%[c]), %[u]\n\t"
+        "vpmaddubsw %[w0], %[t], %[t]\n\t"
+        "vpmaddubsw %[w1], %[u], %[u]\n\t"
+        "vpaddw %[u], %[t], %[t]\n\t"
+        "vpmaddwd %[scale], %[t], %[t]\n\t"
+        "vpaddd %[t], %[acc], %[acc]"
+        : [acc] "+x"(acc[p]), [t] "=&x"(t), [u] "=&x"(u)
+        : [x] "r"(x[p]), [c] "r"(c), [w0] "x"(w0), [w1] "x"(w1), [scale] "x"(scale));
+  }
+}
+
 // One half (8 output channels) of a pairs tile: 10 s32 sums, two weights, the scales and two
 // temporaries. The sums go to `out`.
 template <int kPixels>
@@ -350,19 +370,7 @@ TERN_INLINE void PairsHalf(const TileArgs& k, int half, const uint8_t* const (&x
     const __m256i w0 = Load(w);
     const __m256i w1 = Load(w + 64);
     const __m256i scale = Load(scales);
-    TERN_UNROLL
-    for (int p = 0; p < kPixels; ++p) {
-      __m256i t, u;
-      asm("vpbroadcastd (%[x],%[c]), %[t]\n\t"
-          "vpbroadcastd 4(%[x],%[c]), %[u]\n\t"
-          "vpmaddubsw %[w0], %[t], %[t]\n\t"
-          "vpmaddubsw %[w1], %[u], %[u]\n\t"
-          "vpaddw %[u], %[t], %[t]\n\t"
-          "vpmaddwd %[scale], %[t], %[t]\n\t"
-          "vpaddd %[t], %[acc], %[acc]"
-          : [acc] "+x"(acc[p]), [t] "=&x"(t), [u] "=&x"(u)
-          : [x] "r"(x[p]), [c] "r"(c), [w0] "x"(w0), [w1] "x"(w1), [scale] "x"(scale));
-    }
+    AddPair<kPixels>(x, c, w0, w1, scale, acc);
   }
   TERN_UNROLL
   for (int p = 0; p < kPixels; ++p) {
@@ -431,19 +439,7 @@ TERN_INLINE void Int8Half(const TileArgs& k, int half, int32_t* out) {
     for (; program != end; ++program, w += 128) {
       const int64_t c = *program;
       const __m256i w0 = Load(w), w1 = Load(w + 64);
-      TERN_UNROLL
-      for (int p = 0; p < kPixels; ++p) {
-        __m256i t, u;
-        asm("vpbroadcastd (%[x],%[c]), %[t]\n\t"
-            "vpbroadcastd 4(%[x],%[c]), %[u]\n\t"
-            "vpmaddubsw %[w0], %[t], %[t]\n\t"
-            "vpmaddubsw %[w1], %[u], %[u]\n\t"
-            "vpaddw %[u], %[t], %[t]\n\t"
-            "vpmaddwd %[ones], %[t], %[t]\n\t"
-            "vpaddd %[t], %[acc], %[acc]"
-            : [acc] "+x"(acc[p]), [t] "=&x"(t), [u] "=&x"(u)
-            : [x] "r"(x[p]), [c] "r"(c), [w0] "x"(w0), [w1] "x"(w1), [ones] "x"(ones));
-      }
+      AddPair<kPixels>(x, c, w0, w1, ones, acc);
     }
   }
   TERN_UNROLL

@@ -25,15 +25,15 @@ namespace tern::kernels {
 // Packed weights, shared by threads; immutable.
 class ConvKernel {
  public:
-  // Arguments as of PackClusterConv. Where several kernels take a layer with cluster weights and it
-  // is large enough for a difference, all of them run a part of one image, and the shortest time
-  // wins. That takes 1 to 4 ms and is done once per process for layers of the same shape, weights'
-  // kind, cluster size and instruction set; the memory for it is freed again. Any thread may call
-  // it; measurements wait for each other. For int8 weights a model of the costs decides.
+  // Arguments as of PackClusterConv. Where several kernels take a layer and it is large enough for
+  // a difference, all of them run a part of one image, and the shortest time wins. That takes 1 to
+  // 4 ms and is done once per process for layers of the same shape, weights' kind, cluster size and
+  // instruction set; the memory for it is freed again. Any thread may call it; measurements wait
+  // for each other.
   static ConvKernel Make(const ConvGeometry& geometry, const QuantizedWeights& weights, Isa isa);
 
-  // As Make, for int8 weights; nothing where a library's kernel that multiplies and adds every
-  // product by itself is expected to be faster.
+  // For int8 weights, by a model of the costs instead of a measurement; nothing where a library's
+  // kernel that multiplies and adds every product by itself is expected to be faster.
   static std::optional<ConvKernel> MakeIfFaster(const ConvGeometry& geometry,
                                                 const QuantizedWeights& weights, Isa isa);
 

@@ -1,5 +1,5 @@
 // Convolution of u8 activations with s8 weights to s32 sums, exact for every s8 weight on every
-// CPU: for the few layers that oneDNN cannot run exactly. Where it can it is several times faster.
+// CPU: for grouped layers that oneDNN cannot run exactly (ungrouped ones are of conv_kernel.h).
 //
 //   out[p][o] = sum over channels c and taps t of w[o][c][t] * x[pixel(p, t)][c]
 //
