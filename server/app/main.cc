@@ -57,9 +57,13 @@ ABSL_FLAG(int, max_queue, 256,
 ABSL_FLAG(uint64_t, max_image_bytes, 16ull << 20, "Largest encoded image.");
 ABSL_FLAG(uint64_t, max_pixels, 40'000'000, "Most pixels of an image; checked before decoding.");
 ABSL_FLAG(uint64_t, label_memory, 100'000, "Predictions remembered for ReportLabel.");
+ABSL_FLAG(absl::Duration, label_memory_age, absl::Hours(24), "How long they are remembered.");
+ABSL_FLAG(uint64_t, live_window, 10'000,
+          "Labels, and shadow comparisons, in the windows of tern_live_*: at most so many ...");
+ABSL_FLAG(absl::Duration, live_window_age, absl::Hours(1), "... and none older than this.");
 ABSL_FLAG(double, shadow_fraction, 0,
           "Share (0..1) of the images of quantised versions that run again on the float version at "
-          "the lowest priority, for tern_shadow_comparisons_total.");
+          "idle times, for tern_shadow_* and tern_live_agreement_ratio.");
 ABSL_FLAG(int, profile_every, 0,
           "Every n-th batch is timed layer by layer, for tern_layer_duration_seconds; 0 = none.");
 ABSL_FLAG(absl::Duration, drain, absl::ZeroDuration(),
@@ -96,7 +100,13 @@ absl::Status Run() {
 
   metrics::Metrics metrics;
   metrics.Machine(budget.threads, TERN_VERSION, kernels::IsaName(isa), engine::OneDnnVersion());
-  monitoring::LabelJoin labels(absl::GetFlag(FLAGS_label_memory), &metrics);
+  if (absl::GetFlag(FLAGS_label_memory_age) <= absl::ZeroDuration()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--label_memory_age: got ", absl::FormatDuration(absl::GetFlag(FLAGS_label_memory_age)),
+        ", want more than 0"));
+  }
+  monitoring::LabelJoin labels(absl::GetFlag(FLAGS_label_memory), &metrics,
+                               absl::GetFlag(FLAGS_label_memory_age));
 
   const double shadow_fraction = absl::GetFlag(FLAGS_shadow_fraction);
   if (!(shadow_fraction >= 0 && shadow_fraction <= 1)) {
@@ -107,6 +117,17 @@ absl::Status Run() {
 
   serving::RunnerOptions runner;
   runner.shadow = &shadow;
+  runner.monitor.window.most = absl::GetFlag(FLAGS_live_window);
+  runner.monitor.window.age = absl::GetFlag(FLAGS_live_window_age);
+  if (runner.monitor.window.most < 1 || runner.monitor.window.most > 10'000'000) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--live_window: got ", runner.monitor.window.most, ", want 1..10000000"));
+  }
+  if (runner.monitor.window.age <= absl::ZeroDuration()) {
+    return absl::InvalidArgumentError(absl::StrCat("--live_window_age: got ",
+                                                   absl::FormatDuration(runner.monitor.window.age),
+                                                   ", want more than 0"));
+  }
   runner.profile_every = absl::GetFlag(FLAGS_profile_every);
   runner.cpu_threads = budget.threads;
   runner.default_max_batch = absl::GetFlag(FLAGS_max_batch);

@@ -5,8 +5,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <deque>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <initializer_list>
 #include <iterator>
 #include <map>
@@ -15,6 +17,7 @@
 #include <sstream>
 #include <system_error>
 #include <unordered_map>
+#include <unordered_set>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -64,6 +67,30 @@ constexpr Spec kLabelled{
     "the next four, miss = none."};
 constexpr Spec kShadow{"tern_shadow_comparisons_total",
                        "Live images run again on the float version: does the best class agree."};
+constexpr Spec kShadowDivergence{"tern_shadow_divergence_nats",
+                                 "Kullback-Leibler divergence of the outputs of a live image from "
+                                 "the float version's, in nats."};
+constexpr Spec kShadowDropped{
+    "tern_shadow_dropped_total",
+    "Sampled images that were not compared: backlog, contended, no_float, failed."};
+// In the order of LiveFigure.
+constexpr Spec kLive[] = {
+    {"tern_live_labels", "Labels in the window of the live accuracy."},
+    {"tern_live_top1_ratio", "Share of the labels in the window that were the best class."},
+    {"tern_live_top1_ratio_low", "Lower end of the 95 % Wilson interval of tern_live_top1_ratio."},
+    {"tern_live_top1_ratio_high", "Upper end of the 95 % Wilson interval of tern_live_top1_ratio."},
+    {"tern_live_top5_ratio", "Share of the labels in the window that were among the five best."},
+    {"tern_live_top5_ratio_low", "Lower end of the 95 % Wilson interval of tern_live_top5_ratio."},
+    {"tern_live_top5_ratio_high", "Upper end of the 95 % Wilson interval of tern_live_top5_ratio."},
+    {"tern_live_comparisons", "Shadow comparisons in the window of the live agreement."},
+    {"tern_live_agreement_ratio",
+     "Share of the shadow comparisons in the window whose best class is the float version's."},
+    {"tern_live_agreement_ratio_low",
+     "Lower end of the 95 % Wilson interval of tern_live_agreement_ratio."},
+    {"tern_live_agreement_ratio_high",
+     "Upper end of the 95 % Wilson interval of tern_live_agreement_ratio."},
+};
+static_assert(std::size(kLive) == static_cast<size_t>(LiveFigure::kCount));
 constexpr Spec kConfidence{"tern_prediction_confidence", "Probability of the best class."};
 constexpr Spec kFallbacks{"tern_fallbacks_total",
                           "A slower, float or replacement path was taken, by reason."};
@@ -80,6 +107,13 @@ constexpr Spec kTop1Ratio{
 constexpr Spec kTop1Agreement{
     "tern_quantization_top1_agreement",
     "Share of the report's evaluation images whose best class equals the float network's."};
+constexpr Spec kTop1{"tern_quantization_top1",
+                     "Top-1 accuracy on the evaluation images of the report."};
+constexpr Spec kTop1Low{"tern_quantization_top1_low",
+                        "Lower end of the report's 95 % interval of tern_quantization_top1."};
+constexpr Spec kTop1AgreementLow{
+    "tern_quantization_top1_agreement_low",
+    "Lower end of the report's 95 % interval of tern_quantization_top1_agreement."};
 constexpr Spec kSqnr{
     "tern_quantization_sqnr_db",
     "Signal to quantisation noise of a layer's output against the float network, in decibels."};
@@ -105,14 +139,23 @@ constexpr Spec kThrottledSeconds{
     "Time for which the cgroup's threads were held back by its CPU quota."};
 
 constexpr const Spec* kSpecs[] = {
-    &kRequests,         &kRequestDuration, &kInFlight,   &kStageDuration,
-    &kLayerDuration,    &kBatchSize,       &kImages,     &kQueueDepth,
-    &kRejected,         &kLabelled,        &kShadow,     &kConfidence,
-    &kFallbacks,        &kModelInfo,       &kModelReady, &kModelBytes,
-    &kTop1Ratio,        &kTop1Agreement,   &kSqnr,       &kClipped,
-    &kQuantizeJobs,     &kQuantizeSeconds, &kBudget,     &kBuildInfo,
-    &kProcessCpu,       &kProcessRss,      &kProcessFds, &kThrottledPeriods,
-    &kThrottledSeconds,
+    &kRequests,         &kRequestDuration,
+    &kInFlight,         &kStageDuration,
+    &kLayerDuration,    &kBatchSize,
+    &kImages,           &kQueueDepth,
+    &kRejected,         &kLabelled,
+    &kShadow,           &kShadowDivergence,
+    &kShadowDropped,    &kConfidence,
+    &kFallbacks,        &kModelInfo,
+    &kModelReady,       &kModelBytes,
+    &kTop1Ratio,        &kTop1Agreement,
+    &kTop1AgreementLow, &kTop1,
+    &kTop1Low,          &kSqnr,
+    &kClipped,          &kQuantizeJobs,
+    &kQuantizeSeconds,  &kBudget,
+    &kBuildInfo,        &kProcessCpu,
+    &kProcessRss,       &kProcessFds,
+    &kThrottledPeriods, &kThrottledSeconds,
 };
 
 // Five per decade (x1.585) from 0.25 ms to 2.5 s: a percentile read from them is within 30 %.
@@ -179,6 +222,44 @@ double Seconds(absl::Duration duration) {
 
 constexpr char kSeparator = '\x1f';
 
+// Versions that were removed. Whoever still works for one (a decode in flight, a label that comes
+// late) must not bring its series back: nothing would remove them again. Bounded: the versions that
+// were removed longest ago are forgotten, and nothing works for those any more. Thread safe.
+class Removed {
+ public:
+  void Add(absl::string_view model, absl::string_view version) {
+    std::string key = KeyOf(model, version);
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (!keys_.insert(key).second) return;
+    order_.push_back(std::move(key));
+    if (order_.size() > kMost) {
+      keys_.erase(order_.front());
+      order_.pop_front();
+    }
+  }
+  void Erase(absl::string_view model, absl::string_view version) {
+    const std::string key = KeyOf(model, version);
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (keys_.erase(key) > 0) order_.erase(std::find(order_.begin(), order_.end(), key));
+  }
+  // Of the series whose key this is.
+  bool Holds(absl::string_view series_key) const {
+    const size_t end = series_key.find(kSeparator, series_key.find(kSeparator) + 1);
+    std::lock_guard<std::mutex> lock(mutex_);
+    return keys_.count(std::string(series_key.substr(0, end + 1))) > 0;
+  }
+
+ private:
+  static constexpr size_t kMost = 4096;
+  static std::string KeyOf(absl::string_view model, absl::string_view version) {
+    return absl::StrCat(model, absl::string_view(&kSeparator, 1), version,
+                        absl::string_view(&kSeparator, 1));
+  }
+  mutable std::mutex mutex_;
+  std::unordered_set<std::string> keys_;
+  std::deque<std::string> order_;
+};
+
 // One metric family and its series, found by label values. A hit costs a shared lock and one hash
 // lookup; `use` runs under the lock, so a series cannot be removed under it. Thread safe.
 template <typename T>
@@ -188,6 +269,13 @@ class Series {
   Series(prometheus::Registry& registry, const Spec& spec, std::vector<std::string> names,
          Buckets buckets = {})
       : family_(Build(registry, spec)), names_(std::move(names)), buckets_(std::move(buckets)) {}
+  // Of model versions, whose first two values are the model and the version. `removed` outlives
+  // this.
+  Series(prometheus::Registry& registry, const Spec& spec, std::vector<std::string> names,
+         const Removed& removed, Buckets buckets = {})
+      : Series(registry, spec, std::move(names), std::move(buckets)) {
+    removed_ = &removed;
+  }
 
   template <typename Use>
   void With(std::initializer_list<absl::string_view> values, Use use) {
@@ -205,6 +293,7 @@ class Series {
     size_t i = 0;
     for (absl::string_view value : values) labels[names_[i++]] = Utf8(value);
     std::unique_lock<std::shared_mutex> lock(mutex_);
+    if (removed_ != nullptr && removed_->Holds(key)) return;
     T*& child = children_[std::move(key)];
     if (child == nullptr) child = Add(labels);
     use(*child);
@@ -254,6 +343,7 @@ class Series {
   Family<T>& family_;
   const std::vector<std::string> names_;
   const Buckets buckets_;
+  const Removed* removed_ = nullptr;
   std::shared_mutex mutex_;
   std::unordered_map<std::string, T*> children_;
 };
@@ -289,8 +379,23 @@ class SelfRefreshingRegistry final : public prometheus::Registry {
                  .Register(*this)
                  .Add({})) {}
 
+  int AddRefresh(std::function<void()> refresh) {
+    std::lock_guard<std::mutex> lock(refresh_mutex_);
+    refresh_.emplace(++last_refresh_, std::move(refresh));
+    return last_refresh_;
+  }
+  // Waits for a collection that is running it.
+  void RemoveRefresh(int id) {
+    std::lock_guard<std::mutex> lock(refresh_mutex_);
+    refresh_.erase(id);
+  }
+
   std::vector<prometheus::MetricFamily> Collect() const override {
     Refresh();
+    {
+      std::lock_guard<std::mutex> lock(refresh_mutex_);
+      for (const auto& item : refresh_) item.second();
+    }
     return prometheus::Registry::Collect();
   }
 
@@ -321,6 +426,9 @@ class SelfRefreshingRegistry final : public prometheus::Registry {
     if (value > counter.Value()) counter.Increment(value - counter.Value());
   }
 
+  mutable std::mutex refresh_mutex_;
+  std::map<int, std::function<void()>> refresh_;
+  int last_refresh_ = 0;
   mutable std::mutex mutex_;
   Counter& cpu_;
   Counter& periods_;
@@ -341,30 +449,44 @@ struct Metrics::Impl {
   Series<Histogram> request_duration{r, kRequestDuration, {"method"}, LatencyBuckets()};
   Series<Gauge> inflight{r, kInFlight, {"method"}};
   // Series of a model version start with these two labels: ModelRemoved finds them by prefix.
-  Series<Histogram> stage{r, kStageDuration, {"model", "version", "stage"}, LatencyBuckets()};
+  Removed gone;
+  Series<Histogram> stage{r, kStageDuration, {"model", "version", "stage"}, gone, LatencyBuckets()};
   Series<Histogram> layer{
       r,
       kLayerDuration,
       {"model", "version", "layer"},
+      gone,
       {1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5}};
-  Series<Histogram> batch_size{r, kBatchSize, {"model", "version"}, {1, 2, 4, 8, 16, 32, 64, 128}};
-  Series<Counter> images{r, kImages, {"model", "version", "scheme"}};
-  Series<Gauge> queue_depth{r, kQueueDepth, {"model", "version"}};
+  Series<Histogram> batch_size{
+      r, kBatchSize, {"model", "version"}, gone, {1, 2, 4, 8, 16, 32, 64, 128}};
+  Series<Counter> images{r, kImages, {"model", "version", "scheme"}, gone};
+  Series<Gauge> queue_depth{r, kQueueDepth, {"model", "version"}, gone};
   Series<Counter> rejected{r, kRejected, {"reason"}};
-  Series<Counter> labelled{r, kLabelled, {"model", "version", "scheme", "result"}};
-  Series<Counter> shadow{r, kShadow, {"model", "version", "scheme", "result"}};
+  Series<Counter> labelled{r, kLabelled, {"model", "version", "scheme", "result"}, gone};
+  Series<Counter> shadow{r, kShadow, {"model", "version", "scheme", "result"}, gone};
+  Series<Histogram> divergence{r,
+                               kShadowDivergence,
+                               {"model", "version", "scheme"},
+                               gone,
+                               {1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1, 3, 10}};
+  Series<Counter> shadow_dropped{r, kShadowDropped, {"reason"}};
+  std::deque<Series<Gauge>> live;  // by LiveFigure
   Series<Histogram> confidence{r,
                                kConfidence,
                                {"model", "version"},
+                               gone,
                                {0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999}};
   Series<Counter> fallbacks{r, kFallbacks, {"reason"}};
-  Series<Gauge> model_info{r, kModelInfo, {"model", "version", "scheme", "isa", "default"}};
-  Series<Gauge> model_ready{r, kModelReady, {"model", "version"}};
-  Series<Gauge> model_bytes{r, kModelBytes, {"model", "version", "scheme"}};
-  Series<Gauge> top1_ratio{r, kTop1Ratio, {"model", "version", "scheme"}};
-  Series<Gauge> top1_agreement{r, kTop1Agreement, {"model", "version", "scheme"}};
-  Series<Gauge> sqnr{r, kSqnr, {"model", "version", "scheme", "layer"}};
-  Series<Gauge> clipped{r, kClipped, {"model", "version", "scheme", "layer"}};
+  Series<Gauge> model_info{r, kModelInfo, {"model", "version", "scheme", "isa", "default"}, gone};
+  Series<Gauge> model_ready{r, kModelReady, {"model", "version"}, gone};
+  Series<Gauge> model_bytes{r, kModelBytes, {"model", "version", "scheme"}, gone};
+  Series<Gauge> top1_ratio{r, kTop1Ratio, {"model", "version", "scheme"}, gone};
+  Series<Gauge> top1_agreement{r, kTop1Agreement, {"model", "version", "scheme"}, gone};
+  Series<Gauge> top1_agreement_low{r, kTop1AgreementLow, {"model", "version", "scheme"}, gone};
+  Series<Gauge> top1{r, kTop1, {"model", "version", "scheme"}, gone};
+  Series<Gauge> top1_low{r, kTop1Low, {"model", "version", "scheme"}, gone};
+  Series<Gauge> sqnr{r, kSqnr, {"model", "version", "scheme", "layer"}, gone};
+  Series<Gauge> clipped{r, kClipped, {"model", "version", "scheme", "layer"}, gone};
   Series<Counter> quantize_jobs{r, kQuantizeJobs, {"outcome"}};
   Series<Histogram> quantize_seconds{
       r, kQuantizeSeconds, {}, {0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600}};
@@ -376,9 +498,16 @@ struct Metrics::Impl {
   std::mutex models_mutex;
   std::map<std::pair<std::string, uint64_t>, std::string> isa_of;
 
+  Impl() {
+    for (const Spec& spec : kLive) {
+      live.emplace_back(r, spec, std::vector<std::string>{"model", "version", "scheme"}, gone);
+    }
+  }
+
   void RemoveGauges(absl::string_view model, absl::string_view version) {
     for (Series<Gauge>* gauge :
-         {&model_info, &model_ready, &model_bytes, &top1_ratio, &top1_agreement, &sqnr, &clipped}) {
+         {&model_info, &model_ready, &model_bytes, &top1_ratio, &top1_agreement,
+          &top1_agreement_low, &top1, &top1_low, &sqnr, &clipped}) {
       gauge->Remove({model, version});
     }
   }
@@ -389,6 +518,9 @@ Metrics::Metrics() : impl_(std::make_unique<Impl>()) {
   for (const char* reason :
        {"queue_full", "deadline", "cancelled", "too_large", "bad_image", "draining"}) {
     impl_->rejected.With({reason}, [](Counter&) {});
+  }
+  for (const char* reason : {"backlog", "contended", "no_float", "failed"}) {
+    impl_->shadow_dropped.With({reason}, [](Counter&) {});
   }
   for (const char* outcome : {"published", "dry_run", "rejected", "failed", "cancelled"}) {
     impl_->quantize_jobs.With({outcome}, [](Counter&) {});
@@ -442,11 +574,37 @@ void Metrics::Labelled(const ModelLabels& model, bool top1, bool top5) {
                        Increment);
 }
 
-void Metrics::Shadow(const ModelLabels& model, bool agree) {
+void Metrics::Shadow(const ModelLabels& model, bool agree, double divergence) {
   const absl::AlphaNum version(model.version);
   impl_->shadow.With({model.model, version.Piece(), model.scheme, agree ? "agree" : "disagree"},
                      Increment);
+  // Infinite if the version excludes a class by a logit that is no number; an infinite or NaN value
+  // would spoil the histogram's sum for good.
+  constexpr double kMost = 100;
+  const double nats = std::isnan(divergence) ? kMost : std::clamp(divergence, 0.0, kMost);
+  impl_->divergence.With({model.model, version.Piece(), model.scheme},
+                         [&](Histogram& h) { h.Observe(nats); });
 }
+
+void Metrics::ShadowDropped(absl::string_view reason) {
+  impl_->shadow_dropped.With({reason}, Increment);
+}
+
+void Metrics::Live(const ModelLabels& model, LiveFigure figure, std::optional<double> value) {
+  const absl::AlphaNum version(model.version);
+  Series<Gauge>& series = impl_->live[static_cast<size_t>(figure)];
+  if (value.has_value()) {
+    series.With({model.model, version.Piece(), model.scheme}, [&](Gauge& g) { g.Set(*value); });
+  } else {
+    series.Remove({model.model, version.Piece()});
+  }
+}
+
+int Metrics::AddRefresh(std::function<void()> refresh) {
+  return impl_->registry->AddRefresh(std::move(refresh));
+}
+
+void Metrics::RemoveRefresh(int id) { impl_->registry->RemoveRefresh(id); }
 
 void Metrics::Confidence(const ModelLabels& model, double probability) {
   if (!std::isfinite(probability)) return;  // would make the histogram's sum NaN for good
@@ -462,6 +620,7 @@ void Metrics::ModelLoaded(const ModelLabels& model, absl::string_view isa, uint6
   const std::string version = absl::StrCat(model.version);
   const auto set = [](double value) { return [value](Gauge& g) { g.Set(value); }; };
   std::lock_guard<std::mutex> lock(impl_->models_mutex);
+  impl_->gone.Erase(model.model, version);
   impl_->RemoveGauges(model.model, version);
   impl_->isa_of[{model.model, model.version}] = std::string(isa);
   impl_->model_info.With({model.model, version, model.scheme, isa, is_default ? "true" : "false"},
@@ -473,6 +632,12 @@ void Metrics::ModelLoaded(const ModelLabels& model, absl::string_view isa, uint6
   }
   if (report.top1_agreement >= 0) {
     impl_->top1_agreement.With({model.model, version, model.scheme}, set(report.top1_agreement));
+    impl_->top1_agreement_low.With({model.model, version, model.scheme},
+                                   set(report.top1_agreement_low));
+  }
+  if (report.top1 >= 0) {
+    impl_->top1.With({model.model, version, model.scheme}, set(report.top1));
+    impl_->top1_low.With({model.model, version, model.scheme}, set(report.top1_low));
   }
   const auto layers = [&](Series<Gauge>& series,
                           const std::vector<std::pair<std::string, double>>& values) {
@@ -493,12 +658,14 @@ void Metrics::ModelUnavailable(const ModelLabels& model) {
   std::lock_guard<std::mutex> lock(impl_->models_mutex);
   impl_->RemoveGauges(model.model, version);
   impl_->isa_of.erase({model.model, model.version});
+  impl_->gone.Erase(model.model, version);
   impl_->model_ready.With({model.model, version}, [](Gauge& g) { g.Set(0); });
 }
 
 void Metrics::ModelRemoved(const ModelLabels& model) {
   const std::string version = absl::StrCat(model.version);
   std::lock_guard<std::mutex> lock(impl_->models_mutex);
+  impl_->gone.Add(model.model, version);  // before its series go, see Series::With
   impl_->RemoveGauges(model.model, version);
   impl_->isa_of.erase({model.model, model.version});
   impl_->queue_depth.Remove({model.model, version});
@@ -509,6 +676,8 @@ void Metrics::ModelRemoved(const ModelLabels& model) {
   impl_->images.Remove({model.model, version});
   impl_->labelled.Remove({model.model, version});
   impl_->shadow.Remove({model.model, version});
+  impl_->divergence.Remove({model.model, version});
+  for (Series<Gauge>& figure : impl_->live) figure.Remove({model.model, version});
 }
 
 void Metrics::ModelDefault(const ModelLabels& model, bool is_default) {
@@ -544,6 +713,7 @@ std::string Metrics::Render() {
 std::vector<std::pair<std::string, std::string>> Metrics::Catalogue() {
   std::vector<std::pair<std::string, std::string>> catalogue;
   for (const Spec* spec : kSpecs) catalogue.emplace_back(spec->name, spec->help);
+  for (const Spec& spec : kLive) catalogue.emplace_back(spec.name, spec.help);
   return catalogue;
 }
 

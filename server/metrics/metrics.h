@@ -7,7 +7,9 @@
 #define TERN_SERVER_METRICS_METRICS_H_
 
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -34,8 +36,28 @@ enum class Stage { kDecode, kPreprocess, kQueue, kInference, kPostprocess };
 struct ReportGauges {
   double top1_ratio = -1;  // quantised / float top-1; negative = not measured
   double top1_agreement = -1;
+  double top1_agreement_low = 0;  // of the 95 % interval
+  double top1 = -1;               // of the quantised network; negative = not measured
+  double top1_low = 0;
   std::vector<std::pair<std::string, double>> layer_sqnr_db;
   std::vector<std::pair<std::string, double>> layer_clipped;
+};
+
+// Figures of what a version does now, gauges with the labels model, version and scheme. Those named
+// Low and High are ends of 95 % Wilson intervals.
+enum class LiveFigure {
+  kLabels,  // tern_live_labels: labels in the window
+  kTop1,    // tern_live_top1_ratio
+  kTop1Low,
+  kTop1High,
+  kTop5,
+  kTop5Low,
+  kTop5High,
+  kComparisons,  // tern_live_comparisons: shadow comparisons in the window
+  kAgreement,    // tern_live_agreement_ratio
+  kAgreementLow,
+  kAgreementHigh,
+  kCount  // how many there are
 };
 
 class Metrics {
@@ -60,8 +82,19 @@ class Metrics {
   // tern_labelled_predictions_total{model,version,scheme,result=top1|top5|miss}; top5 = in the top
   // 5 but not first
   void Labelled(const ModelLabels& model, bool top1, bool top5);
-  // tern_shadow_comparisons_total{model,version,scheme,result=agree|disagree}
-  void Shadow(const ModelLabels& model, bool agree);
+  // tern_shadow_comparisons_total{model,version,scheme,result=agree|disagree},
+  // tern_shadow_divergence_nats{model,version,scheme} histogram; more than 100 nats count as 100.
+  void Shadow(const ModelLabels& model, bool agree, double divergence);
+  // tern_shadow_dropped_total{reason}: backlog, contended, no_float, failed
+  void ShadowDropped(absl::string_view reason);
+  // tern_live_*{model,version,scheme}; no value: no series.
+  void Live(const ModelLabels& model, LiveFigure figure, std::optional<double> value);
+
+  // `refresh` is called at the start of every collection, for figures that change with time alone.
+  // It may call everything but these two functions and Render(). RemoveRefresh() returns when it is
+  // not running and will not run again.
+  int AddRefresh(std::function<void()> refresh);
+  void RemoveRefresh(int id);
   // tern_prediction_confidence{model,version} histogram of the best class's probability
   void Confidence(const ModelLabels& model, double probability);
   // tern_fallbacks_total{reason}: a slower or float path was taken (also logged once)
@@ -73,8 +106,9 @@ class Metrics {
                    const ReportGauges& report);
   void ModelUnavailable(const ModelLabels& model);
   // Removes every series of the version (unloaded or deleted), counters and histograms too:
-  // versions come and go while the server runs. If it is loaded again they start at 0, which rate()
-  // takes for a restart.
+  // versions come and go while the server runs. What is told of it afterwards (a request or a label
+  // that was under way) is not counted, until ModelLoaded or ModelUnavailable. If it is loaded
+  // again they start at 0, which rate() takes for a restart.
   void ModelRemoved(const ModelLabels& model);
   // Rewrites tern_model_info; does nothing for a version that is not loaded.
   void ModelDefault(const ModelLabels& model, bool is_default);

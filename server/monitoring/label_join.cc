@@ -22,14 +22,24 @@ absl::string_view Head(absl::string_view request_id) { return request_id.substr(
 
 }  // namespace
 
-LabelJoin::LabelJoin(size_t capacity, metrics::Metrics* metrics)
-    : capacity_(capacity), metrics_(metrics) {}
+LabelJoin::LabelJoin(size_t capacity, metrics::Metrics* metrics, absl::Duration max_age,
+                     const Clock* clock)
+    : capacity_(capacity), metrics_(metrics), max_age_(max_age), clock_(clock) {}
+
+void LabelJoin::ForgetOld() {
+  const absl::Time oldest = clock_->Now() - max_age_;
+  while (!entries_.empty() && entries_.front().at < oldest) {
+    by_key_.erase(entries_.front().key);
+    entries_.pop_front();
+  }
+}
 
 void LabelJoin::Remember(absl::string_view request_id, Prediction prediction) {
   if (request_id.empty() || capacity_ == 0) return;
   std::string key = KeyOf(request_id);
   if (prediction.top5.size() > 5) prediction.top5.resize(5);
   std::lock_guard<std::mutex> lock(mutex_);
+  ForgetOld();
   const auto known = by_key_.find(key);
   if (known != by_key_.end()) {
     entries_.erase(known->second);
@@ -38,7 +48,7 @@ void LabelJoin::Remember(absl::string_view request_id, Prediction prediction) {
     by_key_.erase(entries_.front().key);
     entries_.pop_front();
   }
-  entries_.push_back(Entry{key, std::move(prediction), false});
+  entries_.push_back(Entry{key, std::move(prediction), clock_->Now()});
   by_key_.emplace(std::move(key), std::prev(entries_.end()));
 }
 
@@ -46,11 +56,12 @@ absl::StatusOr<Outcome> LabelJoin::Report(absl::string_view request_id, uint32_t
   Prediction prediction;
   {
     std::lock_guard<std::mutex> lock(mutex_);
+    ForgetOld();
     const auto known = by_key_.find(KeyOf(request_id));
     if (known == by_key_.end()) {
-      return absl::NotFoundError(absl::StrCat("request id '", Head(request_id),
-                                              "' is unknown or forgotten; the last ", capacity_,
-                                              " predictions are kept"));
+      return absl::NotFoundError(
+          absl::StrCat("request id '", Head(request_id), "' is unknown or forgotten; the last ",
+                       capacity_, " predictions are kept for ", absl::FormatDuration(max_age_)));
     }
     Entry& entry = *known->second;
     if (entry.reported) {
@@ -77,7 +88,11 @@ Outcome LabelJoin::Count(const Prediction& prediction, uint32_t label) {
   };
   outcome.top1 = !best.empty() && is_label(best.front());
   outcome.top5 = std::any_of(best.begin(), end, is_label);
-  if (metrics_ != nullptr) metrics_->Labelled(prediction.model, outcome.top1, outcome.top5);
+  if (const std::shared_ptr<VersionMonitor> monitor = prediction.monitor.lock()) {
+    monitor->Labelled(outcome.top1, outcome.top5);
+  } else if (metrics_ != nullptr) {
+    metrics_->Labelled(prediction.model, outcome.top1, outcome.top5);
+  }
   return outcome;
 }
 

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <list>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <unordered_map>
@@ -12,7 +13,10 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+#include "server/base/clock.h"
 #include "server/metrics/metrics.h"
+#include "server/monitoring/version_monitor.h"
 
 namespace tern::monitoring {
 
@@ -21,6 +25,9 @@ struct Prediction {
   metrics::ModelLabels model;
   std::vector<int> top5;  // best first, at most 5
   int64_t classes = 0;
+  // Of the version that made it, told of the label if it is still there. Without one that ever was,
+  // the label is counted in tern_labelled_predictions_total only.
+  std::weak_ptr<VersionMonitor> monitor;
 };
 
 struct Outcome {
@@ -29,12 +36,14 @@ struct Outcome {
   bool top5 = false;  // among the five best, the first included
 };
 
-// A bounded map from request id to prediction; the oldest is forgotten first. Thread safe.
+// A bounded map from request id to prediction; the oldest is forgotten first, and those older than
+// max_age. Thread safe.
 class LabelJoin {
  public:
   // `capacity` predictions are kept (about 400 bytes each, however long the ids); 0 = none.
   // `metrics` is not owned; may be null.
-  LabelJoin(size_t capacity, metrics::Metrics* metrics);
+  LabelJoin(size_t capacity, metrics::Metrics* metrics, absl::Duration max_age = absl::Hours(24),
+            const Clock* clock = Clock::Real());
 
   // Remembers a prediction. A repeated id replaces the older one. An empty id is not remembered.
   void Remember(absl::string_view request_id, Prediction prediction);
@@ -50,11 +59,16 @@ class LabelJoin {
   struct Entry {
     std::string key;
     Prediction prediction;
+    absl::Time at;
     bool reported = false;
   };
+  // With the lock held.
+  void ForgetOld();
 
   const size_t capacity_;
   metrics::Metrics* const metrics_;
+  const absl::Duration max_age_;
+  const Clock* const clock_;
   std::mutex mutex_;
   std::list<Entry> entries_;  // oldest first
   std::unordered_map<std::string, std::list<Entry>::iterator> by_key_;

@@ -178,7 +178,14 @@ metrics::ReportGauges GaugesOf(const v1::QuantizationReport& report) {
   if (report.top1().total() > 0 && report.float_top1().value() > 0) {
     gauges.top1_ratio = report.top1().value() / report.float_top1().value();
   }
-  if (report.agreement().total() > 0) gauges.top1_agreement = report.agreement().value();
+  if (report.top1().total() > 0) {
+    gauges.top1 = report.top1().value();
+    gauges.top1_low = report.top1().low();
+  }
+  if (report.agreement().total() > 0) {
+    gauges.top1_agreement = report.agreement().value();
+    gauges.top1_agreement_low = report.agreement().low();
+  }
   for (const v1::LayerReport& layer : report.layers()) {
     gauges.layer_sqnr_db.emplace_back(layer.name(), layer.output_sqnr_db());
     gauges.layer_clipped.emplace_back(layer.name(), layer.output_clipped());

@@ -267,6 +267,12 @@ absl::Status Repository::Impl::Activate(const std::string& name, uint64_t versio
   if (loaded.ok()) servable = Prepare(*loaded, name, version, is_default);
   const absl::Status status = loaded.ok() ? servable.status() : loaded.status();
 
+  // Before the first request, which would not be counted for a version that was removed.
+  if (status.ok() && options.metrics != nullptr) {
+    options.metrics->ModelLoaded((*loaded)->metric_labels, kernels::IsaName(options.plan.isa),
+                                 (*loaded)->plan->weight_bytes(), is_default,
+                                 GaugesOf((*loaded)->report));
+  }
   std::shared_ptr<const LoadedModel> old_loaded;
   std::shared_ptr<Servable> old_servable;
   bool unavailable = false;
@@ -295,15 +301,7 @@ absl::Status Repository::Impl::Activate(const std::string& name, uint64_t versio
     TERN_LOG_ERROR("{} version {} cannot be loaded{}: {}", name, version,
                    unavailable ? "" : ", the one in memory goes on serving", status.ToString());
   }
-  if (options.metrics != nullptr) {
-    if (status.ok()) {
-      options.metrics->ModelLoaded(LabelsOf(info), kernels::IsaName(options.plan.isa),
-                                   (*loaded)->plan->weight_bytes(), info.is_default,
-                                   GaugesOf((*loaded)->report));
-    } else if (unavailable) {
-      options.metrics->ModelUnavailable(LabelsOf(info));
-    }
-  }
+  if (unavailable && options.metrics != nullptr) options.metrics->ModelUnavailable(LabelsOf(info));
   return status;
 }
 

@@ -54,6 +54,8 @@ ModelRunner::ModelRunner(std::shared_ptr<const repository::LoadedModel> model,
       metrics_(options.metrics),
       clock_(options.clock),
       shadow_(options.shadow),
+      monitor_(std::make_shared<monitoring::VersionMonitor>(model_->metric_labels, options.monitor,
+                                                            options.metrics, options.clock)),
       profile_every_(options.profile_every),
       sessions_(std::move(sessions)),
       batches_(sessions_.size(), 0) {
@@ -96,6 +98,7 @@ void ModelRunner::Drain() { batcher_->Drain(); }
 
 absl::Status ModelRunner::Submit(ClassifyTask& task) {
   const absl::Time deadline = task.input.deadline;
+  if (shadow_ != nullptr) task.activity = shadow_->Begin();
   return batcher_->Submit(task, deadline);
 }
 
@@ -129,6 +132,7 @@ void ModelRunner::Run(int instance, std::vector<scheduler::Queued<ClassifyTask>>
     }
     ClassifyOutput output;
     output.model = model_;
+    output.monitor = monitor_;
     output.classes =
         classify::TopK(logits->subspan(i * classes, classes), std::max(5, task.input.top_k));
     output.batch_size = images;
@@ -142,7 +146,8 @@ void ModelRunner::Run(int instance, std::vector<scheduler::Queued<ClassifyTask>>
     metrics_->StageTime(metrics::Stage::kPostprocess, model_->metric_labels, now - end);
     metrics_->Confidence(model_->metric_labels, output.classes.front().probability);
     if (shadow_ != nullptr) {
-      shadow_->Offer(*model_, output.classes.front().index, std::move(task.pixels));
+      shadow_->Offer(*model_, monitor_, logits->subspan(i * classes, classes),
+                     std::move(task.pixels));
     }
     task.done(std::move(output));
   }
@@ -243,6 +248,7 @@ void Classifier::Prepare(std::shared_ptr<ModelRunner> runner, uint64_t version, 
       monitoring::Prediction prediction;
       prediction.model = output->model->metric_labels;
       prediction.classes = output->model->plan->classes();
+      prediction.monitor = output->monitor;
       for (size_t i = 0; i < output->classes.size() && i < 5; ++i) {
         prediction.top5.push_back(output->classes[i].index);
       }

@@ -22,6 +22,7 @@
 #include "server/image/image.h"
 #include "server/metrics/metrics.h"
 #include "server/monitoring/label_join.h"
+#include "server/monitoring/version_monitor.h"
 #include "server/repository/repository.h"
 #include "server/scheduler/batcher.h"
 #include "server/serving/shadow.h"
@@ -40,6 +41,7 @@ struct ClassifyInput {
 
 struct ClassifyOutput {
   std::shared_ptr<const repository::LoadedModel> model;
+  std::shared_ptr<monitoring::VersionMonitor> monitor;
   std::vector<classify::Prediction> classes;  // top_k of them, best first
   int batch_size = 0;
   absl::Duration decode, preprocess, queue, inference, total;
@@ -53,6 +55,7 @@ struct RunnerOptions {
   absl::Duration default_max_delay = absl::Microseconds(500);
   int default_max_queue = 256;
   int profile_every = 0;  // every n-th batch of an instance is timed layer by layer; 0 = none
+  monitoring::MonitorOptions monitor;
   ShadowComparer* shadow = nullptr;     // not owned; null = no shadow comparisons
   metrics::Metrics* metrics = nullptr;  // not owned; required
   const Clock* clock = Clock::Real();
@@ -65,6 +68,7 @@ struct ClassifyTask {
   absl::Time arrived;
   absl::Duration decode, preprocess;
   ClassifyDone done;
+  ShadowComparer::Activity activity;  // from Submit on
 };
 
 // What serves one loaded version: a batcher, and one session per instance. Thread safe.
@@ -96,6 +100,7 @@ class ModelRunner final : public repository::Servable {
   metrics::Metrics* const metrics_;
   const Clock* const clock_;
   ShadowComparer* const shadow_;
+  const std::shared_ptr<monitoring::VersionMonitor> monitor_;
   const int profile_every_;
   std::vector<engine::Session> sessions_;
   std::vector<int64_t> batches_;                               // run so far, per instance

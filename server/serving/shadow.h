@@ -1,8 +1,10 @@
-// Shadow comparison: a sampled share of live images runs again on the float version of its model,
-// and the best classes are compared (tern_shadow_comparisons_total).
+// Shadow comparison: a sampled share of live images runs again on the float version of its model;
+// best classes and outputs are compared (tern_shadow_*, tern_live_agreement_ratio).
 //
-// Never in the way of requests: one thread of the lowest priority (nice 19) does the work, at most
-// kMaxWaiting images wait for it, and more are simply not compared.
+// Never in the way of requests. A comparison starts only while no image waits or runs anywhere
+// (Activity); its thread has the scheduling policy SCHED_IDLE, so that a request which arrives in
+// the middle takes the CPU at once; requests never wait for its locks, and what does not fit into a
+// backlog of kMaxWaiting images is not compared but counted (tern_shadow_dropped_total).
 #ifndef TERN_SERVER_SERVING_SHADOW_H_
 #define TERN_SERVER_SERVING_SHADOW_H_
 
@@ -12,11 +14,15 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
+#include "absl/types/span.h"
 #include "server/engine/plan.h"
 #include "server/metrics/metrics.h"
+#include "server/monitoring/version_monitor.h"
 #include "server/repository/repository.h"
 
 namespace tern::serving {
@@ -36,25 +42,53 @@ class ShadowComparer {
   // or be taken back with null, which waits for the comparison in work.
   void SetRepository(const repository::Repository* repository);
 
-  // Takes the pixels (network input, f32 NHWC) if this image is sampled and there is room.
-  void Offer(const repository::LoadedModel& model, int best_class, std::vector<float> pixels);
+  // While one exists, an image waits or runs, and no comparison starts. The comparer
+  // outlives it.
+  class Activity {
+   public:
+    Activity() = default;
+    Activity(Activity&& other) noexcept : count_(std::exchange(other.count_, nullptr)) {}
+    Activity& operator=(Activity&& other) noexcept {
+      std::swap(count_, other.count_);
+      return *this;
+    }
+    ~Activity() {
+      if (count_ != nullptr) --*count_;
+    }
+
+   private:
+    friend class ShadowComparer;
+    explicit Activity(std::atomic<int>* count) : count_(count) { ++*count; }
+    std::atomic<int>* count_ = nullptr;
+  };
+  Activity Begin() { return Activity(&active_); }
+
+  // Takes the pixels (network input, f32 NHWC) and the logits that they gave, if this image is
+  // sampled and there is room. Never blocks. `monitor` gets the outcome.
+  void Offer(const repository::LoadedModel& model,
+             const std::shared_ptr<monitoring::VersionMonitor>& monitor,
+             absl::Span<const float> logits, std::vector<float> pixels);
 
  private:
   struct Item {
-    metrics::ModelLabels model;
-    int best_class = 0;
+    std::string model;
+    std::weak_ptr<monitoring::VersionMonitor> monitor;
+    std::vector<float> logits;
     std::vector<float> pixels;
   };
   void Work();
   void Compare(const Item& item);
+  // Lets go of the float version's session if that is no longer what the repository serves.
+  void ReleaseUnused();
 
   const double fraction_;
   metrics::Metrics* const metrics_;
   std::atomic<uint64_t> offered_{0};
+  std::atomic<int> active_{0};
   std::mutex repository_mutex_;  // held during a comparison
   const repository::Repository* repository_ = nullptr;
-  // Of the last float version used; holds its plan until another is needed.
-  std::shared_ptr<const engine::Plan> plan_;
+  // Of the last float version used.
+  std::shared_ptr<const repository::LoadedModel> float_version_;
   std::optional<engine::Session> session_;
   std::mutex mutex_;
   std::condition_variable wake_;

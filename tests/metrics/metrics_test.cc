@@ -2,6 +2,7 @@
 
 #include <cstdlib>
 #include <fstream>
+#include <limits>
 #include <map>
 #include <set>
 #include <sstream>
@@ -75,23 +76,35 @@ ReportGauges Report() {
   ReportGauges report;
   report.top1_ratio = 0.99;
   report.top1_agreement = 0.97;
+  report.top1_agreement_low = 0.95;
+  report.top1 = 0.9;
+  report.top1_low = 0.88;
   report.layer_sqnr_db = {{"conv1", 31.5}, {"fc", 40.25}};
   report.layer_clipped = {{"conv1", 0.001}, {"fc", 0}};
   return report;
 }
 
+// Calls every function that makes a series of a version, as its requests do.
+void TouchVersion(Metrics& metrics, const ModelLabels& model) {
+  metrics.StageTime(Stage::kDecode, model, absl::Milliseconds(1));
+  metrics.LayerTime(model, "conv1", absl::Microseconds(30));
+  metrics.Batch(model, 4);
+  metrics.QueueDepth(model, 7);
+  metrics.Labelled(model, true, true);
+  metrics.Shadow(model, true, 0.02);
+  for (int i = 0; i < static_cast<int>(LiveFigure::kCount); ++i) {
+    metrics.Live(model, static_cast<LiveFigure>(i), 0.5);
+  }
+  metrics.Confidence(model, 0.8);
+}
+
 // Calls every function that makes a series.
 void TouchEverything(Metrics& metrics) {
+  TouchVersion(metrics, kModel);
   metrics.Request("Classify", "OK", absl::Milliseconds(3));
   metrics.InFlight("Classify", 1);
-  metrics.StageTime(Stage::kDecode, kModel, absl::Milliseconds(1));
-  metrics.LayerTime(kModel, "conv1", absl::Microseconds(30));
-  metrics.Batch(kModel, 4);
-  metrics.QueueDepth(kModel, 7);
   metrics.Rejected("queue_full");
-  metrics.Labelled(kModel, true, true);
-  metrics.Shadow(kModel, true);
-  metrics.Confidence(kModel, 0.8);
+  metrics.ShadowDropped("backlog");
   metrics.Fallback("float_island");
   metrics.ModelLoaded(kModel, "avx2", 1000, true, Report());
   metrics.QuantizeJob("published", absl::Seconds(3));
@@ -217,6 +230,30 @@ TEST(MetricsTest, LabelledPredictionsFallIntoThreeExclusiveResults) {
   EXPECT_EQ(value("miss"), 1);
 }
 
+TEST(MetricsTest, DivergencesStayFiniteSoThatTheirSumDoes) {
+  Metrics metrics;
+  metrics.Shadow(kModel, true, 0.02);
+  metrics.Shadow(kModel, false, std::numeric_limits<double>::infinity());
+  metrics.Shadow(kModel, false, std::nan(""));
+  const Scrape scrape(metrics.Render());
+  const std::string labels = R"({model="demo",scheme="int8",version="3"})";
+  EXPECT_EQ(scrape.Value("tern_shadow_divergence_nats_count" + labels), 3);
+  EXPECT_NEAR(scrape.Value("tern_shadow_divergence_nats_sum" + labels), 200.02, 1e-9);
+}
+
+TEST(MetricsTest, RefreshesRunAtEveryCollectionUntilTheyAreRemoved) {
+  Metrics metrics;
+  int runs = 0;
+  const int id = metrics.AddRefresh([&] { metrics.Live(kModel, LiveFigure::kTop1, 0.1 * ++runs); });
+  const std::string series = R"(tern_live_top1_ratio{model="demo",scheme="int8",version="3"})";
+  EXPECT_DOUBLE_EQ(Scrape(metrics.Render()).Value(series), 0.1);
+  EXPECT_DOUBLE_EQ(Scrape(metrics.Render()).Value(series), 0.2);
+  metrics.RemoveRefresh(id);
+  metrics.Live(kModel, LiveFigure::kTop1, std::nullopt);
+  EXPECT_EQ(Scrape(metrics.Render()).Value(series), -1);
+  EXPECT_EQ(runs, 2);
+}
+
 TEST(MetricsTest, KnownReasonsArePresentBeforeTheFirstEvent) {
   Metrics metrics;
   const Scrape scrape(metrics.Render());
@@ -294,6 +331,10 @@ TEST(MetricsTest, ARemovedModelLeavesNoSeriesAndOthersStay) {
   EXPECT_THAT(text, Not(HasSubstr(R"(version="3")")));
   EXPECT_THAT(text, HasSubstr(R"(tern_model_ready{model="demo",version="31"} 1)"));
   EXPECT_THAT(text, HasSubstr(R"(tern_images_total{model="demo",scheme="int8",version="31"} 2)"));
+  // What was still under way when it went does not bring its series back.
+  TouchVersion(metrics, kModel);
+  EXPECT_THAT(metrics.Render(), Not(HasSubstr(R"(version="3")")));
+  metrics.ModelLoaded(kModel, "avx2", 1, true, Report());
   metrics.Batch(kModel, 5);  // loaded again: a fresh counter
   EXPECT_EQ(Scrape(metrics.Render())
                 .Value(R"(tern_images_total{model="demo",scheme="int8",version="3"})"),

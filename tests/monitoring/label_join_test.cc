@@ -78,6 +78,41 @@ TEST(LabelJoinTest, ForgetsTheOldestFirst) {
   for (int i = 2; i < 5; ++i) EXPECT_TRUE(join.Report(absl::StrCat("id", i), i)->top1) << i;
 }
 
+TEST(LabelJoinTest, ForgetsWhatIsOlderThanItsAge) {
+  FakeClock clock;
+  LabelJoin join(10, nullptr, absl::Minutes(10), &clock);
+  join.Remember("a", Of({1}));
+  clock.Advance(absl::Minutes(6));
+  join.Remember("b", Of({2}));
+  clock.Advance(absl::Minutes(4));  // a is ten minutes old, which is not older
+  EXPECT_TRUE(join.Report("a", 1).ok());
+  clock.Advance(absl::Seconds(1));
+  const absl::Status forgotten = join.Report("a", 1).status();
+  EXPECT_EQ(forgotten.code(), absl::StatusCode::kNotFound);
+  EXPECT_THAT(std::string(forgotten.message()), HasSubstr("kept for 10m"));
+  EXPECT_TRUE(join.Report("b", 2).ok());
+}
+
+TEST(LabelJoinTest, TellsTheMonitorOfTheVersionWhileThatIsThere) {
+  metrics::Metrics metrics;
+  LabelJoin join(10, &metrics);
+  auto monitor = std::make_shared<VersionMonitor>(metrics::ModelLabels{"demo", 2, "int8"},
+                                                  MonitorOptions(), &metrics, Clock::Real());
+  for (const char* id : {"a", "b"}) {
+    Prediction prediction = Of({3, 1});
+    prediction.monitor = monitor;
+    join.Remember(id, std::move(prediction));
+  }
+  ASSERT_TRUE(join.Report("a", 3).ok());
+  const std::string labels = "tern_live_labels{model=\"demo\",scheme=\"int8\",version=\"2\"} 1\n";
+  EXPECT_THAT(metrics.Render(), HasSubstr(labels));
+  EXPECT_THAT(metrics.Render(), HasSubstr(Series("top1", 1)));
+  monitor.reset();
+  EXPECT_TRUE(join.Report("b", 3)->top1);
+  EXPECT_THAT(metrics.Render(), HasSubstr(labels));
+  EXPECT_THAT(metrics.Render(), HasSubstr(Series("top1", 2)));
+}
+
 TEST(LabelJoinTest, ARepeatedIdReplacesTheOlderPredictionAndCountsAsNew) {
   LabelJoin join(2, nullptr);
   join.Remember("a", Of({1}));
