@@ -11,6 +11,27 @@ if(TERN_WERROR)
   target_compile_options(tern_warnings INTERFACE -Werror)
 endif()
 
+# tern_use_archives(<namespace>...)
+# The imported targets of these namespaces link the archive that lies beside their shared library, where
+# there is one.
+function(tern_use_archives)
+  get_property(targets DIRECTORY ${PROJECT_SOURCE_DIR} PROPERTY IMPORTED_TARGETS)
+  foreach(target ${targets})
+    string(REGEX REPLACE "::.*" "" namespace ${target})
+    if(NOT namespace IN_LIST ARGV)
+      continue()
+    endif()
+    get_target_property(configurations ${target} IMPORTED_CONFIGURATIONS)
+    foreach(configuration ${configurations})
+      get_target_property(library ${target} IMPORTED_LOCATION_${configuration})
+      string(REGEX REPLACE "\\.so[.0-9]*$" ".a" archive "${library}")
+      if(NOT archive STREQUAL library AND EXISTS ${archive})
+        set_target_properties(${target} PROPERTIES IMPORTED_LOCATION_${configuration} ${archive})
+      endif()
+    endforeach()
+  endforeach()
+endfunction()
+
 # tern_library(NAME <folder> SRCS ... [DEPS ...] [PRIVATE_DEPS ...])
 # One library per folder: target tern_<folder>, alias tern::<folder>.
 function(tern_library)
