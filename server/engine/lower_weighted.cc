@@ -111,10 +111,12 @@ IntegerWeights Lowering::Expand(const Node& node) const {
   }
   const bool products = ExpandsToInt8(node);
   if (products) result.values.resize(shape.elements());
+  std::vector<int> cluster_of(channels);
+  for (int c = 0; c < static_cast<int>(channels); ++c) cluster_of[c] = map.cluster_of(c);
   std::vector<int16_t> scale_of(channels);
   for (int64_t o = 0; o < outputs; ++o) {
-    for (int64_t c = 0; c < channels; ++c)
-      scale_of[c] = scales[o * map.clusters() + map.cluster_of(static_cast<int>(c))];
+    const int8_t* own_scales = scales.data() + o * map.clusters();
+    for (int64_t c = 0; c < channels; ++c) scale_of[c] = own_scales[cluster_of[c]];
     const int8_t* own = codes + o * channels * taps;
     int sum = 0;
     if (taps == 1) {

@@ -98,7 +98,8 @@ std::vector<Group> MakeGroups(const ClusterMap& map) {
 // The weights of one step: [16 output channels][4 channels].
 using StepWeights = std::array<int8_t, kStepBytes>;
 
-// Sums of positive and of negative weights, lane by lane.
+// Sums of positive and of negative weights, lane by lane. In s16, which compilers turn into vectors:
+// no sum has more than a few steps beyond kMaxLaneSum.
 class LaneSums {
  public:
   template <typename... Steps>
@@ -106,29 +107,34 @@ class LaneSums {
     (Add(steps), ...);
   }
   void Add(const StepWeights& w) {
-    for (int i = 0; i < kStepBytes; ++i) {
-      positive_[i / 2] += std::max<int>(w[i], 0);
-      negative_[i / 2] -= std::min<int>(w[i], 0);
+    for (int lane = 0; lane < kFlushScales; ++lane) {
+      const int16_t a = w[2 * lane], b = w[2 * lane + 1];
+      positive_[lane] += std::max<int16_t>(a, 0) + std::max<int16_t>(b, 0);
+      negative_[lane] -= std::min<int16_t>(a, 0) + std::min<int16_t>(b, 0);
     }
   }
   // Whether s16 sums of these products are exact, whatever the activations.
   bool exact() const {
-    int largest = 0;
+    int16_t any = 0;  // negative if one of the differences is
     for (int lane = 0; lane < kFlushScales; ++lane)
-      largest = std::max({largest, positive_[lane], negative_[lane]});
-    return largest <= kMaxLaneSum;
+      any |= (kMaxLaneSum - positive_[lane]) | (kMaxLaneSum - negative_[lane]);
+    return any >= 0;
   }
 
  private:
-  int positive_[kFlushScales] = {}, negative_[kFlushScales] = {};
+  int16_t positive_[kFlushScales] = {}, negative_[kFlushScales] = {};
 };
 
-// The step, or two that add up to it if vpmaddubsw would saturate: one product per lane each.
-std::vector<StepWeights> Exact(const StepWeights& w) {
-  if (LaneSums(w).exact()) return {w};
-  std::vector<StepWeights> halves(2, w);
-  for (int i = 0; i < kStepBytes; ++i) halves[i % 2][i] = 0;
-  return halves;
+// Calls `take` with the step, or with two that add up to it if vpmaddubsw would saturate: one product
+// per lane each.
+template <typename Take>
+void ForExactParts(const StepWeights& w, const Take& take) {
+  if (LaneSums(w).exact()) return take(w);
+  for (int odd = 0; odd < 2; ++odd) {
+    StepWeights half{};
+    for (int i = odd; i < kStepBytes; i += 2) half[i] = w[i];
+    take(half);
+  }
 }
 
 struct Step {
@@ -152,7 +158,7 @@ class FlushMaker {
   }
 
   void Add(const Step& step) {
-    for (const StepWeights& part : Exact(step.weights)) {
+    ForExactParts(step.weights, [&](const StepWeights& part) {
       LaneSums with = sums_;
       with.Add(part);
       if (!open_ || flushes_.back().steps.size() == max_steps_ || !with.exact()) {
@@ -162,7 +168,7 @@ class FlushMaker {
       }
       sums_ = with;
       flushes_.back().steps.push_back({step.tap, step.dword, part});
-    }
+    });
   }
 
   std::vector<Flush> Take() { return std::move(flushes_); }
@@ -316,6 +322,7 @@ class Packer {
     conv_.layout[kKind] = kind;
     conv_.layout[kRowBytes] = 4 * dwords;
     conv_.layout[kPointers] = pointers;
+    weights_.reserve(static_cast<size_t>(blocks) * dwords * taps_ * kStepBytes);
     for (int block = 0; block < blocks; ++block) {
       const int32_t begin[kBlockFields - 1] = {static_cast<int32_t>(weights_.size() / kStepBytes),
                                                static_cast<int32_t>(scales_.size() / kFlushScales),
@@ -352,9 +359,18 @@ class Packer {
   }
 
   StepWeights WeightsOf(int block, int tap, const Dword& dword) const {
-    StepWeights w{};
+    StepWeights w;
+    const int64_t first = int64_t{block} * kOutputBlock;
+    if (first + kOutputBlock <= g_.oc && 4 * dword.index + 4 <= g_.ic && dword.mask == 15) {
+      const int8_t* from = codes_.data() + (first * g_.ic + 4 * dword.index) * taps_ + tap;
+      for (int o = 0; o < kOutputBlock; ++o, from += int64_t{g_.ic} * taps_) {
+        for (int c = 0; c < 4; ++c) w[4 * o + c] = from[c * taps_];
+      }
+      return w;
+    }
+    w.fill(0);
     for (int i = 0; i < kStepBytes; ++i) {
-      const int64_t o = block * kOutputBlock + i / 4;
+      const int64_t o = first + i / 4;
       const int c = 4 * dword.index + i % 4;
       if (o < g_.oc && c < g_.ic && (dword.mask >> i % 4 & 1))
         w[i] = codes_[(o * g_.ic + c) * taps_ + tap];
@@ -447,9 +463,9 @@ class Packer {
       if (i + 1 < pairs.size() && pairs[i + 1].channel == a.channel + 8 &&
           LaneSums(a.first, a.second, pairs[i + 1].first, pairs[i + 1].second).exact()) {
         fours.push_back(a.channel);
-        for (const Pair& pair : {a, pairs[i + 1]}) {
-          Append(pair.first);
-          Append(pair.second);
+        for (const Pair* pair : {&a, &pairs[i + 1]}) {
+          Append(pair->first);
+          Append(pair->second);
         }
         ++i;
         continue;
@@ -459,8 +475,8 @@ class Packer {
         rest.push_back(a);
         continue;
       }
-      for (const StepWeights& part : Exact(a.first)) rest.push_back({a.channel, part, {}});
-      for (const StepWeights& part : Exact(a.second)) rest.push_back({a.channel, {}, part});
+      ForExactParts(a.first, [&](const StepWeights& part) { rest.push_back({a.channel, part, {}}); });
+      ForExactParts(a.second, [&](const StepWeights& part) { rest.push_back({a.channel, {}, part}); });
     }
     for (const Pair& pair : rest) {
       twos.push_back(pair.channel);

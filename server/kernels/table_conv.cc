@@ -326,20 +326,22 @@ PackedTableConv PackTableConv(const ConvGeometry& geometry, const QuantizedWeigh
     for (int c : kQuadOffsets[quad % 2]) state = 3 * state + channel[c * taps + tap] + 1;
     return state;
   };
-  if (Is3x3(g)) {
-    conv.states = AlignedBuffer(static_cast<size_t>(quads) * outputs * taps);
-    uint8_t* states = conv.states.as<uint8_t>();
-    for (int64_t quad = 0; quad < quads; ++quad) {
-      for (int64_t o = 0; o < outputs; ++o) {
-        for (int t = 0; t < taps; ++t) *states++ = static_cast<uint8_t>(state_of(o, quad, t));
+  // Block by block, so that neither the reads nor the writes leave the first-level cache.
+  conv.states = AlignedBuffer((Is3x3(g) ? taps : sizeof(uint16_t)) * quads * outputs);
+  for (int64_t first = 0; first < outputs; first += kOutputBlock) {
+    if (Is3x3(g)) {
+      for (int64_t quad = 0; quad < quads; ++quad) {
+        uint8_t* states = conv.states.as<uint8_t>() + (quad * outputs + first) * taps;
+        for (int64_t o = first; o < first + kOutputBlock; ++o) {
+          for (int t = 0; t < taps; ++t) *states++ = static_cast<uint8_t>(state_of(o, quad, t));
+        }
       }
+      continue;
     }
-  } else {
-    conv.states = AlignedBuffer(sizeof(uint16_t) * quads * outputs);
-    uint16_t* states = conv.states.as<uint16_t>();
     static_assert(kTable1x1Bytes <= 65536);
     for (int64_t group = 0; group < quads / kGroupQuads; ++group) {
-      for (int64_t o = 0; o < outputs; ++o) {
+      uint16_t* states = conv.states.as<uint16_t>() + (group * outputs + first) * kGroupQuads;
+      for (int64_t o = first; o < first + kOutputBlock; ++o) {
         for (int q = 0; q < kGroupQuads; ++q) {
           *states++ = static_cast<uint16_t>(
               2 * kLanes * (kStates * q + state_of(o, group * kGroupQuads + q, 0)));

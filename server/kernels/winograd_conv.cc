@@ -46,13 +46,21 @@ void TransformWeights(const Kernels& k, const int16_t* w, int32_t* out) {
 }
 
 // Whether 2^shift times every sum fits s32, with the shift of the tile's first output.
-bool SumsFit(const ConvGeometry& g, const Kernels& k, absl::Span<const int16_t> weights) {
-  const int shift = (k.rows == 4 ? 3 : 1) + (k.columns == 4 ? 3 : 1);
+bool SumsFit(const ConvGeometry& g, const Kernels& kernels, absl::Span<const int16_t> weights) {
+  const int shift = (kernels.rows == 4 ? 3 : 1) + (kernels.columns == 4 ? 3 : 1);
   for (int64_t o = 0; o < g.oc; ++o) {
     int64_t positive = 0, negative = 0;
-    for (int16_t w : weights.subspan(o * g.ic * 9, int64_t{g.ic} * 9)) {
-      positive += std::max<int>(w, 0);
-      negative -= std::min<int>(w, 0);
+    // In s32 over 16 channels (WinogradConvAccepts), so that vectors can be used.
+    constexpr int kPart = 16 * 9;
+    const int16_t* own = weights.data() + o * g.ic * 9;
+    for (int64_t i = 0; i < int64_t{g.ic} * 9; i += kPart, own += kPart) {
+      int sum = 0, magnitudes = 0;
+      for (int k = 0; k < kPart; ++k) {
+        sum += own[k];
+        magnitudes += std::abs(int{own[k]});
+      }
+      positive += (magnitudes + sum) / 2;
+      negative += (magnitudes - sum) / 2;
     }
     if (255 * std::max(positive, negative) > INT32_MAX >> shift) return false;
   }
@@ -226,8 +234,12 @@ bool WinogradConvFits(const ConvGeometry& g, absl::Span<const int16_t> weights, 
   if (!SumsFit(g, k, weights)) return false;
   // The largest sums of a row of G's magnitudes are 3 and 7.
   const int most = (k.rows == 4 ? 7 : 3) * (k.columns == 4 ? 7 : 3);
-  const auto [low, high] = std::minmax_element(weights.begin(), weights.end());
-  if (weights.empty() || std::max(-int{*low}, int{*high}) * most <= INT16_MAX) return true;
+  int16_t low = 0, high = 0;  // std::minmax_element is not vectorised
+  for (int16_t w : weights) {
+    low = w < low ? w : low;
+    high = w > high ? w : high;
+  }
+  if (std::max(-int{low}, int{high}) * most <= INT16_MAX) return true;
   for (size_t i = 0; i < weights.size(); i += 9) {
     int32_t transformed[kMaxProducts];
     TransformWeights(k, weights.data() + i, transformed);

@@ -15,7 +15,7 @@ namespace tern::repository {
 namespace {
 
 // Of the self-test of a version that served before: all four stored images of a CIFAR network, one
-// per thread of a ResNet-50, whose four would be most of its start.
+// of a ResNet-50, whose four would be most of its start.
 constexpr int64_t kReloadMacs = 1'000'000'000;
 
 // How the weights of a graph are stored.

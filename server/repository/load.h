@@ -15,7 +15,7 @@
 namespace tern::repository {
 
 // Whether a version is new here, or has served before. A new one runs all of its self-test; one
-// that is loaded again a part: each layer at least once per CPU thread, more where that is cheap.
+// that is loaded again a part: one image at least, more where that is cheap.
 enum class Origin { kNew, kKnown };
 
 // Reads config, labels and network, checks that they fit each other, plans, and runs the self-test.

@@ -173,8 +173,8 @@ absl::Status ValidateModelName(absl::string_view name);
 // differently between CPUs; Tern's own kernels do not). DATA_LOSS with the figures otherwise. OK if
 // nothing is stored.
 struct SelfTestOptions {
-  int threads = 1;  // sessions of one thread side by side
-  // Images beyond this much work are left out, but every thread runs one.
+  int threads = 1;  // shared among as many sessions as there are images
+  // Images beyond this much work are left out, but one runs.
   int64_t most_macs = std::numeric_limits<int64_t>::max();
 };
 absl::Status SelfTest(const artifact::Artifact& artifact, const engine::Plan& plan,

@@ -75,12 +75,12 @@ absl::Status SelfTest(const artifact::Artifact& artifact, const engine::Plan& pl
 
   int64_t macs_per_image = 1;
   for (const engine::LayerInfo& layer : plan.layers()) macs_per_image += layer.macs;
-  const int64_t images =
-      std::min(n, std::max<int64_t>(options.threads, options.most_macs / macs_per_image));
+  const int64_t images = std::min(n, std::max<int64_t>(1, options.most_macs / macs_per_image));
   std::vector<absl::Status> statuses(images);
   const size_t workers = static_cast<size_t>(std::min<int64_t>(options.threads, images));
   ParallelFor(options.threads, workers, [&](size_t worker) {
-    absl::StatusOr<engine::Session> session = plan.NewSession(1);
+    absl::StatusOr<engine::Session> session =
+        plan.NewSession(std::max(1, options.threads / static_cast<int>(workers)));
     for (int64_t i = static_cast<int64_t>(worker); i < images;
          i += static_cast<int64_t>(workers)) {
       statuses[i] = session.ok() ? TestImage(artifact, i, largest, *session) : session.status();
