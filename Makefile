@@ -3,8 +3,9 @@
 PRESET ?= release
 BUILD := build/$(PRESET)
 JOBS ?= $(shell nproc)
+FUZZ_SECONDS ?= 60
 
-.PHONY: help demo build finetune test test-full bench lint format clean
+.PHONY: help demo build finetune test test-full fuzz bench lint format clean
 
 help:
 	@echo "make demo       build, start a server with the demo model, quantise and classify (KEEP=1: leave it running)"
@@ -12,6 +13,7 @@ help:
 	@echo "make test-full  the tests against others: torchvision, onnxruntime, Pillow; AVX-512 kernels on an emulated CPU"
 	@echo "make build      only build: $(BUILD)/bin/ternd, $(BUILD)/bin/ternctl"
 	@echo "make finetune   build $(BUILD)/bin/tern-finetune, which needs libtorch (TEST=1: also run its tests)"
+	@echo "make fuzz       every libFuzzer target for FUZZ_SECONDS=$(FUZZ_SECONDS) (FUZZ_TARGETS=\"onnx image\": only these)"
 	@echo "make bench      kernel and engine benchmarks"
 	@echo "PRESET=release|dev|ci|asan-ubsan|tsan  JOBS=$(JOBS)"
 
@@ -44,6 +46,12 @@ test-full:
 	@cmake --build $(BUILD) -j $(JOBS)
 	@scripts/test-full.sh $(BUILD)
 	@scripts/skipped.sh $(BUILD)
+
+fuzz:
+	@scripts/install-deps.sh fuzz
+	@cmake --preset fuzz
+	@cmake --build --preset fuzz -j $(JOBS)
+	@scripts/fuzz.sh build/fuzz $(FUZZ_SECONDS) $(FUZZ_TARGETS)
 
 bench:
 	@scripts/install-deps.sh test

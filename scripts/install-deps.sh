@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that a task needs: build, demo, test (build and test tools), full
-# (also torch for the parity fixtures and an emulator), finetune (tern-finetune and its tests: libtorch). Repeating
-# it is cheap: packages that are there are not asked for again.
+# (also torch for the parity fixtures and an emulator), finetune (tern-finetune and its tests: libtorch), fuzz (clang with
+# libFuzzer). Repeating it is cheap: packages that are there are not asked for again.
 set -euo pipefail
 
 build=(g++ cmake ninja-build make pkgconf
@@ -10,8 +10,10 @@ build=(g++ cmake ninja-build make pkgconf
   libturbojpeg0-dev libpng-dev libwebp-dev libexif-dev
   prometheus-cpp-dev libspdlog-dev nlohmann-json3-dev libcli11-dev libeigen3-dev libisal-dev libssl-dev)
 demo=(curl)
-test=(libgtest-dev libgmock-dev libbenchmark-dev python3 python3-yaml curl)
+test=(libgtest-dev libgmock-dev libbenchmark-dev python3 python3-yaml python3-grpcio python3-protobuf curl)
 finetune=(libtorch-dev)
+# The versions that belong to Debian's clang: its sanitizers and OpenMP. llvm: the symbolizer and the coverage tools.
+fuzz=(clang libclang-rt-dev libomp-dev llvm)
 full=(python3-torch python3-torchvision python3-pil python3-numpy python3-venv libopenblas0-pthread)
 if [ "$(dpkg --print-architecture)" = amd64 ]; then
   # The emulated CPU of tests/emulation, which also unpacks a kernel package.
@@ -24,7 +26,8 @@ case "${1:-build}" in
   test) packages=("${build[@]}" "${test[@]}") ;;
   full) packages=("${build[@]}" "${test[@]}" "${full[@]}") ;;
   finetune) packages=("${build[@]}" "${test[@]}" "${finetune[@]}") ;;
-  *) echo "usage: $0 build|demo|test|full|finetune" >&2; exit 2 ;;
+  fuzz) packages=("${build[@]}" "${test[@]}" "${fuzz[@]}") ;;
+  *) echo "usage: $0 build|demo|test|full|finetune|fuzz" >&2; exit 2 ;;
 esac
 
 missing=()

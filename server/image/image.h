@@ -36,8 +36,8 @@ struct Image {
 // stored unless `apply_exif_orientation`. Grey and palette images are widened, alpha is dropped, 16
 // bits are reduced to 8, CMYK JPEGs are converted (all as Pillow's convert("RGB")).
 // INVALID_ARGUMENT: empty, unknown format, damaged, truncated (also a JPEG cut in half);
-// RESOURCE_EXHAUSTED: more bytes or pixels than `limits`; messages give value and limit. Thread
-// safe.
+// RESOURCE_EXHAUSTED: more bytes or pixels than `limits`, or a JPEG of very many scans; messages
+// give value and limit. Thread safe.
 absl::StatusOr<Image> Decode(absl::string_view bytes, const Limits& limits,
                              bool apply_exif_orientation);
 

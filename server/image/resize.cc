@@ -105,10 +105,10 @@ TERN_IMAGE_CLONES void ResizeRow(const uint8_t* row, const uint8_t* end, const T
     Ints4 sum = {kHalf, kHalf, kHalf, kHalf};
     int j = 0;
     for (; j < wide; ++j, in += 3) {
-      constexpr Bytes16 kSpread = {0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3};
       Bytes16 pixels;
       std::memcpy(&pixels, in, sizeof(pixels));
-      const Bytes16 spread = __builtin_shuffle(pixels, kSpread);
+      const Bytes16 spread = __builtin_shufflevector(pixels, pixels, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2,
+                                                     2, 2, 3, 3, 3, 3);
       Ints4 pixel;
       std::memcpy(&pixel, &spread, sizeof(pixel));
       sum += (pixel & 255) * weights[j];

@@ -49,18 +49,18 @@ absl::StatusOr<BatchInt> Apply(char op, BatchInt a, BatchInt b) {
   bool overflow = false;
   switch (op) {
     case '+':
-      overflow = __builtin_add_overflow(a.batches, b.batches, &r.batches) |
-                 __builtin_add_overflow(a.offset, b.offset, &r.offset);
+      overflow = __builtin_add_overflow(a.batches, b.batches, &r.batches);
+      overflow |= __builtin_add_overflow(a.offset, b.offset, &r.offset);
       break;
     case '-':
-      overflow = __builtin_sub_overflow(a.batches, b.batches, &r.batches) |
-                 __builtin_sub_overflow(a.offset, b.offset, &r.offset);
+      overflow = __builtin_sub_overflow(a.batches, b.batches, &r.batches);
+      overflow |= __builtin_sub_overflow(a.offset, b.offset, &r.offset);
       break;
     case '*':
       if (!a.plain()) std::swap(a, b);
       if (!a.plain()) return absl::UnimplementedError("a shape grows with the batch squared");
-      overflow = __builtin_mul_overflow(a.offset, b.batches, &r.batches) |
-                 __builtin_mul_overflow(a.offset, b.offset, &r.offset);
+      overflow = __builtin_mul_overflow(a.offset, b.batches, &r.batches);
+      overflow |= __builtin_mul_overflow(a.offset, b.offset, &r.offset);
       break;
     default:  // '/'
       if (!b.plain()) return absl::UnimplementedError("a shape is divided by the batch");

@@ -263,18 +263,22 @@ absl::Status ValidateConfig(const v1::ModelConfig& config) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<v1::ModelConfig> ReadConfig(const std::string& model_folder) {
-  const std::string path = absl::StrCat(model_folder, "/", kConfigFile);
-  TERN_ASSIGN_OR_RETURN(const std::string text, ReadRegularFile(path, kMaxConfigBytes));
+absl::StatusOr<v1::ModelConfig> ParseConfig(absl::string_view text, absl::string_view name) {
   v1::ModelConfig config;
   FirstError error;
   google::protobuf::TextFormat::Parser parser;
   parser.RecordErrorsTo(&error);
-  if (!parser.ParseFromString(text, &config)) {
-    return absl::InvalidArgumentError(absl::StrCat(path, ": ", error.text()));
+  if (!parser.ParseFromString(std::string(text), &config)) {
+    return absl::InvalidArgumentError(absl::StrCat(name, ": ", error.text()));
   }
-  TERN_RETURN_IF_ERROR(Annotate(ValidateConfig(config), path));
+  TERN_RETURN_IF_ERROR(Annotate(ValidateConfig(config), name));
   return config;
+}
+
+absl::StatusOr<v1::ModelConfig> ReadConfig(const std::string& model_folder) {
+  const std::string path = absl::StrCat(model_folder, "/", kConfigFile);
+  TERN_ASSIGN_OR_RETURN(const std::string text, ReadRegularFile(path, kMaxConfigBytes));
+  return ParseConfig(text, path);
 }
 
 absl::StatusOr<std::vector<std::string>> ReadLabels(const std::string& model_folder,

@@ -96,7 +96,10 @@ absl::StatusOr<VersionFile> FindVersionFile(const std::string& version_folder, u
 // INVALID_ARGUMENT naming the field if a number is beyond what the server can use, or labels_file
 // is not the name of a file in the model's own folder.
 absl::Status ValidateConfig(const v1::ModelConfig& config);
-// Reads and validates config.textproto; INVALID_ARGUMENT gives line and column of a syntax error.
+// Parses and validates a config; INVALID_ARGUMENT begins with `name` and gives line and column of a
+// syntax error.
+absl::StatusOr<v1::ModelConfig> ParseConfig(absl::string_view text, absl::string_view name);
+// The config of config.textproto. Errors of reading, and ParseConfig's.
 absl::StatusOr<v1::ModelConfig> ReadConfig(const std::string& model_folder);
 // The labels of the config, checked to be `classes` many (0 = any number); empty if it names no
 // file.

@@ -18,6 +18,7 @@
 #include "server/graph/fixed_point.h"
 #include "server/tensor/cluster.h"
 #include "tern/v1/artifact.pb.h"
+#include "tests/artifact/pieces.h"
 
 namespace tern::artifact {
 namespace {
@@ -295,64 +296,6 @@ void ExpectSame(const Artifact& a, const Artifact& b) {
   ExpectSame(a.self_test_logits, b.self_test_logits);
 }
 
-// ---------------------------------------------------------------- files by hand, from FORMAT.md
-
-std::string Little(uint64_t value, int size) {
-  std::string out;
-  for (int i = 0; i < size; ++i) out.push_back(static_cast<char>(value >> (8 * i)));
-  return out;
-}
-
-struct Pieces {
-  v1::ArtifactHeader header;
-  std::vector<std::string> sections;
-};
-
-Pieces TakeApart(const std::string& file) {
-  uint64_t header_bytes = 0;
-  std::memcpy(&header_bytes, file.data() + 8, 8);
-  Pieces pieces;
-  EXPECT_TRUE(pieces.header.ParseFromString(file.substr(32, header_bytes)));
-  for (const auto& section : pieces.header.sections())
-    pieces.sections.push_back(file.substr(section.offset(), section.bytes()));
-  return pieces;
-}
-
-// Preamble and checksums for any header bytes, followed by `rest`.
-std::string Seal(const std::string& header, const std::string& rest, uint32_t version = 1) {
-  std::string preamble =
-      absl::StrCat("TERN", Little(version, 4), Little(header.size(), 8),
-                   Little(32 + header.size() + rest.size(), 8), Little(Crc32c(header), 4));
-  preamble += Little(Crc32c(preamble), 4);
-  return preamble + header + rest;
-}
-
-// A file whose checksums are right, whatever the header says. Section entries are renewed; `touch`
-// then changes the header once more.
-std::string PutTogether(Pieces pieces,
-                        const std::function<void(v1::ArtifactHeader&)>& touch = nullptr) {
-  std::string header;
-  for (int round = 0; round < 5; ++round) {
-    uint64_t end = 32 + header.size();
-    pieces.header.clear_sections();
-    for (const std::string& section : pieces.sections) {
-      auto* entry = pieces.header.add_sections();
-      entry->set_offset((end + 63) / 64 * 64);
-      entry->set_bytes(section.size());
-      entry->set_crc32c(Crc32c(section));
-      end = entry->offset() + section.size();
-    }
-    if (touch) touch(pieces.header);
-    header = pieces.header.SerializeAsString();
-  }
-  std::string rest;
-  for (const std::string& section : pieces.sections) {
-    rest.resize((32 + header.size() + rest.size() + 63) / 64 * 64 - 32 - header.size());
-    rest += section;
-  }
-  return Seal(header, rest);
-}
-
 // ---------------------------------------------------------------- tests
 
 TEST(ArtifactTest, EveryOperatorSurvivesTheRoundTrip) {
@@ -412,7 +355,7 @@ TEST(ArtifactTest, CodesTakeTheBitsTheyNeed) {
     });
     Artifact artifact;
     artifact.graph = std::move(b.graph);
-    const Pieces pieces = TakeApart(Serialize(artifact));
+    const Pieces pieces = *TakeApart(Serialize(artifact));
     const auto& weights = pieces.header.graph().nodes(0).quantized();
     EXPECT_EQ(weights.codes().bits(), static_cast<uint32_t>(bits));
     EXPECT_EQ(pieces.sections[weights.codes().section()].size(), 32u * 64 * bits / 8);
@@ -422,7 +365,7 @@ TEST(ArtifactTest, CodesTakeTheBitsTheyNeed) {
 TEST(ArtifactTest, TheFileFollowsTheFormat) {
   const std::string file = Serialize(Small());
   EXPECT_EQ(file.substr(0, 8), std::string("TERN\1\0\0\0", 8));
-  const Pieces pieces = TakeApart(file);
+  const Pieces pieces = *TakeApart(file);
   EXPECT_EQ(PutTogether(pieces), file);
   EXPECT_EQ(pieces.sections.size(), 11u);
 }
@@ -478,7 +421,7 @@ TEST(ArtifactTest, MessagesNameTheFile) {
 
 // Files whose checksums are right but whose content is not a model.
 TEST(ArtifactTest, HostileHeadersAreRefused) {
-  const Pieces good = TakeApart(Serialize(Small()));
+  const Pieces good = *TakeApart(Serialize(Small()));
   ASSERT_TRUE(Parse(PutTogether(good), "file").ok());
   using Header = v1::ArtifactHeader;
   const auto node = [](Header& h, int i) { return h.mutable_graph()->mutable_nodes(i); };
@@ -587,7 +530,7 @@ TEST(ArtifactTest, HostileHeadersAreRefused) {
 
 TEST(ArtifactTest, CodesAndScalesOutOfRangeAreRefused) {
   const auto refused = [](const std::function<void(Pieces&)>& touch) {
-    Pieces pieces = TakeApart(Serialize(Small()));
+    Pieces pieces = *TakeApart(Serialize(Small()));
     touch(pieces);
     const auto result = Parse(PutTogether(pieces), "file");
     EXPECT_EQ(result.status().code(), StatusCode::kInvalidArgument) << result.status();
@@ -641,7 +584,7 @@ TEST(ArtifactTest, ACodeThatDoesNotFitItsBitsIsNotChangedSilently) {
 }
 
 TEST(ArtifactTest, RandomHeadersNeverCrash) {
-  const std::string file = PutTogether(TakeApart(Serialize(Small())));
+  const std::string file = PutTogether(*TakeApart(Serialize(Small())));
   uint64_t header_bytes = 0;
   std::memcpy(&header_bytes, file.data() + 8, 8);
   const std::string header = file.substr(32, header_bytes), rest = file.substr(32 + header_bytes);

@@ -1,3 +1,4 @@
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <png.h>
 #include <webp/encode.h>
@@ -288,6 +289,24 @@ TEST(DecodeTest, ReadsOrientationsOfBothByteOrdersAndIgnoresNonsense) {
   EXPECT_EQ(ExifOrientation(""), 1);
   EXPECT_EQ(ExifOrientation("Exif"), 1);
   EXPECT_EQ(ExifOrientation(std::string(100, 'x')), 1);
+}
+
+// A scan of a few bytes costs a pass over the whole picture.
+TEST(DecodeTest, AJpegMayNotHaveManyMoreScansThanEncodersWrite) {
+  std::string bytes = Fixture("progressive.jpg");
+  const size_t last = bytes.rfind("\xff\xda"), end = bytes.rfind("\xff\xd9");
+  ASSERT_LT(last, end);
+  const std::string scan = bytes.substr(last, end - last);
+  Limits limits;
+  limits.max_pixels = 19 * 13;
+  EXPECT_TRUE(Decode(bytes, limits, true).ok());
+  for (int i = 0; i < 20; ++i) bytes.insert(end, scan);
+  const absl::Status status = Decode(bytes, limits, true).status();
+  EXPECT_EQ(status.code(), StatusCode::kResourceExhausted) << status;
+  EXPECT_THAT(std::string(status.message()), ::testing::HasSubstr("scans over 19x13 pixels"));
+  // The limit is one of work: there is room for them in a server that takes larger pictures.
+  limits.max_pixels *= 3;
+  EXPECT_NE(Decode(bytes, limits, true).status().code(), StatusCode::kResourceExhausted);
 }
 
 }  // namespace

@@ -17,7 +17,7 @@ import sys
 TOPS = ("server", "client", "statistics", "models", "tests", "proto")
 # Commands whose arguments are sources to build. Others (set_source_files_properties, ...) only mention files.
 BUILDING = {"add_library", "add_executable", "target_sources", "tern_library", "tern_test", "tern_proto_library",
-            "tern_isa_source"}
+            "tern_isa_source", "tern_fuzzer"}
 COMMAND = re.compile(r"([A-Za-z_]\w*)\s*\(((?:[^()\"]|\"(?:[^\"\\]|\\.)*\"|\([^()]*\))*)\)", re.S)
 TOKEN = re.compile(r'"((?:[^"\\]|\\.)*)"|([^\s"()]+)')
 INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.M)

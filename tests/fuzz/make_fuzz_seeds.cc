@@ -1,0 +1,97 @@
+// Writes the seeds of the fuzz targets that have no fixtures elsewhere: small networks with every
+// operator as ONNX and .tern files, and configs.
+//
+//     make_fuzz_seeds tests/fuzz/corpus
+//
+// The other files of the corpus are finds of the fuzzer; see docs/testing.md.
+#include <filesystem>
+#include <iostream>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "server/artifact/artifact.h"
+#include "server/base/file.h"
+#include "server/graph/fixed_point.h"
+#include "server/onnx/export.h"
+#include "tests/onnx/export_zoo.h"
+
+namespace tern {
+namespace {
+
+// Every seed is mutated and executed thousands of times; the longest of the zoo add nothing.
+constexpr size_t kMostBytes = 1800;
+
+constexpr char kConfig[] = R"(preprocessing {
+  color_order: BGR
+  resize: SHORTER_SIDE
+  resize_size: 256
+  filter: BICUBIC_ANTIALIAS
+  center_crop: true
+  scale: 0.003921569
+  mean: [0.485, 0.456, 0.406]
+  std: [0.229, 0.224, 0.225]
+  jpeg_scaling: true
+}
+labels_file: "labels.txt"
+batching { max_batch_size: 16 max_delay_us: 2000 max_queue: 64 }
+instances: 1
+)";
+
+class Folder {
+ public:
+  explicit Folder(std::string path) : path_(std::move(path)) {
+    std::filesystem::create_directories(path_);
+  }
+  void Put(absl::string_view name, absl::string_view bytes) {
+    if (bytes.size() > kMostBytes) return;
+    const std::string path = absl::StrCat(path_, "/", name);
+    if (const absl::Status s = WriteFileAtomically(path, {bytes}); !s.ok()) {
+      std::cerr << s << "\n";
+      std::exit(1);
+    }
+  }
+
+ private:
+  std::string path_;
+};
+
+void PutNetworks(Folder& onnx, Folder& artifacts) {
+  for (const auto& [name, graph] : onnx::testing::ExportZoo()) {
+    onnx.Put(absl::StrCat("seed_", name), onnx::Export(graph, {}).value());
+    const Tensor input = onnx::testing::RandomInput(graph, 1);
+    for (const auto scheme : {WeightScheme::kInt8, WeightScheme::kInt4Cluster,
+                              WeightScheme::kInt3Cluster, WeightScheme::kTernaryCluster}) {
+      artifact::Artifact artifact;
+      artifact.graph = onnx::testing::Quantised(graph, input, scheme);
+      if (scheme == WeightScheme::kInt4Cluster &&
+          !graph::RoundToFixedPoint(artifact.graph).ok()) {
+        continue;  // not every network of the zoo has such a form
+      }
+      const std::string file = absl::StrCat("seed_", name, "_", Name(scheme));
+      artifact.preprocessing.set_resize(v1::Preprocessing::EXACT);
+      artifacts.Put(file, artifact::Serialize(artifact));
+      if (scheme == WeightScheme::kInt8 || scheme == WeightScheme::kTernaryCluster) {
+        onnx.Put(file, onnx::Export(artifact.graph, {}).value());
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace tern
+
+int main(int argc, char** argv) {
+  if (argc != 2) {
+    std::cerr << "usage: make_fuzz_seeds FOLDER\n";
+    return 2;
+  }
+  const auto folder = [&](const char* name) {
+    return tern::Folder(absl::StrCat(argv[1], "/", name));
+  };
+  tern::Folder onnx = folder("onnx"), artifacts = folder("artifact"), config = folder("config");
+  tern::PutNetworks(onnx, artifacts);
+  const std::string labels("cat\r\ndog\nK\xc3\xa4se\n\n");
+  config.Put("seed_full", absl::StrCat(tern::kConfig, std::string(1, '\0'), labels));
+  config.Put("seed_empty", std::string(1, '\0'));
+  return 0;
+}
