@@ -594,6 +594,62 @@ def no_descriptors(context):
         shutil.rmtree(repository, ignore_errors=True)
 
 
+@case(own_server=True)
+def clock_jumps(context):
+    """Own server: the system's clock is set an hour ahead, an hour back and a day ahead under calls with deadlines."""
+    libraries = sorted(pathlib.Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
+    if not libraries:
+        raise Skip("libfaketime is not installed")
+    folder = tempfile.mkdtemp(prefix="tern-clock-")
+    setting = pathlib.Path(folder, "clock")
+    setting.write_text("+0")
+    # Only the time of day is faked, as when somebody sets it; monotonic clocks go on.
+    server = harness.Ternd(context.args.ternd, os.path.join(folder, "repository"), "--demo", "--label_memory=1000", wrapper=[
+        "env", f"LD_PRELOAD={libraries[0]}", f"FAKETIME_TIMESTAMP_FILE={setting}", "FAKETIME_NO_CACHE=1",
+        "FAKETIME_DONT_FAKE_MONOTONIC=1"])
+    api = harness.Api(server, context.protos)
+    stop = threading.Event()
+    codes, longest, wrong = collections.Counter(), [0], [0]
+
+    def load():
+        while not stop.is_set():
+            try:
+                answer = api.classify(context.photo, timeout=20)
+                codes["OK"] += 1
+                wrong[0] += [c.index for c in answer.classes] != context.expected
+                timing = answer.receipt.timing
+                longest[0] = max(longest[0], timing.decode_us, timing.preprocess_us, timing.queue_us, timing.inference_us,
+                                 timing.total_us)
+            except grpc.RpcError as error:
+                codes[error.code().name] += 1
+
+    threads = [threading.Thread(target=load) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        for jump in ("+3600", "-3600", "+86400", "+0"):
+            time.sleep(1)
+            shown = setting.with_suffix(".new")
+            shown.write_text(jump)
+            shown.rename(setting)
+        time.sleep(1)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+        text = server.metrics()
+        api.close()
+        status = server.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+    only(codes, "OK")
+    check(codes["OK"] > 0 and not wrong[0], f"{wrong[0]} of {codes['OK']} answers are wrong")
+    check(longest[0] < 60e6, f"a receipt shows {longest[0] / 1e6:.0f} s")
+    total = metric(text, "tern_request_duration_seconds_sum", method="Classify")
+    check(0 <= total < 600, f"the requests took {total} s together")
+    check(status == 0, f"exit status {status}")
+    return f"{dict(codes)}, longest time in a receipt {longest[0] / 1e3:.0f} ms"
+
+
 # ---------------------------------------------------------------- running them
 
 

@@ -20,7 +20,8 @@ extern "C" size_t LLVMFuzzerCustomMutator(uint8_t* data, size_t size, size_t max
       std::string& section = changed.sections[random() % changed.sections.size()];
       // Mostly of the same length, which the header's tensors promise.
       tern::fuzz::MutateBytes(section.size() + (random() % 4 == 0 ? 16 : 1), section);
-      if (random() % 4 != 0) section.resize(pieces->sections[&section - &changed.sections[0]].size());
+      if (random() % 4 != 0)
+        section.resize(pieces->sections[&section - &changed.sections[0]].size());
     } else {
       // Section entries are renewed when the file is put together.
       changed.header.clear_sections();

@@ -1,4 +1,5 @@
-// Bytes of an image -> what the server does with a request's: recognise, decode, orient, preprocess.
+// Bytes of an image -> what the server does with a request's: recognise, decode, orient,
+// preprocess.
 //
 // The last byte also chooses the contract: every file is an input, so tests/image/fixtures are
 // seeds.
@@ -61,16 +62,16 @@ void Run(absl::string_view bytes) {
   limits.max_pixels = 1 << 18;
   const absl::StatusOr<Image> image = Decode(bytes, limits, contract, kHeight, kWidth);
   if (!image.ok()) {
-    fuzz::Check(absl::IsInvalidArgument(image.status()) || absl::IsResourceExhausted(image.status()),
-                image.status().ToString());
+    fuzz::Check(
+        absl::IsInvalidArgument(image.status()) || absl::IsResourceExhausted(image.status()),
+        image.status().ToString());
     return;
   }
   fuzz::Check(image->width >= 1 && image->height >= 1 &&
                   image->pixels.size() == size_t{3} * image->width * image->height,
               "pixels do not fit the size");
   std::vector<float> output(kHeight * kWidth * 3, -1.0f);
-  const absl::Status status =
-      Preprocess(*image, contract, kHeight, kWidth, absl::MakeSpan(output));
+  const absl::Status status = Preprocess(*image, contract, kHeight, kWidth, absl::MakeSpan(output));
   fuzz::Check(status.ok() || absl::IsInvalidArgument(status), status.ToString());
   if (!status.ok()) return;
   for (float value : output) fuzz::Check(value >= 0.0f && value <= 1.0f, "a value outside 0..1");

@@ -63,8 +63,7 @@ void PutNetworks(Folder& onnx, Folder& artifacts) {
                               WeightScheme::kInt3Cluster, WeightScheme::kTernaryCluster}) {
       artifact::Artifact artifact;
       artifact.graph = onnx::testing::Quantised(graph, input, scheme);
-      if (scheme == WeightScheme::kInt4Cluster &&
-          !graph::RoundToFixedPoint(artifact.graph).ok()) {
+      if (scheme == WeightScheme::kInt4Cluster && !graph::RoundToFixedPoint(artifact.graph).ok()) {
         continue;  // not every network of the zoo has such a form
       }
       const std::string file = absl::StrCat("seed_", name, "_", Name(scheme));

@@ -94,8 +94,7 @@ class Mutator {
         return fields.AddField(UnknownField(fields.field(i)));
       case 3: {  // order matters among repeated fields
         UnknownFieldSet moved;
-        for (int k = 0; k < count; ++k)
-          moved.AddField(fields.field(k == i ? j : k == j ? i : k));
+        for (int k = 0; k < count; ++k) moved.AddField(fields.field(k == i ? j : k == j ? i : k));
         return fields.Swap(&moved);
       }
       default:
@@ -143,16 +142,16 @@ class Mutator {
   }
 
   uint64_t Integer(uint64_t old) {
-    constexpr int64_t kEdges[] = {-1,        127,       128,     255,       256,      65535,
-                                  65536,     1 << 20,   1 << 30, INT32_MAX, INT32_MIN, 1ll << 32,
-                                  1ll << 40, INT64_MAX, INT64_MIN};
+    constexpr int64_t kEdges[] = {-1,        127,       128,       255,       256,
+                                  65535,     65536,     1 << 20,   1 << 30,   INT32_MAX,
+                                  INT32_MIN, 1ll << 32, 1ll << 40, INT64_MAX, INT64_MIN};
     switch (Below(4)) {
       case 0:
         return old + Below(9) - 4;
       case 1:
         return Below(17);
       case 2:
-        return old ^ uint64_t{1} << Below(64);
+        return old ^ uint64_t { 1 } << Below(64);
       default:
         return static_cast<uint64_t>(kEdges[Below(std::size(kEdges))]);
     }
@@ -165,7 +164,9 @@ class Mutator {
     return Below(2) == 0 ? old ^ 1u << Below(32) : kEdges[Below(std::size(kEdges))];
   }
 
-  uint64_t Double(uint64_t old) { return old ^ uint64_t{1} << Below(64); }
+  uint64_t Double(uint64_t old) {
+    return old ^ uint64_t { 1 } << Below(64);
+  }
 
   std::mt19937& random_;
   std::vector<std::string> names_;

@@ -21,7 +21,7 @@ bool Small(const graph::Graph& graph) {
     if (value.shape.elements() > kMostElements) return false;
   }
   for (const graph::Node& node : graph.nodes) {
-    const Shape* weights = node.quantized          ? &node.quantized->codes.shape()
+    const Shape* weights = node.quantized         ? &node.quantized->codes.shape()
                            : !node.weight.empty() ? &node.weight.shape()
                                                   : nullptr;
     // Every output element is at most one row of the weights.

@@ -168,6 +168,10 @@ class Api:
         r = self.protos.registry
         return self.registry(method, r.VersionRequest(model=model, version=version), r.ModelVersion)
 
+    def get(self, model, version):
+        r = self.protos.registry
+        return self.registry("Get", r.GetRequest(model=model, version=version), r.ModelVersion)
+
     def delete(self, model, version):
         r = self.protos.registry
         return self.registry("Delete", r.VersionRequest(model=model, version=version), r.DeleteResponse)
