@@ -29,6 +29,7 @@
 #include "server/kernels/dispatch.h"
 #include "server/metrics/metrics.h"
 #include "server/monitoring/label_join.h"
+#include "server/oip/inference.h"
 #include "server/repository/repository.h"
 #include "server/rpc/server.h"
 #include "server/serving/classify.h"
@@ -36,7 +37,8 @@
 ABSL_FLAG(std::string, repository, "",
           "Folder of the model repository (made if absent). Required.");
 ABSL_FLAG(std::string, host, "0.0.0.0", "Address of the data port.");
-ABSL_FLAG(int, port, 8500, "Data port (ImageClassifier, health); 0 = any free port.");
+ABSL_FLAG(int, port, 8500,
+          "Data port (ImageClassifier, GRPCInferenceService, health); 0 = any free port.");
 ABSL_FLAG(std::string, admin_host, "0.0.0.0", "Address of the admin port.");
 ABSL_FLAG(int, admin_port, 8501,
           "Admin port (Quantizer, ModelRegistry, Profiler); 0 = any free port.");
@@ -178,6 +180,7 @@ absl::Status Run() {
   classifier_options.decode_threads = budget.threads;
   auto classifier = std::make_unique<serving::Classifier>(repository.get(), &labels, &metrics,
                                                           classifier_options);
+  oip::Inference inference(repository.get(), classifier.get(), TERN_VERSION);
 
   rpc::ServerOptions server_options;
   server_options.host = absl::GetFlag(FLAGS_host);
@@ -187,9 +190,9 @@ absl::Status Run() {
   server_options.cpu_threads = budget.threads;
   server_options.limits = classifier_options.limits;
   server_options.plan = plan_options;
-  TERN_ASSIGN_OR_RETURN(
-      std::unique_ptr<rpc::Server> server,
-      rpc::Server::Start(server_options, repository.get(), classifier.get(), &labels, &metrics));
+  TERN_ASSIGN_OR_RETURN(std::unique_ptr<rpc::Server> server,
+                        rpc::Server::Start(server_options, repository.get(), classifier.get(),
+                                           &inference, &labels, &metrics));
 
   std::unique_ptr<prometheus::Exposer> exposer;
   int metrics_port = 0;

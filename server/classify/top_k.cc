@@ -48,6 +48,24 @@ bool IsUtf8(absl::string_view text) {
   return true;
 }
 
+// What softmax needs to know of all classes. Without one finite logit all are equally low, hence
+// equally probable.
+class Normaliser {
+ public:
+  explicit Normaliser(absl::Span<const float> logits) {
+    for (float logit : logits) best_ = std::max(best_, Rank(logit));
+    for (float logit : logits) sum_ += Weight(logit);
+  }
+  float Probability(float logit) const { return static_cast<float>(Weight(logit) / sum_); }
+
+ private:
+  double Weight(float logit) const {
+    return std::isfinite(best_) ? std::exp(Rank(logit) - best_) : 1.0;
+  }
+  double best_ = -std::numeric_limits<double>::infinity();
+  double sum_ = 0;
+};
+
 // log(softmax), in double; -infinity for classes without a finite logit. If no logit is finite all
 // classes are equally probable, as in TopK.
 std::vector<double> LogSoftmax(absl::Span<const float> logits) {
@@ -68,13 +86,7 @@ std::vector<Prediction> TopK(absl::Span<const float> logits, int k) {
   if (logits.empty()) return {};
   const int classes = static_cast<int>(logits.size());
   k = std::clamp(k, 1, classes);
-  double best = -std::numeric_limits<double>::infinity();
-  for (float logit : logits) best = std::max(best, Rank(logit));
-  // Without one finite logit all classes are equally low, hence equally probable.
-  const bool none = !std::isfinite(best);
-  const auto weight = [&](float logit) { return none ? 1.0 : std::exp(Rank(logit) - best); };
-  double sum = 0;
-  for (float logit : logits) sum += weight(logit);
+  const Normaliser normaliser(logits);
 
   std::vector<int> order(classes);
   std::iota(order.begin(), order.end(), 0);
@@ -84,8 +96,16 @@ std::vector<Prediction> TopK(absl::Span<const float> logits, int k) {
   });
   std::vector<Prediction> result(k);
   for (int i = 0; i < k; ++i) {
-    result[i] = {order[i], static_cast<float>(weight(logits[order[i]]) / sum)};
+    result[i] = {order[i], normaliser.Probability(logits[order[i]])};
   }
+  return result;
+}
+
+std::vector<float> Softmax(absl::Span<const float> logits) {
+  const Normaliser normaliser(logits);
+  std::vector<float> result(logits.size());
+  std::transform(logits.begin(), logits.end(), result.begin(),
+                 [&](float logit) { return normaliser.Probability(logit); });
   return result;
 }
 

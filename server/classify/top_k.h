@@ -20,6 +20,9 @@ struct Prediction {
 // Non-finite logits count as the lowest. Softmax in double, shifted by the maximum.
 std::vector<Prediction> TopK(absl::Span<const float> logits, int k);
 
+// The probabilities of all classes, as TopK gives them.
+std::vector<float> Softmax(absl::Span<const float> logits);
+
 // True if `label` is among the k best of `logits` (ties as in TopK).
 bool InTopK(absl::Span<const float> logits, int label, int k);
 

@@ -180,6 +180,8 @@ struct Repository::Impl {
   // Reads the model's folder into `models` unless it is known; every version starts as kUnloaded.
   // Does nothing if there is no such folder.
   void Discover(const std::string& name);
+  // Takes a known version out of memory, after its last batch.
+  absl::StatusOr<VersionInfo> Drop(const std::string& name, uint64_t version);
   // Loads a known version and makes it serve in place of what served before.
   absl::Status Activate(const std::string& name, uint64_t version);
   // Gives a fresh model its identity and makes its servable.
@@ -580,35 +582,59 @@ absl::StatusOr<VersionInfo> Repository::Load(absl::string_view model, uint64_t v
   return impl_->SnapshotOf(name, version);
 }
 
-absl::StatusOr<VersionInfo> Repository::Unload(absl::string_view model, uint64_t version) {
-  TERN_RETURN_IF_ERROR(ValidateModelName(model));
-  const std::string name(model);
-  std::lock_guard<std::mutex> gate(impl_->GateOf(name));
-  TERN_RETURN_IF_ERROR(impl_->CheckOpen());
+absl::StatusOr<VersionInfo> Repository::Impl::Drop(const std::string& name, uint64_t version) {
   std::shared_ptr<const LoadedModel> loaded;
   std::shared_ptr<Servable> servable;
   VersionInfo info;
   {
-    std::unique_lock<std::shared_mutex> lock(impl_->mutex);
-    TERN_ASSIGN_OR_RETURN(const Entry* found, impl_->FindEntry(name, version));
-    if (impl_->models.at(name).default_version == found->info.version) {
-      return absl::FailedPreconditionError(absl::StrCat("version ", found->info.version,
-                                                        " is the default of '", name,
-                                                        "'; make another one the default first"));
-    }
-    Entry& entry = impl_->models.at(name).versions.at(found->info.version);
+    std::unique_lock<std::shared_mutex> lock(mutex);
+    TERN_RETURN_IF_ERROR(FindEntry(name, version).status());
+    Entry& entry = models.at(name).versions.at(version);
     loaded = std::move(entry.loaded);
     servable = std::move(entry.servable);
     entry.loaded = nullptr;
     entry.servable = nullptr;
     entry.info.state = State::kUnloaded;
     entry.info.reason.clear();
-    info = impl_->Snapshot(entry);
+    info = Snapshot(entry);
   }
   DrainAndDrop(std::move(servable));
-  if (impl_->options.metrics != nullptr) impl_->options.metrics->ModelRemoved(LabelsOf(info));
+  if (options.metrics != nullptr) options.metrics->ModelRemoved(LabelsOf(info));
   TERN_LOG_INFO("unloaded {} version {}", name, info.version);
   return info;
+}
+
+absl::StatusOr<VersionInfo> Repository::Unload(absl::string_view model, uint64_t version) {
+  TERN_RETURN_IF_ERROR(ValidateModelName(model));
+  const std::string name(model);
+  std::lock_guard<std::mutex> gate(impl_->GateOf(name));
+  TERN_RETURN_IF_ERROR(impl_->CheckOpen());
+  {
+    std::shared_lock<std::shared_mutex> lock(impl_->mutex);
+    TERN_ASSIGN_OR_RETURN(const Entry* found, impl_->FindEntry(name, version));
+    version = found->info.version;
+    if (impl_->models.at(name).default_version == version) {
+      return absl::FailedPreconditionError(absl::StrCat("version ", version, " is the default of '",
+                                                        name,
+                                                        "'; make another one the default first"));
+    }
+  }
+  return impl_->Drop(name, version);
+}
+
+absl::Status Repository::UnloadAll(absl::string_view model) {
+  TERN_RETURN_IF_ERROR(ValidateModelName(model));
+  const std::string name(model);
+  std::lock_guard<std::mutex> gate(impl_->GateOf(name));
+  TERN_RETURN_IF_ERROR(impl_->CheckOpen());
+  std::vector<uint64_t> versions;
+  {
+    std::shared_lock<std::shared_mutex> lock(impl_->mutex);
+    TERN_ASSIGN_OR_RETURN(const Model* found, impl_->FindModel(name));
+    for (const auto& [version, entry] : found->versions) versions.push_back(version);
+  }
+  for (uint64_t version : versions) TERN_RETURN_IF_ERROR(impl_->Drop(name, version).status());
+  return absl::OkStatus();
 }
 
 absl::StatusOr<VersionInfo> Repository::SetDefault(absl::string_view model, uint64_t version) {

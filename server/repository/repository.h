@@ -130,6 +130,8 @@ class Repository {
   absl::StatusOr<VersionInfo> Load(absl::string_view model, uint64_t version);
   // FAILED_PRECONDITION for the default version; NOT_FOUND. Returns when its last batch is done.
   absl::StatusOr<VersionInfo> Unload(absl::string_view model, uint64_t version);
+  // Every version, the default one too, which stays the default. NOT_FOUND.
+  absl::Status UnloadAll(absl::string_view model);
   // FAILED_PRECONDITION if the version is not ready; NOT_FOUND; INVALID_ARGUMENT for version 0.
   absl::StatusOr<VersionInfo> SetDefault(absl::string_view model, uint64_t version);
   // version 0 = the whole model; so is the last version. FAILED_PRECONDITION for the default
@@ -168,10 +170,10 @@ class Repository {
 // [a-z0-9][a-z0-9._-]{0,63}. INVALID_ARGUMENT otherwise.
 absl::Status ValidateModelName(absl::string_view name);
 
-// Runs the artifact's stored inputs through `plan`, one at a time: every top-1 must match and no logit may differ
-// by more than 5 % of the largest stored magnitude (oneDNN's int8 layers may round one code
-// differently between CPUs; Tern's own kernels do not). DATA_LOSS with the figures otherwise. OK if
-// nothing is stored.
+// Runs the artifact's stored inputs through `plan`, one at a time: every top-1 must match and no
+// logit may differ by more than 5 % of the largest stored magnitude (oneDNN's int8 layers may round
+// one code differently between CPUs; Tern's own kernels do not). DATA_LOSS with the figures
+// otherwise. OK if nothing is stored.
 struct SelfTestOptions {
   int threads = 1;  // shared among as many sessions as there are images
   // Images beyond this much work are left out, but one runs.

@@ -1,23 +1,20 @@
 #include "server/rpc/classifier_service.h"
 
 #include <atomic>
-#include <deque>
 #include <memory>
-#include <mutex>
 #include <random>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "server/rpc/deadline.h"
+#include "server/rpc/ordered_stream.h"
 #include "server/rpc/request_timer.h"
 
 namespace tern::rpc {
 namespace {
 
 constexpr size_t kMaxRequestIdBytes = 128;
-// Images of one stream between read and answer. Bounds the memory of a stream, and is
-// enough to fill batches.
-constexpr int kStreamWindow = 32;
 
 std::string MakeRequestId() {
   thread_local std::mt19937_64 random{std::random_device{}()};
@@ -73,12 +70,6 @@ void ToResponse(const serving::ClassifyOutput& output, const std::string& reques
   timing->set_total_us(Micros(output.total));
 }
 
-absl::Time Deadline(const grpc::CallbackServerContext& context) {
-  const auto deadline = context.deadline();
-  if (deadline == std::chrono::system_clock::time_point::max()) return absl::InfiniteFuture();
-  return absl::FromChrono(deadline);
-}
-
 // One Classify call. Deletes itself in OnDone; the flag outlives it, because a queued task may ask
 // later.
 class ClassifyCall final : public grpc::ServerUnaryReactor {
@@ -106,113 +97,18 @@ class ClassifyCall final : public grpc::ServerUnaryReactor {
   std::shared_ptr<std::atomic<bool>> cancelled_;
 };
 
-// One ClassifyStream call. Slots are answered in the order they were read. Finish is
-// called once: after the last read, the last slot's result and the last write.
-class StreamCall final
-    : public grpc::ServerBidiReactor<v1::ClassifyRequest, v1::ClassifyStreamResponse> {
- public:
-  StreamCall(serving::Classifier* classifier, metrics::Metrics* metrics, absl::Time deadline)
-      : classifier_(classifier),
-        timer_(metrics, "ClassifyStream"),
-        deadline_(deadline),
-        cancelled_(std::make_shared<std::atomic<bool>>(false)) {
-    StartRead(&request_);
+v1::ClassifyStreamResponse ToStreamResponse(const std::string& id,
+                                            const absl::StatusOr<serving::ClassifyOutput>& output) {
+  v1::ClassifyStreamResponse response;
+  response.set_request_id(id);
+  if (output.ok()) {
+    ToResponse(*output, id, response.mutable_response());
+  } else {
+    response.mutable_error()->set_code(static_cast<int>(output.status().code()));
+    response.mutable_error()->set_message(std::string(output.status().message()));
   }
-
-  void OnReadDone(bool ok) override {
-    if (!ok) {
-      std::unique_lock<std::mutex> lock(mutex_);
-      reads_done_ = true;
-      reading_ = false;
-      Advance(std::move(lock));
-      return;
-    }
-    auto slot = std::make_shared<Slot>();
-    absl::StatusOr<serving::ClassifyInput> input = ToInput(request_, deadline_);
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      slots_.push_back(slot);
-    }
-    if (!input.ok()) {
-      Answer(slot, request_.request_id(), input.status());
-    } else {
-      input->cancelled = [flag = cancelled_] { return flag->load(); };
-      const std::string id = input->request_id;
-      classifier_->Classify(request_.model(), request_.version(), *std::move(input),
-                            [this, slot, id](absl::StatusOr<serving::ClassifyOutput> output) {
-                              Answer(slot, id, std::move(output));
-                            });
-    }
-    // Only now may the next read overwrite request_.
-    std::unique_lock<std::mutex> lock(mutex_);
-    reading_ = false;
-    Advance(std::move(lock));
-  }
-
-  void OnWriteDone(bool ok) override {
-    std::unique_lock<std::mutex> lock(mutex_);
-    writing_ = false;
-    if (!ok) broken_ = true;
-    slots_.pop_front();
-    Advance(std::move(lock));
-  }
-
-  void OnCancel() override { *cancelled_ = true; }
-  void OnDone() override { delete this; }
-
- private:
-  struct Slot {
-    bool ready = false;
-    v1::ClassifyStreamResponse response;
-  };
-
-  void Answer(const std::shared_ptr<Slot>& slot, const std::string& id,
-              absl::StatusOr<serving::ClassifyOutput> output) {
-    v1::ClassifyStreamResponse response;
-    response.set_request_id(id);
-    if (output.ok()) {
-      ToResponse(*output, id, response.mutable_response());
-    } else {
-      response.mutable_error()->set_code(static_cast<int>(output.status().code()));
-      response.mutable_error()->set_message(std::string(output.status().message()));
-    }
-    std::unique_lock<std::mutex> lock(mutex_);
-    slot->response = std::move(response);
-    slot->ready = true;
-    Advance(std::move(lock));
-  }
-
-  // Starts whatever can start. `this` may be gone when it returns: Finish can lead to OnDone at
-  // once.
-  void Advance(std::unique_lock<std::mutex> lock) {
-    if (broken_) {
-      while (!writing_ && !slots_.empty() && slots_.front()->ready) slots_.pop_front();
-    }
-    if (!writing_ && !broken_ && !slots_.empty() && slots_.front()->ready) {
-      writing_ = true;
-      StartWrite(&slots_.front()->response);
-    }
-    if (!reading_ && !reads_done_ && static_cast<int>(slots_.size()) < kStreamWindow) {
-      reading_ = true;
-      StartRead(&request_);
-    }
-    const bool finish = reads_done_ && slots_.empty() && !writing_ && !finished_;
-    if (finish) finished_ = true;
-    lock.unlock();
-    if (finish)
-      Finish(
-          timer_.Finish(broken_ ? absl::CancelledError("the client went away") : absl::OkStatus()));
-  }
-
-  serving::Classifier* const classifier_;
-  RequestTimer timer_;
-  const absl::Time deadline_;
-  std::shared_ptr<std::atomic<bool>> cancelled_;
-  v1::ClassifyRequest request_;  // of the read in progress
-  std::mutex mutex_;
-  std::deque<std::shared_ptr<Slot>> slots_;
-  bool reading_ = true, reads_done_ = false, writing_ = false, broken_ = false, finished_ = false;
-};
+  return response;
+}
 
 }  // namespace
 
@@ -226,7 +122,22 @@ grpc::ServerUnaryReactor* ClassifierService::Classify(grpc::CallbackServerContex
 
 grpc::ServerBidiReactor<v1::ClassifyRequest, v1::ClassifyStreamResponse>*
 ClassifierService::ClassifyStream(grpc::CallbackServerContext* context) {
-  return new StreamCall(classifier_, metrics_, Deadline(*context));
+  using Stream = OrderedStream<v1::ClassifyRequest, v1::ClassifyStreamResponse>;
+  return new Stream(
+      metrics_, "ClassifyStream",
+      [classifier = classifier_, deadline = Deadline(*context)](
+          const v1::ClassifyRequest& request, std::shared_ptr<const std::atomic<bool>> cancelled,
+          Stream::Answer answer) {
+        absl::StatusOr<serving::ClassifyInput> input = ToInput(request, deadline);
+        if (!input.ok()) return answer(ToStreamResponse(request.request_id(), input.status()));
+        input->cancelled = [cancelled = std::move(cancelled)] { return cancelled->load(); };
+        const std::string id = input->request_id;
+        classifier->Classify(request.model(), request.version(), *std::move(input),
+                             [id, answer = std::move(answer)](
+                                 const absl::StatusOr<serving::ClassifyOutput>& output) {
+                               answer(ToStreamResponse(id, output));
+                             });
+      });
 }
 
 grpc::ServerUnaryReactor* ClassifierService::ReportLabel(grpc::CallbackServerContext* context,

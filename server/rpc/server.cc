@@ -10,6 +10,7 @@
 #include "grpcpp/grpcpp.h"
 #include "grpcpp/health_check_service_interface.h"
 #include "server/rpc/classifier_service.h"
+#include "server/rpc/inference_service.h"
 #include "server/rpc/profiler_service.h"
 #include "server/rpc/quantizer_service.h"
 #include "server/rpc/registry_service.h"
@@ -40,7 +41,10 @@ void SetCommon(grpc::ServerBuilder* builder, const image::Limits& limits) {
 
 struct Server::Impl {
   repository::Repository* repository = nullptr;
+  oip::Inference* oip = nullptr;
   std::unique_ptr<ClassifierService> classifier;
+  std::unique_ptr<InferenceService> inference;
+  std::unique_ptr<InferenceAdminService> inference_admin;
   std::unique_ptr<RegistryService> registry;
   std::unique_ptr<QuantizerService> quantizer;
   std::unique_ptr<ProfilerService> profiler;
@@ -61,6 +65,7 @@ int Server::admin_port() const { return impl_->admin_port; }
 absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& options,
                                                       repository::Repository* repository,
                                                       serving::Classifier* classifier,
+                                                      oip::Inference* inference,
                                                       monitoring::LabelJoin* labels,
                                                       metrics::Metrics* metrics) {
   grpc::EnableDefaultHealthCheckService(true);
@@ -72,6 +77,10 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
   impl.repository = repository;
   const auto changed = [raw = server.get()] { raw->UpdateHealth(); };
   impl.classifier = std::make_unique<ClassifierService>(classifier, labels, metrics);
+  impl.oip = inference;
+  impl.inference = std::make_unique<InferenceService>(inference, metrics);
+  impl.inference_admin =
+      std::make_unique<InferenceAdminService>(inference, repository, metrics, changed);
   impl.registry =
       std::make_unique<RegistryService>(repository, metrics, options.max_onnx_bytes, changed);
   QuantizerOptions quantizer;
@@ -88,6 +97,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
     builder.AddListeningPort(absl::StrCat(options.host, ":", options.port),
                              grpc::InsecureServerCredentials(), &impl.port);
     builder.RegisterService(impl.classifier.get());
+    builder.RegisterService(impl.inference.get());
     impl.data = builder.BuildAndStart();
     if (impl.data == nullptr || impl.port == 0) {
       return absl::UnavailableError(
@@ -105,6 +115,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
     builder.SetSyncServerOption(grpc::ServerBuilder::SyncServerOption::MAX_POLLERS, 2);
     builder.AddListeningPort(absl::StrCat(options.admin_host, ":", options.admin_port),
                              grpc::InsecureServerCredentials(), &impl.admin_port);
+    builder.RegisterService(impl.inference_admin.get());
     builder.RegisterService(impl.registry.get());
     builder.RegisterService(impl.quantizer.get());
     builder.RegisterService(impl.profiler.get());
@@ -142,6 +153,7 @@ void Server::UpdateHealth() {
 void Server::SetDraining() {
   std::lock_guard<std::mutex> lock(impl_->mutex);
   impl_->draining = true;
+  impl_->oip->SetDraining();
   for (grpc::Server* server : {impl_->data.get(), impl_->admin.get()}) {
     if (server != nullptr && server->GetHealthCheckService() != nullptr) {
       server->GetHealthCheckService()->SetServingStatus(false);

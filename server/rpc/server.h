@@ -1,5 +1,6 @@
-// The two gRPC servers: data port (ImageClassifier, health, reflection) and admin port (Quantizer,
-// ModelRegistry, Profiler, health, reflection).
+// The two gRPC servers: data port (ImageClassifier, GRPCInferenceService, health, reflection) and
+// admin port (Quantizer, ModelRegistry, Profiler, the repository's calls of GRPCInferenceService,
+// health, reflection).
 #ifndef TERN_SERVER_RPC_SERVER_H_
 #define TERN_SERVER_RPC_SERVER_H_
 
@@ -11,6 +12,7 @@
 #include "server/image/image.h"
 #include "server/metrics/metrics.h"
 #include "server/monitoring/label_join.h"
+#include "server/oip/inference.h"
 #include "server/repository/repository.h"
 #include "server/serving/classify.h"
 
@@ -35,6 +37,7 @@ class Server {
   static absl::StatusOr<std::unique_ptr<Server>> Start(const ServerOptions& options,
                                                        repository::Repository* repository,
                                                        serving::Classifier* classifier,
+                                                       oip::Inference* inference,
                                                        monitoring::LabelJoin* labels,
                                                        metrics::Metrics* metrics);
   ~Server();

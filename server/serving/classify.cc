@@ -1,7 +1,10 @@
 #include "server/serving/classify.h"
 
 #include <algorithm>
+#include <bit>
+#include <cmath>
 #include <cstring>
+#include <mutex>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -10,6 +13,8 @@
 
 namespace tern::serving {
 namespace {
+
+static_assert(std::endian::native == std::endian::little, "ImageForm::kTensor");
 
 // Three channels: what the image pipeline makes.
 absl::Status CheckImageInput(const repository::LoadedModel& model) {
@@ -57,6 +62,7 @@ ModelRunner::ModelRunner(std::shared_ptr<const repository::LoadedModel> model,
       monitor_(std::make_shared<monitoring::VersionMonitor>(model_->metric_labels, options.monitor,
                                                             options.metrics, options.clock)),
       profile_every_(options.profile_every),
+      batching_(batching),
       sessions_(std::move(sessions)),
       batches_(sessions_.size(), 0) {
   scheduler::Batcher<ClassifyTask>::Callbacks callbacks;
@@ -118,6 +124,10 @@ void ModelRunner::Run(int instance, std::vector<scheduler::Queued<ClassifyTask>>
       profiled ? session.RunProfiled(images, times) : session.Run(images);
   const absl::Time end = clock_->Now();
   const absl::Duration inference = end - start;
+  absl::Duration preparation;
+  for (const scheduler::Queued<ClassifyTask>& queued : batch)
+    preparation += queued.task.decode + queued.task.preprocess;
+  statistics_.Execution(images, preparation, inference, end);
   metrics_->Batch(model_->metric_labels, images);
   metrics_->StageTime(metrics::Stage::kInference, model_->metric_labels, inference);
   for (size_t l = 0; l < times.layers.size(); ++l) {
@@ -132,22 +142,24 @@ void ModelRunner::Run(int instance, std::vector<scheduler::Queued<ClassifyTask>>
     }
     ClassifyOutput output;
     output.model = model_;
+    const absl::Span<const float> scores = logits->subspan(i * classes, classes);
     output.monitor = monitor_;
-    output.classes =
-        classify::TopK(logits->subspan(i * classes, classes), std::max(5, task.input.top_k));
+    output.classes = classify::TopK(scores, std::max(5, task.input.top_k));
+    if (task.input.want_logits) output.logits.assign(scores.begin(), scores.end());
     output.batch_size = images;
     output.decode = task.decode;
     output.preprocess = task.preprocess;
     output.queue = start - batch[i].enqueued;
     output.inference = inference;
     const absl::Time now = clock_->Now();
+    output.postprocess = now - end;
     output.total = now - task.arrived;
+    statistics_.Output(images, output.postprocess);
     metrics_->StageTime(metrics::Stage::kQueue, model_->metric_labels, output.queue);
-    metrics_->StageTime(metrics::Stage::kPostprocess, model_->metric_labels, now - end);
+    metrics_->StageTime(metrics::Stage::kPostprocess, model_->metric_labels, output.postprocess);
     metrics_->Confidence(model_->metric_labels, output.classes.front().probability);
     if (shadow_ != nullptr) {
-      shadow_->Offer(*model_, monitor_, logits->subspan(i * classes, classes),
-                     std::move(task.pixels));
+      shadow_->Offer(*model_, monitor_, scores, std::move(task.pixels));
     }
     task.done(std::move(output));
   }
@@ -165,47 +177,237 @@ Classifier::Classifier(const repository::Repository* repository, monitoring::Lab
 
 Classifier::~Classifier() { pool_.reset(); }
 
+namespace {
+
+absl::string_view NameOf(ImageForm form) {
+  switch (form) {
+    case ImageForm::kEncoded:
+      return "encoded";
+    case ImageForm::kPixels:
+      return "u8 [h, w, 3]";
+    case ImageForm::kTensor:
+      return "f32 [3, h, w]";
+  }
+  return "?";
+}
+
+// Label, number of classes and bytes against the model; sets the default top_k.
+absl::Status Check(const repository::LoadedModel& model, ClassifyInput& input) {
+  const int64_t classes = model.plan->classes();
+  if (input.label.has_value() && *input.label >= classes) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("label: got ", *input.label, ", the model has ", classes, " classes"));
+  }
+  if (input.top_k == 0) input.top_k = static_cast<int>(std::min<int64_t>(5, classes));
+  if (input.top_k < 0 || input.top_k > classes) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("top_k: got ", input.top_k, ", the model has ", classes, " classes"));
+  }
+  if (input.form == ImageForm::kEncoded) return absl::OkStatus();
+  const Shape& shape = model.plan->input_shape();
+  const size_t want =
+      shape.elements() * (input.form == ImageForm::kTensor ? sizeof(float) : sizeof(uint8_t));
+  if (input.image.size() != want) {
+    return absl::InvalidArgumentError(absl::StrCat("image: ", input.image.size(), " bytes as ",
+                                                   NameOf(input.form), ", want ", want, " for ",
+                                                   shape.ToString()));
+  }
+  return absl::OkStatus();
+}
+
+// "image 3: too large"; as it is if it is the only one.
+absl::Status NameImage(absl::Status status, size_t i, size_t images) {
+  return images == 1 ? status : Annotate(status, absl::StrCat("image ", i));
+}
+
+// The slowest image of a request, stage by stage.
+StageTimes Slowest(const std::vector<ClassifyOutput>& outputs) {
+  StageTimes slowest;
+  for (const ClassifyOutput& output : outputs) {
+    slowest.queue = std::max(slowest.queue, output.queue);
+    slowest.input = std::max(slowest.input, output.decode + output.preprocess);
+    slowest.inference = std::max(slowest.inference, output.inference);
+    slowest.output = std::max(slowest.output, output.postprocess);
+  }
+  return slowest;
+}
+
+// Waits, without a thread, for the images of one request. Held by their `done` callbacks.
+class Joined {
+ public:
+  Joined(std::shared_ptr<ModelRunner> runner, size_t images, absl::Time arrived, const Clock* clock,
+         ClassifyAllDone done)
+      : runner_(std::move(runner)),
+        clock_(clock),
+        arrived_(arrived),
+        left_(images),
+        outputs_(images),
+        done_(std::move(done)) {}
+
+  bool failed() const { return failed_; }
+
+  void Finish(size_t i, absl::StatusOr<ClassifyOutput> output) {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      if (output.ok()) {
+        outputs_[i] = *std::move(output);
+      } else if (error_.ok()) {
+        error_ = NameImage(output.status(), i, outputs_.size());
+        failed_ = true;
+      }
+      if (--left_ > 0) return;
+    }
+    const bool mixed = std::any_of(outputs_.begin(), outputs_.end(), [this](const auto& other) {
+      return other.model != outputs_.front().model;
+    });
+    if (error_.ok() && mixed) {
+      error_ =
+          absl::UnavailableError("the version was replaced while images waited; send it again");
+    }
+    const absl::Duration total = clock_->Now() - arrived_;
+    if (error_.ok()) {
+      StageTimes times = Slowest(outputs_);
+      times.total = total;
+      runner_->statistics().Success(times);
+      done_(std::move(outputs_));
+    } else {
+      runner_->statistics().Failure(total);
+      done_(std::move(error_));
+    }
+  }
+
+ private:
+  const std::shared_ptr<ModelRunner> runner_;
+  const Clock* const clock_;
+  const absl::Time arrived_;
+  std::mutex mutex_;
+  size_t left_;
+  std::vector<ClassifyOutput> outputs_;
+  absl::Status error_;  // the first
+  std::atomic<bool> failed_{false};
+  const ClassifyAllDone done_;
+};
+
+}  // namespace
+
 void Classifier::Classify(absl::string_view model, uint64_t version, ClassifyInput input,
                           ClassifyDone done) {
+  std::vector<ClassifyInput> inputs;
+  inputs.push_back(std::move(input));
+  ClassifyAll(model, version, std::move(inputs),
+              [done = std::move(done)](absl::StatusOr<std::vector<ClassifyOutput>> outputs) {
+                if (!outputs.ok()) return done(outputs.status());
+                done(std::move(outputs->front()));
+              });
+}
+
+void Classifier::ClassifyAll(absl::string_view model, uint64_t version,
+                             std::vector<ClassifyInput> inputs, ClassifyAllDone done) {
   const absl::Time arrived = clock_->Now();
-  if (input.image.size() > options_.limits.max_bytes) {
-    metrics_->Rejected("too_large");
-    return done(absl::ResourceExhaustedError(absl::StrCat(
-        "image: ", input.image.size(), " bytes, the limit is ", options_.limits.max_bytes)));
+  const size_t images = inputs.size();
+  if (images == 0) return done(absl::InvalidArgumentError("no images"));
+  for (size_t i = 0; i < images; ++i) {
+    const ClassifyInput& input = inputs[i];
+    if (input.form == ImageForm::kEncoded && input.image.size() > options_.limits.max_bytes) {
+      metrics_->Rejected("too_large");
+      return done(NameImage(
+          absl::ResourceExhaustedError(absl::StrCat(
+              "image: ", input.image.size(), " bytes, the limit is ", options_.limits.max_bytes)),
+          i, images));
+    }
   }
   absl::StatusOr<std::shared_ptr<repository::Servable>> servable =
       repository_->Acquire(model, version);
   if (!servable.ok()) return done(servable.status());
   auto runner = std::static_pointer_cast<ModelRunner>(*std::move(servable));
-  if (input.label.has_value() && *input.label >= runner->model().plan->classes()) {
-    return done(
-        absl::InvalidArgumentError(absl::StrCat("label: got ", *input.label, ", the model has ",
-                                                runner->model().plan->classes(), " classes")));
+  for (size_t i = 0; i < images; ++i) {
+    const absl::Status status = Check(runner->model(), inputs[i]);
+    if (!status.ok()) {
+      runner->statistics().Failure(clock_->Now() - arrived);
+      return done(NameImage(status, i, images));
+    }
   }
-  const int64_t classes = runner->model().plan->classes();
-  if (input.top_k == 0) input.top_k = static_cast<int>(std::min<int64_t>(5, classes));
-  if (input.top_k < 0 || input.top_k > classes) {
-    return done(
-        absl::InvalidArgumentError(absl::StrCat("top_k: got ", input.top_k, ", the model has ",
-                                                runner->model().plan->classes(), " classes")));
-  }
-  if (waiting_.fetch_add(1) >= options_.max_waiting) {
-    --waiting_;
+  const int added = static_cast<int>(images);
+  if (waiting_.fetch_add(added) + added > options_.max_waiting) {
+    waiting_ -= added;
     metrics_->Rejected("queue_full");
+    runner->statistics().Failure(clock_->Now() - arrived);
     return done(absl::ResourceExhaustedError(
-        absl::StrCat("decode queue is full: ", options_.max_waiting, " images wait")));
+        absl::StrCat("decode queue is full: ", options_.max_waiting, " images may wait")));
   }
-  ClassifyTask task;
-  task.input = std::move(input);
-  task.arrived = arrived;
-  task.done = std::move(done);
-  // std::function wants a copyable closure.
-  auto shared = std::make_shared<ClassifyTask>(std::move(task));
-  pool_->Submit([this, version, runner = std::move(runner), shared]() mutable {
-    Prepare(std::move(runner), version, std::move(*shared));
-    --waiting_;
-  });
+  auto joined = std::make_shared<Joined>(runner, images, arrived, clock_, std::move(done));
+  for (size_t i = 0; i < images; ++i) {
+    // std::function wants a copyable closure.
+    auto task = std::make_shared<ClassifyTask>();
+    task->input = std::move(inputs[i]);
+    task->arrived = arrived;
+    task->done = [joined, i](absl::StatusOr<ClassifyOutput> output) {
+      joined->Finish(i, std::move(output));
+    };
+    if (images > 1) {
+      task->input.cancelled = [joined, cancelled = std::move(task->input.cancelled)] {
+        return joined->failed() || (cancelled && cancelled());
+      };
+    }
+    pool_->Submit([this, version, runner, task]() mutable {
+      Prepare(std::move(runner), version, std::move(*task));
+      --waiting_;
+    });
+  }
 }
+
+namespace {
+
+// Fills task.pixels and the times it took.
+absl::Status FillPixels(const repository::LoadedModel& model, const image::Limits& limits,
+                        const Clock& clock, ClassifyTask& task) {
+  const Shape& shape = model.plan->input_shape();
+  const int height = static_cast<int>(shape[1]), width = static_cast<int>(shape[2]);
+  const absl::Time start = clock.Now();
+  task.pixels.resize(shape.elements());
+  const std::string& bytes = task.input.image;
+  switch (task.input.form) {
+    case ImageForm::kEncoded: {
+      TERN_ASSIGN_OR_RETURN(const image::Image decoded,
+                            image::Decode(bytes, limits, model.preprocessing, height, width));
+      const absl::Time mid = clock.Now();
+      task.decode = mid - start;
+      TERN_RETURN_IF_ERROR(image::Preprocess(decoded, model.preprocessing, height, width,
+                                             absl::MakeSpan(task.pixels)));
+      task.preprocess = clock.Now() - mid;
+      return absl::OkStatus();
+    }
+    case ImageForm::kPixels: {
+      v1::Preprocessing normalise = model.preprocessing;
+      normalise.set_resize(v1::Preprocessing::NONE);
+      normalise.set_center_crop(false);
+      normalise.set_jpeg_scaling(false);
+      image::Image pixels;
+      pixels.height = height;
+      pixels.width = width;
+      pixels.pixels.assign(bytes.begin(), bytes.end());
+      TERN_RETURN_IF_ERROR(
+          image::Preprocess(pixels, normalise, height, width, absl::MakeSpan(task.pixels)));
+      break;
+    }
+    case ImageForm::kTensor: {
+      std::vector<float> planes(shape.elements());
+      std::memcpy(planes.data(), bytes.data(), bytes.size());
+      const auto bad = std::find_if(planes.begin(), planes.end(),
+                                    [](float value) { return !std::isfinite(value); });
+      if (bad != planes.end()) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("element ", bad - planes.begin(), " is ", *bad, ", want finite numbers"));
+      }
+      engine::NchwToNhwc(planes.data(), 1, shape[0], shape[1], shape[2], task.pixels.data());
+      break;
+    }
+  }
+  task.preprocess = clock.Now() - start;
+  return absl::OkStatus();
+}
+
+}  // namespace
 
 void Classifier::Prepare(std::shared_ptr<ModelRunner> runner, uint64_t version, ClassifyTask task) {
   const repository::LoadedModel& model = runner->model();
@@ -218,27 +420,14 @@ void Classifier::Prepare(std::shared_ptr<ModelRunner> runner, uint64_t version, 
     metrics_->Rejected("cancelled");
     return task.done(absl::CancelledError("cancelled before decoding"));
   }
-  const Shape& shape = model.plan->input_shape();
-  absl::StatusOr<image::Image> decoded =
-      image::Decode(task.input.image, options_.limits, model.preprocessing,
-                    static_cast<int>(shape[1]), static_cast<int>(shape[2]));
-  if (!decoded.ok()) {
-    metrics_->Rejected(absl::IsResourceExhausted(decoded.status()) ? "too_large" : "bad_image");
-    return task.done(Annotate(decoded.status(), "image"));
+  const absl::Status filled = FillPixels(model, options_.limits, *clock_, task);
+  if (!filled.ok()) {
+    metrics_->Rejected(absl::IsResourceExhausted(filled) ? "too_large" : "bad_image");
+    return task.done(Annotate(filled, "image"));
   }
-  const absl::Time mid = clock_->Now();
-  task.pixels.resize(shape.elements());
-  const absl::Status status =
-      image::Preprocess(*decoded, model.preprocessing, static_cast<int>(shape[1]),
-                        static_cast<int>(shape[2]), absl::MakeSpan(task.pixels));
-  if (!status.ok()) {
-    metrics_->Rejected("bad_image");
-    return task.done(Annotate(status, "image"));
-  }
-  std::string().swap(task.input.image);  // the encoded bytes are not needed any more
-  task.decode = mid - start;
-  task.preprocess = clock_->Now() - mid;
-  metrics_->StageTime(metrics::Stage::kDecode, model.metric_labels, task.decode);
+  const bool encoded = task.input.form == ImageForm::kEncoded;
+  std::string().swap(task.input.image);  // the bytes are not needed any more
+  if (encoded) metrics_->StageTime(metrics::Stage::kDecode, model.metric_labels, task.decode);
   metrics_->StageTime(metrics::Stage::kPreprocess, model.metric_labels, task.preprocess);
   // Remember or count the prediction, then cut it to what was asked for.
   task.done = [this, done = std::move(task.done), id = task.input.request_id,

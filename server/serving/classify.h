@@ -1,4 +1,5 @@
-// The classify pipeline: decode -> preprocess -> batch -> engine -> top-k.
+// The classify pipeline: decode -> preprocess -> batch -> engine -> top-k. Who has the pixels or
+// the network's input already enters after decoding or after preprocessing.
 //
 // Decoding and preprocessing run on one pool for all models; each loaded version has its own
 // batcher and sessions (ModelRunner). No call blocks: `done` is called later on another thread,
@@ -26,12 +27,22 @@
 #include "server/repository/repository.h"
 #include "server/scheduler/batcher.h"
 #include "server/serving/shadow.h"
+#include "server/serving/statistics.h"
 
 namespace tern::serving {
 
+// What ClassifyInput::image holds; h x w is the network's input.
+enum class ImageForm {
+  kEncoded,  // JPEG, PNG, WebP or BMP
+  kPixels,   // u8 [h, w, 3], RGB: resized and cropped already, still to be normalised
+  kTensor,   // f32 [3, h, w], little-endian, finite: what the network takes
+};
+
 struct ClassifyInput {
-  std::string image;  // encoded
-  int top_k = 0;      // 1..classes; 0 = the smaller of 5 and classes
+  std::string image;
+  ImageForm form = ImageForm::kEncoded;
+  int top_k = 0;             // 1..classes; 0 = the smaller of 5 and classes
+  bool want_logits = false;  // fill ClassifyOutput::logits
   std::string request_id;
   std::optional<uint32_t> label;
   absl::Time deadline = absl::InfiniteFuture();
@@ -43,11 +54,13 @@ struct ClassifyOutput {
   std::shared_ptr<const repository::LoadedModel> model;
   std::shared_ptr<monitoring::VersionMonitor> monitor;
   std::vector<classify::Prediction> classes;  // top_k of them, best first
+  std::vector<float> logits;                  // [classes], only if asked for
   int batch_size = 0;
-  absl::Duration decode, preprocess, queue, inference, total;
+  absl::Duration decode, preprocess, queue, inference, postprocess, total;
 };
 
 using ClassifyDone = std::function<void(absl::StatusOr<ClassifyOutput>)>;
+using ClassifyAllDone = std::function<void(absl::StatusOr<std::vector<ClassifyOutput>>)>;
 
 struct RunnerOptions {
   int cpu_threads = 1;  // the process's CPU budget
@@ -86,6 +99,8 @@ class ModelRunner final : public repository::Servable {
 
   void Drain() override;
   const repository::LoadedModel& model() const { return *model_; }
+  const scheduler::BatcherOptions& batching() const { return batching_; }
+  StatisticsCounter& statistics() { return statistics_; }
 
  private:
   ModelRunner(std::shared_ptr<const repository::LoadedModel> model, const RunnerOptions& options,
@@ -102,6 +117,8 @@ class ModelRunner final : public repository::Servable {
   ShadowComparer* const shadow_;
   const std::shared_ptr<monitoring::VersionMonitor> monitor_;
   const int profile_every_;
+  const scheduler::BatcherOptions batching_;
+  StatisticsCounter statistics_;
   std::vector<engine::Session> sessions_;
   std::vector<int64_t> batches_;                               // run so far, per instance
   std::unique_ptr<scheduler::Batcher<ClassifyTask>> batcher_;  // its threads use the rest
@@ -127,6 +144,13 @@ class Classifier {
 
   // version 0 = default. The errors are those of ImageClassifier.Classify (proto).
   void Classify(absl::string_view model, uint64_t version, ClassifyInput input, ClassifyDone done);
+
+  // The images of one request, by one version: all outputs in their order, or the first error,
+  // which names the image if there are several; the others then are not computed. INVALID_ARGUMENT
+  // also for no images, or bytes that are not as many as their form needs; UNAVAILABLE also if the
+  // version was replaced while some of them waited.
+  void ClassifyAll(absl::string_view model, uint64_t version, std::vector<ClassifyInput> inputs,
+                   ClassifyAllDone done);
 
  private:
   void Prepare(std::shared_ptr<ModelRunner> runner, uint64_t version, ClassifyTask task);

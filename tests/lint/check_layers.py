@@ -40,7 +40,9 @@ def folder_of(path):
 
 
 def message_library(include):
-    """model_proto, artifact_proto or api_proto for a generated header of tern/v1."""
+    """The library of a generated header: model_proto, artifact_proto or api_proto of tern/v1, or inference_proto."""
+    if include.startswith("inference/"):
+        return "inference_proto"
     return MESSAGES.get(pathlib.PurePosixPath(include).name.split(".")[0], "api_proto")
 
 
@@ -61,7 +63,7 @@ def read_layers(root, problems):
         problems.append(f"server/{name}: has no line in tests/lint/layers.txt")
     for name in sorted(allowed.keys() - folders):
         problems.append(f"tests/lint/layers.txt: there is no folder server/{name}")
-    known = folders | set(MESSAGES.values()) | {"api_proto"}
+    known = folders | set(MESSAGES.values()) | {"api_proto", "inference_proto"}
     for name, deps in allowed.items():
         for dep in sorted(deps - known):
             problems.append(f"tests/lint/layers.txt: {name} may include {dep}, which does not exist")
@@ -143,7 +145,7 @@ def check(root):
                     wanted = None
                     if target.startswith("server/"):
                         wanted = target.split("/")[1]
-                    elif include.startswith("tern/v1/"):
+                    elif include.startswith(("tern/v1/", "inference/")):
                         wanted = message_library(include)
                     if wanted not in (None, layer, "base") and wanted not in allowed.get(layer, set()):
                         problems.append(f"{where}: server/{layer} may not include {include} "

@@ -21,13 +21,15 @@ class ServerTest : public testing::PipelineTest {
  protected:
   void SetUp() override {
     PipelineTest::SetUp();
+    inference_ = std::make_unique<oip::Inference>(repository_.get(), classifier_.get(), "0");
     ServerOptions options;
     options.host = options.admin_host = "127.0.0.1";
     options.port = options.admin_port = 0;
     options.cpu_threads = 2;
     options.limits.max_bytes = 100000;
     options.max_onnx_bytes = 100000;
-    auto server = Server::Start(options, repository_.get(), classifier_.get(), &labels_, &metrics_);
+    auto server = Server::Start(options, repository_.get(), classifier_.get(), inference_.get(),
+                                &labels_, &metrics_);
     ASSERT_TRUE(server.ok()) << server.status();
     server_ = *std::move(server);
     data_ = Channel(server_->port());
@@ -106,6 +108,7 @@ class ServerTest : public testing::PipelineTest {
     return writer->Finish();
   }
 
+  std::unique_ptr<oip::Inference> inference_;
   std::unique_ptr<Server> server_;
   std::shared_ptr<grpc::Channel> data_, admin_;
   std::unique_ptr<v1::ImageClassifier::Stub> classify_;
@@ -476,8 +479,8 @@ TEST_F(ServerTest, ATakenPortIsToldByNumber) {
   options.host = options.admin_host = "127.0.0.1";
   options.port = server_->port();
   options.admin_port = 0;
-  const auto second =
-      Server::Start(options, repository_.get(), classifier_.get(), &labels_, &metrics_);
+  const auto second = Server::Start(options, repository_.get(), classifier_.get(), inference_.get(),
+                                    &labels_, &metrics_);
   EXPECT_EQ(second.status().code(), absl::StatusCode::kUnavailable);
   EXPECT_NE(second.status().message().find(std::to_string(server_->port())),
             absl::string_view::npos);
