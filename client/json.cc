@@ -140,8 +140,20 @@ Json ToJson(const v1::LayerReport& layer) {
   json["multiplications_removed"] = layer.multiplications_removed();
   json["output_sqnr_db"] = Number(layer.output_sqnr_db());
   json["output_clipped"] = Number(layer.output_clipped());
+  json["output_at_limit"] = layer.has_output_at_limit() ? Json(layer.output_at_limit()) : Json();
   json["output_scale"] = Number(layer.output_scale());
   json["output_zero_point"] = layer.output_zero_point();
+  return json;
+}
+
+Json ToJson(const v1::OutputReference& outputs) {
+  Json json;
+  json["images_of"] = outputs.images_of();
+  json["images"] = outputs.images();
+  json["confidence"] = Number(outputs.confidence());
+  json["entropy"] = Number(outputs.entropy());
+  json["best_class"] = Json::array();
+  for (const uint32_t images : outputs.best_class()) json["best_class"].push_back(images);
   return json;
 }
 
@@ -198,6 +210,7 @@ Json ToJson(const v1::QuantizationReport& report) {
   json["comparison"] = report.has_comparison() ? ToJson(report.comparison()) : Json();
   json["worst_classes"] = ToJson(report.worst_classes(), true);
   json["overlapping_images"] = report.overlapping_images();
+  json["outputs"] = report.has_outputs() ? ToJson(report.outputs()) : Json();
   json["sqnr_db"] = Number(report.sqnr_db());
   json["float_ms_per_image"] = report.float_ms_per_image();
   json["ms_per_image"] = report.ms_per_image();

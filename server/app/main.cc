@@ -31,6 +31,7 @@
 #include "server/monitoring/label_join.h"
 #include "server/oip/inference.h"
 #include "server/repository/repository.h"
+#include "server/repository/watch.h"
 #include "server/rpc/server.h"
 #include "server/serving/classify.h"
 
@@ -63,6 +64,15 @@ ABSL_FLAG(absl::Duration, label_memory_age, absl::Hours(24), "How long they are 
 ABSL_FLAG(uint64_t, live_window, 10'000,
           "Labels, and shadow comparisons, in the windows of tern_live_*: at most so many ...");
 ABSL_FLAG(absl::Duration, live_window_age, absl::Hours(1), "... and none older than this.");
+ABSL_FLAG(int, count_codes_every, 100,
+          "Every n-th batch has its activation codes at the ends of their range counted, for "
+          "tern_live_at_limit_ratio; 0 = none.");
+ABSL_FLAG(bool, warm_up, false,
+          "Run every batch size once in every session before a version is ready.");
+ABSL_FLAG(
+    absl::Duration, poll_interval, absl::ZeroDuration(),
+    "Look for new, changed and removed versions and moved default pointers in the repository's "
+    "folder this often; 0 = never.");
 ABSL_FLAG(double, shadow_fraction, 0,
           "Share (0..1) of the images of quantised versions that run again on the float version at "
           "idle times, for tern_shadow_* and tern_live_agreement_ratio.");
@@ -130,6 +140,8 @@ absl::Status Run() {
                                                    absl::FormatDuration(runner.monitor.window.age),
                                                    ", want more than 0"));
   }
+  runner.count_codes_every = absl::GetFlag(FLAGS_count_codes_every);
+  runner.warm_up = absl::GetFlag(FLAGS_warm_up);
   runner.profile_every = absl::GetFlag(FLAGS_profile_every);
   runner.cpu_threads = budget.threads;
   runner.default_max_batch = absl::GetFlag(FLAGS_max_batch);
@@ -143,6 +155,13 @@ absl::Status Run() {
   if (runner.default_max_queue < 1) {
     return absl::InvalidArgumentError(
         absl::StrCat("--max_queue: got ", runner.default_max_queue, ", want >= 1"));
+  }
+
+  const absl::Duration poll_interval = absl::GetFlag(FLAGS_poll_interval);
+  if (poll_interval != absl::ZeroDuration() &&
+      (poll_interval < absl::Milliseconds(100) || poll_interval > absl::Hours(24))) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--poll_interval: got ", absl::FormatDuration(poll_interval), ", want 0 or 100ms..24h"));
   }
 
   repository::RepositoryOptions repository_options;
@@ -214,6 +233,11 @@ absl::Status Run() {
     TERN_RETURN_IF_ERROR(
         WriteFileAtomically(absl::GetFlag(FLAGS_ports_file), {ports.dump() + "\n"}));
   }
+  std::unique_ptr<repository::Watcher> watcher;
+  if (poll_interval > absl::ZeroDuration()) {
+    watcher = std::make_unique<repository::Watcher>(repository.get(), root, &metrics);
+    watcher->Start(poll_interval);
+  }
   TERN_LOG_INFO("ready: data port {}, admin port {}, metrics http://{}:{}/metrics", server->port(),
                 server->admin_port(), absl::GetFlag(FLAGS_metrics_host), metrics_port);
 
@@ -225,6 +249,7 @@ absl::Status Run() {
   sigwait(&signals, &signal);
   TERN_LOG_INFO("{}: draining", signal == SIGTERM ? "SIGTERM" : "SIGINT");
   server->SetDraining();
+  watcher.reset();
   keep_choices();
   absl::SleepFor(absl::GetFlag(FLAGS_drain));
   server->Shutdown(absl::GetFlag(FLAGS_grace));

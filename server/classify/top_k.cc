@@ -122,6 +122,23 @@ bool InTopK(absl::Span<const float> logits, int label, int k) {
   return better < k;
 }
 
+double Entropy(absl::Span<const float> logits) {
+  double best = -std::numeric_limits<double>::infinity();
+  for (float logit : logits) best = std::max(best, Rank(logit));
+  if (!std::isfinite(best))
+    return logits.empty() ? 0 : std::log(static_cast<double>(logits.size()));
+  // With x = logit - best and z = sum e^x: -sum (e^x / z) log(e^x / z) = log z - (sum x e^x) / z.
+  double sum = 0, weighted = 0;
+  for (float logit : logits) {
+    const double x = Rank(logit) - best;
+    const double weight = std::exp(x);
+    if (weight == 0) continue;  // 0 log 0 = 0
+    sum += weight;
+    weighted += x * weight;
+  }
+  return std::max(0.0, std::log(sum) - weighted / sum);
+}
+
 double KlDivergence(absl::Span<const float> reference, absl::Span<const float> candidate) {
   const std::vector<double> p = LogSoftmax(reference), q = LogSoftmax(candidate);
   double sum = 0;

@@ -26,6 +26,10 @@ std::vector<float> Softmax(absl::Span<const float> logits);
 // True if `label` is among the k best of `logits` (ties as in TopK).
 bool InTopK(absl::Span<const float> logits, int label, int k);
 
+// Shannon entropy of the softmax output, in nats: 0 (one class is certain) to log(classes). Logits
+// as in TopK; 0 for none.
+double Entropy(absl::Span<const float> logits);
+
 // Kullback-Leibler divergence, in nats, of the candidate's softmax output from the reference's: sum
 // p log(p / q), 0 or more. Non-finite logits count as in TopK (probability 0): infinity if the
 // candidate excludes a class that the reference does not. Both have the same, non-zero size.

@@ -48,6 +48,7 @@ absl::StatusOr<Program> Lowering::Run() {
     layer.scheme = graph_.values[node.output].quant ? "u8" : "fp32";
     layer.macs = graph::MultiplyAccumulates(graph_, node);
     program_.layers.push_back(std::move(layer));
+    program_.layer_value.push_back(node.output);
   }
 
   integers_.resize(graph_.nodes.size());

@@ -1,5 +1,6 @@
 #include "server/engine/plan.h"
 
+#include <algorithm>
 #include <cstring>
 #include <list>
 #include <utility>
@@ -21,7 +22,26 @@ constexpr size_t kPreparedBatches = 12;
 
 class CompiledPlan : public Plan {
  public:
-  explicit CompiledPlan(Program program) : program_(std::move(program)) {}
+  // A layer whose output codes can be counted once `steps` steps have run.
+  struct Countable {
+    int steps = 0;
+    int layer = 0;
+    int buffer = 0;
+    bool floor_is_limit = false;  // code 0 stands for a real other than 0
+  };
+
+  explicit CompiledPlan(Program program) : program_(std::move(program)) {
+    for (size_t l = 0; l < program_.layers.size(); ++l) {
+      const graph::ValueId id = program_.layer_value[l];
+      const int b = program_.value_buffer[id];
+      if (program_.layers[l].macs == 0 || b < 0) continue;
+      if (program_.buffers[b].format != Format::kU8 || !program_.values[id].quant) continue;
+      countable_.push_back({program_.value_step[id], static_cast<int>(l), b,
+                            program_.values[id].quant->zero_point != 0});
+    }
+    std::stable_sort(countable_.begin(), countable_.end(),
+                     [](const Countable& x, const Countable& y) { return x.steps < y.steps; });
+  }
 
   absl::StatusOr<Session> NewSession(int threads) const override;
   const Shape& input_shape() const override { return program_.input_shape; }
@@ -31,9 +51,11 @@ class CompiledPlan : public Plan {
   size_t weight_bytes() const override { return program_.weight_bytes; }
   size_t activation_bytes() const override { return program_.arena_bytes; }
   const Program& program() const { return program_; }
+  const std::vector<Countable>& countable() const { return countable_; }
 
  private:
   const Program program_;
+  std::vector<Countable> countable_;  // by steps
 };
 
 struct Session::Impl {
@@ -84,8 +106,8 @@ struct Session::Impl {
     return &prepared.front();
   }
 
-  // Runs the first `steps` steps; `times` may be null.
-  absl::Status RunSteps(int batch, size_t steps, RunTimes* times) {
+  // Runs the first `steps` steps; `times` and `counts` may be null.
+  absl::Status RunSteps(int batch, size_t steps, RunTimes* times, std::vector<CodeCount>* counts) {
     const absl::Time start = times != nullptr ? absl::Now() : absl::Time();
     TERN_RETURN_IF_ERROR(CheckBatch(batch));
     onednn::ScopedThreads team(threads);
@@ -94,6 +116,7 @@ struct Session::Impl {
     const Program& program = plan->program();
     return onednn::Guard("running a plan", [&] {
       absl::Time begin = times != nullptr ? absl::Now() : absl::Time();
+      auto countable = plan->countable().begin();
       for (size_t s = 0; s < steps; ++s) {
         const Step& step = program.steps[s];
         if (step.copy_from >= 0) {
@@ -114,13 +137,23 @@ struct Session::Impl {
                            : times->layers[step.node]) += end - begin;
           begin = end;
         }
+        if (counts == nullptr) continue;
+        for (; countable != plan->countable().end() && countable->steps <= static_cast<int>(s) + 1;
+             ++countable) {
+          const int64_t codes = program.buffers[countable->buffer].sample_elements * batch;
+          const uint8_t* q = context.at<uint8_t>(countable->buffer);
+          int64_t at_limit = std::count(q, q + codes, uint8_t{255});
+          if (countable->floor_is_limit) at_limit += std::count(q, q + codes, uint8_t{0});
+          (*counts)[countable->layer] = {at_limit, codes};
+        }
       }
       if (times != nullptr) times->total = begin - start;
     });
   }
 
-  absl::StatusOr<absl::Span<const float>> Run(int batch, RunTimes* times) {
-    TERN_RETURN_IF_ERROR(RunSteps(batch, plan->program().steps.size(), times));
+  absl::StatusOr<absl::Span<const float>> Run(int batch, RunTimes* times,
+                                              std::vector<CodeCount>* counts) {
+    TERN_RETURN_IF_ERROR(RunSteps(batch, plan->program().steps.size(), times, counts));
     return absl::MakeConstSpan(Context(batch).at<float>(plan->program().output),
                                batch * plan->classes());
   }
@@ -150,13 +183,19 @@ absl::Status Session::Prepare(int batch) {
 }
 
 absl::StatusOr<absl::Span<const float>> Session::Run(int batch) {
-  return impl_->Run(batch, nullptr);
+  return impl_->Run(batch, nullptr, nullptr);
 }
 
 absl::StatusOr<absl::Span<const float>> Session::RunProfiled(int batch, RunTimes& times) {
   times.layers.assign(impl_->plan->layers().size(), absl::ZeroDuration());
   times.conversions = {};
-  return impl_->Run(batch, &times);
+  return impl_->Run(batch, &times, nullptr);
+}
+
+absl::StatusOr<absl::Span<const float>> Session::RunCounted(int batch,
+                                                            std::vector<CodeCount>& counts) {
+  counts.assign(impl_->plan->layers().size(), {});
+  return impl_->Run(batch, nullptr, &counts);
 }
 
 absl::StatusOr<Tensor> Session::RunAndFetch(int batch, graph::ValueId id) {
@@ -167,7 +206,7 @@ absl::StatusOr<Tensor> Session::RunAndFetch(int batch, graph::ValueId id) {
         absl::StrCat("value ", id, " is not held in memory of its own"));
   }
   // The value is whole after the step that writes it; later steps may reuse its memory.
-  TERN_RETURN_IF_ERROR(impl_->RunSteps(batch, program.value_step[id], nullptr));
+  TERN_RETURN_IF_ERROR(impl_->RunSteps(batch, program.value_step[id], nullptr, nullptr));
   const graph::Value& value = program.values[id];
   const int b = program.value_buffer[id];
   const Buffer& buffer = program.buffers[b];

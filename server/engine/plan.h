@@ -64,6 +64,13 @@ struct RunTimes {
   absl::Duration total;
 };
 
+// How many of a layer's output codes lie at an end of the range of codes: 255, and 0 unless that
+// stands for the real 0 (what a ReLU leaves). Those beyond the range are among them.
+struct CodeCount {
+  int64_t at_limit = 0;
+  int64_t total = 0;  // 0: no weights, or no codes at its output
+};
+
 class Plan;
 
 // Runs a plan. Create one per thread of execution. Not thread safe.
@@ -87,6 +94,10 @@ class Session {
 
   // As Run; sets `times`.
   absl::StatusOr<absl::Span<const float>> RunProfiled(int batch, RunTimes& times);
+
+  // As Run; sets `counts`, one for each of Plan::layers(). One more pass over the activations of
+  // the layers with weights.
+  absl::StatusOr<absl::Span<const float>> RunCounted(int batch, std::vector<CodeCount>& counts);
 
   // Runs with every graph value kept: returns value `id` as f32 NCHW [batch, ...] after
   // dequantisation. For tests and reports; slow. INVALID_ARGUMENT if `id` is a constant, or was

@@ -92,7 +92,8 @@ struct Program {
   std::vector<Step> steps;
   std::vector<AlignedBuffer> constants;
   std::vector<LayerInfo> layers;
-  int input = -1, output = -1;  // buffers
+  std::vector<graph::ValueId> layer_value;  // by layer: its output
+  int input = -1, output = -1;              // buffers
   std::vector<int>
       value_buffer;  // by ValueId: the buffer as defined (u8 if quantised), or -1 where fused away
   std::vector<int> value_step;  // steps to run for it

@@ -272,6 +272,8 @@ absl::StatusOr<v1::QuantizationReport> Execute(
       counts.images - counts.top1 - counts.only_reference_right);
   // Of the start version only.
   report.clear_worst_classes();
+  report.clear_outputs();
+  for (v1::LayerReport& layer : *report.mutable_layers()) layer.clear_output_at_limit();
   report.clear_overlapping_images();
   report.clear_warnings();
   if (trained.best_epoch == 0) {

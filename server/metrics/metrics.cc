@@ -89,8 +89,30 @@ constexpr Spec kLive[] = {
      "Lower end of the 95 % Wilson interval of tern_live_agreement_ratio."},
     {"tern_live_agreement_ratio_high",
      "Upper end of the 95 % Wilson interval of tern_live_agreement_ratio."},
+    {"tern_live_images", "Answers in the window of the drift figures."},
+    {"tern_live_confidence_mean",
+     "Mean probability of the best class of the answers in the window."},
+    {"tern_live_entropy_mean",
+     "Mean entropy of the probabilities of the answers in the window, in nats."},
+    {"tern_live_class_mix_psi",
+     "Population stability index of the best classes in the window against the reference."},
+    {"tern_live_at_limit_excess",
+     "Largest excess over the layers of tern_live_at_limit_ratio over the share in calibration."},
+    {"tern_drift_reference_images",
+     "Answers that the drift figures are compared with; 0 = none yet."},
+    {"tern_drift_reference_confidence_mean",
+     "Mean probability of the best class in the reference."},
+    {"tern_drift_reference_entropy_mean",
+     "Mean entropy of the probabilities in the reference, in nats."},
 };
 static_assert(std::size(kLive) == static_cast<size_t>(LiveFigure::kCount));
+constexpr Spec kLiveAtLimit{"tern_live_at_limit_ratio",
+                            "Share of a layer's output codes at an end of the 8-bit range, in the "
+                            "batches that were counted."};
+constexpr Spec kDriftReference{
+    "tern_drift_reference_info",
+    "1, with the images that the drift figures are compared with: evaluation, calibration, "
+    "first_answers."};
 constexpr Spec kConfidence{"tern_prediction_confidence", "Probability of the best class."};
 constexpr Spec kFallbacks{"tern_fallbacks_total",
                           "A slower, float or replacement path was taken, by reason."};
@@ -119,6 +141,13 @@ constexpr Spec kSqnr{
     "Signal to quantisation noise of a layer's output against the float network, in decibels."};
 constexpr Spec kClipped{"tern_activation_clipped_ratio",
                         "Share of a layer's calibration outputs outside the 8-bit range."};
+constexpr Spec kAtLimit{
+    "tern_activation_at_limit_ratio",
+    "Share of a layer's output codes at an end of the 8-bit range, on the calibration images."};
+constexpr Spec kWatchEvents{
+    "tern_watch_events_total",
+    "What the watch of the repository's folder did: loaded, load_failed, removed, remove_refused, "
+    "default_moved, default_refused, unreadable."};
 constexpr Spec kQuantizeJobs{
     "tern_quantize_jobs_total",
     "Quantisation jobs by outcome: published, dry_run, rejected, failed, cancelled."};
@@ -145,13 +174,15 @@ constexpr const Spec* kSpecs[] = {
     &kImages,           &kQueueDepth,
     &kRejected,         &kLabelled,
     &kShadow,           &kShadowDivergence,
-    &kShadowDropped,    &kConfidence,
+    &kShadowDropped,    &kLiveAtLimit,
+    &kDriftReference,   &kConfidence,
     &kFallbacks,        &kModelInfo,
     &kModelReady,       &kModelBytes,
     &kTop1Ratio,        &kTop1Agreement,
     &kTop1AgreementLow, &kTop1,
     &kTop1Low,          &kSqnr,
-    &kClipped,          &kQuantizeJobs,
+    &kClipped,          &kAtLimit,
+    &kWatchEvents,      &kQuantizeJobs,
     &kQuantizeSeconds,  &kBudget,
     &kBuildInfo,        &kProcessCpu,
     &kProcessRss,       &kProcessFds,
@@ -471,6 +502,9 @@ struct Metrics::Impl {
                                {1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1, 3, 10}};
   Series<Counter> shadow_dropped{r, kShadowDropped, {"reason"}};
   std::deque<Series<Gauge>> live;  // by LiveFigure
+  Series<Gauge> live_at_limit{r, kLiveAtLimit, {"model", "version", "scheme", "layer"}, gone};
+  Series<Gauge> drift_reference{
+      r, kDriftReference, {"model", "version", "scheme", "images_of"}, gone};
   Series<Histogram> confidence{r,
                                kConfidence,
                                {"model", "version"},
@@ -487,6 +521,8 @@ struct Metrics::Impl {
   Series<Gauge> top1_low{r, kTop1Low, {"model", "version", "scheme"}, gone};
   Series<Gauge> sqnr{r, kSqnr, {"model", "version", "scheme", "layer"}, gone};
   Series<Gauge> clipped{r, kClipped, {"model", "version", "scheme", "layer"}, gone};
+  Series<Gauge> at_limit{r, kAtLimit, {"model", "version", "scheme", "layer"}, gone};
+  Series<Counter> watch_events{r, kWatchEvents, {"event"}};
   Series<Counter> quantize_jobs{r, kQuantizeJobs, {"outcome"}};
   Series<Histogram> quantize_seconds{
       r, kQuantizeSeconds, {}, {0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600}};
@@ -507,7 +543,7 @@ struct Metrics::Impl {
   void RemoveGauges(absl::string_view model, absl::string_view version) {
     for (Series<Gauge>* gauge :
          {&model_info, &model_ready, &model_bytes, &top1_ratio, &top1_agreement,
-          &top1_agreement_low, &top1, &top1_low, &sqnr, &clipped}) {
+          &top1_agreement_low, &top1, &top1_low, &sqnr, &clipped, &at_limit}) {
       gauge->Remove({model, version});
     }
   }
@@ -521,6 +557,10 @@ Metrics::Metrics() : impl_(std::make_unique<Impl>()) {
   }
   for (const char* reason : {"backlog", "contended", "no_float", "failed"}) {
     impl_->shadow_dropped.With({reason}, [](Counter&) {});
+  }
+  for (const char* event : {"loaded", "load_failed", "removed", "remove_refused", "default_moved",
+                            "default_refused", "unreadable"}) {
+    impl_->watch_events.With({event}, [](Counter&) {});
   }
   for (const char* outcome : {"published", "dry_run", "rejected", "failed", "cancelled"}) {
     impl_->quantize_jobs.With({outcome}, [](Counter&) {});
@@ -600,6 +640,24 @@ void Metrics::Live(const ModelLabels& model, LiveFigure figure, std::optional<do
   }
 }
 
+void Metrics::LiveAtLimit(const ModelLabels& model, absl::string_view layer,
+                          std::optional<double> value) {
+  const absl::AlphaNum version(model.version);
+  if (value.has_value()) {
+    impl_->live_at_limit.With({model.model, version.Piece(), model.scheme, layer},
+                              [&](Gauge& g) { g.Set(*value); });
+  } else {
+    impl_->live_at_limit.Remove({model.model, version.Piece(), model.scheme, layer});
+  }
+}
+
+void Metrics::DriftReference(const ModelLabels& model, absl::string_view images_of) {
+  const absl::AlphaNum version(model.version);
+  impl_->drift_reference.Remove({model.model, version.Piece()});
+  impl_->drift_reference.With({model.model, version.Piece(), model.scheme, images_of},
+                              [](Gauge& g) { g.Set(1); });
+}
+
 int Metrics::AddRefresh(std::function<void()> refresh) {
   return impl_->registry->AddRefresh(std::move(refresh));
 }
@@ -651,6 +709,7 @@ void Metrics::ModelLoaded(const ModelLabels& model, absl::string_view isa, uint6
   };
   layers(impl_->sqnr, report.layer_sqnr_db);
   layers(impl_->clipped, report.layer_clipped);
+  layers(impl_->at_limit, report.layer_at_limit);
 }
 
 void Metrics::ModelUnavailable(const ModelLabels& model) {
@@ -678,6 +737,8 @@ void Metrics::ModelRemoved(const ModelLabels& model) {
   impl_->shadow.Remove({model.model, version});
   impl_->divergence.Remove({model.model, version});
   for (Series<Gauge>& figure : impl_->live) figure.Remove({model.model, version});
+  impl_->live_at_limit.Remove({model.model, version});
+  impl_->drift_reference.Remove({model.model, version});
 }
 
 void Metrics::ModelDefault(const ModelLabels& model, bool is_default) {
@@ -690,6 +751,8 @@ void Metrics::ModelDefault(const ModelLabels& model, bool is_default) {
       {model.model, version, model.scheme, isa->second, is_default ? "true" : "false"},
       [](Gauge& g) { g.Set(1); });
 }
+
+void Metrics::WatchEvent(absl::string_view event) { impl_->watch_events.With({event}, Increment); }
 
 void Metrics::QuantizeJob(absl::string_view outcome, absl::Duration duration) {
   impl_->quantize_jobs.With({outcome}, Increment);

@@ -41,6 +41,7 @@ struct ReportGauges {
   double top1_low = 0;
   std::vector<std::pair<std::string, double>> layer_sqnr_db;
   std::vector<std::pair<std::string, double>> layer_clipped;
+  std::vector<std::pair<std::string, double>> layer_at_limit;
 };
 
 // Figures of what a version does now, gauges with the labels model, version and scheme. Those named
@@ -57,7 +58,15 @@ enum class LiveFigure {
   kAgreement,    // tern_live_agreement_ratio
   kAgreementLow,
   kAgreementHigh,
-  kCount  // how many there are
+  kImages,               // tern_live_images: answers in the window
+  kConfidence,           // tern_live_confidence_mean
+  kEntropy,              // tern_live_entropy_mean, nats
+  kClassMix,             // tern_live_class_mix_psi
+  kAtLimitExcess,        // tern_live_at_limit_excess
+  kReferenceImages,      // tern_drift_reference_images
+  kReferenceConfidence,  // tern_drift_reference_confidence_mean
+  kReferenceEntropy,     // tern_drift_reference_entropy_mean, nats
+  kCount                 // how many there are
 };
 
 class Metrics {
@@ -89,6 +98,10 @@ class Metrics {
   void ShadowDropped(absl::string_view reason);
   // tern_live_*{model,version,scheme}; no value: no series.
   void Live(const ModelLabels& model, LiveFigure figure, std::optional<double> value);
+  // tern_live_at_limit_ratio{model,version,scheme,layer}; no value: no series.
+  void LiveAtLimit(const ModelLabels& model, absl::string_view layer, std::optional<double> value);
+  // tern_drift_reference_info{model,version,scheme,images_of=evaluation|calibration|first_answers}
+  void DriftReference(const ModelLabels& model, absl::string_view images_of);
 
   // `refresh` is called at the start of every collection, for figures that change with time alone.
   // It may call everything but these two functions and Render(). RemoveRefresh() returns when it is
@@ -112,6 +125,10 @@ class Metrics {
   void ModelRemoved(const ModelLabels& model);
   // Rewrites tern_model_info; does nothing for a version that is not loaded.
   void ModelDefault(const ModelLabels& model, bool is_default);
+
+  // tern_watch_events_total{event}: loaded, load_failed, removed, remove_refused, default_moved,
+  // default_refused, unreadable
+  void WatchEvent(absl::string_view event);
 
   // tern_quantize_jobs_total{outcome=published|dry_run|rejected|failed|cancelled},
   // tern_quantize_seconds

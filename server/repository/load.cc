@@ -167,6 +167,7 @@ std::vector<std::pair<std::string, std::string>> MetadataOf(const artifact::Arti
   report.clear_worst_classes();
   report.clear_sensitivity();
   report.clear_frontier();
+  report.clear_outputs();
   return {{"tern.scheme", scheme},
           {"tern.source_sha256", artifact.source_sha256},
           {"tern.preprocessing", artifact.preprocessing.ShortDebugString()},
@@ -189,6 +190,9 @@ metrics::ReportGauges GaugesOf(const v1::QuantizationReport& report) {
   for (const v1::LayerReport& layer : report.layers()) {
     gauges.layer_sqnr_db.emplace_back(layer.name(), layer.output_sqnr_db());
     gauges.layer_clipped.emplace_back(layer.name(), layer.output_clipped());
+    if (layer.has_output_at_limit()) {
+      gauges.layer_at_limit.emplace_back(layer.name(), layer.output_at_limit());
+    }
   }
   return gauges;
 }

@@ -198,6 +198,8 @@ struct Repository::Impl {
   // INVALID_ARGUMENT if a version of the model that has been read takes other images or has other
   // classes.
   absl::Status CheckFits(const std::string& name, const LoadedModel& loaded) const;
+  // Takes a version (or all, `whole`: the model) out of memory. Returns how many there were.
+  uint64_t Drop(const std::string& name, uint64_t version, bool whole, const char* word);
   // Reports the default's change to the metrics.
   void TellDefault(const std::string& name, uint64_t before, uint64_t after) const;
 };
@@ -362,7 +364,14 @@ absl::StatusOr<VersionInfo> Repository::Impl::Install(std::shared_ptr<LoadedMode
   }
   if (!status.ok()) {
     DrainAndDrop(std::move(servable));
+    // A collection may have met it.
+    if (options.metrics != nullptr) options.metrics->ModelRemoved(loaded->metric_labels);
     return status;
+  }
+  if (options.metrics != nullptr) {
+    options.metrics->ModelLoaded(loaded->metric_labels, kernels::IsaName(options.plan.isa),
+                                 loaded->plan->weight_bytes(), is_default,
+                                 GaugesOf(loaded->report));
   }
   uint64_t before = 0;
   VersionInfo info;
@@ -377,13 +386,31 @@ absl::StatusOr<VersionInfo> Repository::Impl::Install(std::shared_ptr<LoadedMode
   }
   TERN_LOG_INFO("published {} version {}: {}, {} bytes{}", name, version, info.scheme,
                 info.file_bytes, info.is_default ? ", default" : "");
-  if (options.metrics != nullptr) {
-    options.metrics->ModelLoaded(LabelsOf(info), kernels::IsaName(options.plan.isa),
-                                 loaded->plan->weight_bytes(), info.is_default,
-                                 GaugesOf(loaded->report));
-  }
   if (is_default) TellDefault(name, before, version);
   return info;
+}
+
+uint64_t Repository::Impl::Drop(const std::string& name, uint64_t version, bool whole,
+                                const char* word) {
+  std::vector<Entry> removed;
+  {
+    std::unique_lock<std::shared_mutex> lock(mutex);
+    Model& known = models.at(name);
+    if (whole) {
+      for (auto& item : known.versions) removed.push_back(std::move(item.second));
+      retired[name] = known.next_version;
+      models.erase(name);
+    } else {
+      removed.push_back(std::move(known.versions.at(version)));
+      known.versions.erase(version);
+    }
+  }
+  for (Entry& entry : removed) {
+    DrainAndDrop(std::move(entry.servable));
+    if (options.metrics != nullptr) options.metrics->ModelRemoved(LabelsOf(entry.info));
+    TERN_LOG_INFO("{} {} version {}", word, name, entry.info.version);
+  }
+  return removed.size();
 }
 
 absl::StatusOr<std::unique_ptr<Repository>> Repository::Open(RepositoryOptions options) {
@@ -683,26 +710,55 @@ absl::StatusOr<uint64_t> Repository::Delete(absl::string_view model, uint64_t ve
   }
   TERN_RETURN_IF_ERROR(
       RemoveFolder(whole ? impl_->FolderOf(name) : impl_->FolderOf(name, version)));
-  std::vector<Entry> removed;
+  return impl_->Drop(name, version, whole, "deleted");
+}
+
+absl::StatusOr<bool> Repository::FollowDefault(absl::string_view model) {
+  TERN_RETURN_IF_ERROR(ValidateModelName(model));
+  const std::string name(model);
+  std::lock_guard<std::mutex> gate(impl_->GateOf(name));
+  TERN_RETURN_IF_ERROR(impl_->CheckOpen());
+  TERN_ASSIGN_OR_RETURN(const uint64_t version, ReadDefault(impl_->FolderOf(name)));
+  uint64_t before = 0;
   {
     std::unique_lock<std::shared_mutex> lock(impl_->mutex);
-    Model& known = impl_->models.at(name);
-    if (whole) {
-      for (auto& item : known.versions) removed.push_back(std::move(item.second));
-      impl_->retired[name] = known.next_version;
-      impl_->models.erase(name);
-    } else {
-      removed.push_back(std::move(known.versions.at(version)));
-      known.versions.erase(version);
+    const auto known = impl_->models.find(name);
+    if (known == impl_->models.end()) return false;
+    before = known->second.default_version;
+    if (before == version) return false;
+    const absl::Status ready = impl_->FindReady(name, version).status();
+    if (!ready.ok()) return absl::FailedPreconditionError(ready.message());
+    known->second.default_version = version;
+  }
+  impl_->TellDefault(name, before, version);
+  TERN_LOG_INFO("default of {}: version {} (was {}), as its pointer says", name, version, before);
+  return true;
+}
+
+absl::StatusOr<uint64_t> Repository::Forget(absl::string_view model, uint64_t version) {
+  TERN_RETURN_IF_ERROR(ValidateModelName(model));
+  const std::string name(model);
+  std::lock_guard<std::mutex> gate(impl_->GateOf(name));
+  TERN_RETURN_IF_ERROR(impl_->CheckOpen());
+  const std::string folder = version == 0 ? impl_->FolderOf(name) : impl_->FolderOf(name, version);
+  if (IsRealFolder(folder)) {
+    return absl::FailedPreconditionError(absl::StrCat(folder, " exists"));
+  }
+  bool whole = version == 0;
+  {
+    std::shared_lock<std::shared_mutex> lock(impl_->mutex);
+    TERN_ASSIGN_OR_RETURN(const Model* known, impl_->FindModel(name));
+    if (!whole) {
+      TERN_RETURN_IF_ERROR(impl_->FindEntry(name, version).status());
+      whole = known->versions.size() == 1;
+      if (!whole && known->default_version == version) {
+        return absl::FailedPreconditionError(
+            absl::StrCat("version ", version, " is the default of '", name,
+                         "' and stays in memory; make another one the default"));
+      }
     }
   }
-  for (Entry& entry : removed) {
-    DrainAndDrop(std::move(entry.servable));
-    if (impl_->options.metrics != nullptr)
-      impl_->options.metrics->ModelRemoved(LabelsOf(entry.info));
-    TERN_LOG_INFO("deleted {} version {}", name, entry.info.version);
-  }
-  return removed.size();
+  return impl_->Drop(name, version, whole, "folder gone, unloaded");
 }
 
 absl::StatusOr<Repository::FloatSource> Repository::ReadFloatSource(absl::string_view model,

@@ -138,6 +138,17 @@ class Repository {
   // version while others exist; NOT_FOUND. Returns how many versions were removed.
   absl::StatusOr<uint64_t> Delete(absl::string_view model, uint64_t version);
 
+  // For a watcher of the folder, which others change.
+  //
+  // Reads the default pointer again and makes the version that it names the default. False if it is
+  // already, or the model is not known. NOT_FOUND if there is no pointer; DATA_LOSS if it is not a
+  // number; FAILED_PRECONDITION if the version is not ready. The default stays where it is then.
+  absl::StatusOr<bool> FollowDefault(absl::string_view model);
+  // Lets go of a version (0 = the model with all of them) whose folder is gone; touches nothing on
+  // disk. Returns how many versions left. FAILED_PRECONDITION if the folder exists, or for the
+  // default version while others exist; NOT_FOUND.
+  absl::StatusOr<uint64_t> Forget(absl::string_view model, uint64_t version);
+
   // The optimised float graph of a float version, read from disk, and the SHA-256 of its file.
   // FAILED_PRECONDITION if the version is quantised.
   struct FloatSource {

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "google/protobuf/util/message_differencer.h"
 #include "server/base/log.h"
 #include "server/base/status_macros.h"
 
@@ -22,6 +23,53 @@ absl::Status CheckImageInput(const repository::LoadedModel& model) {
   if (shape.rank() == 3 && shape[0] == 3) return absl::OkStatus();
   return absl::FailedPreconditionError(absl::StrCat("model ", model.info.model, ": input is ",
                                                     shape.ToString(), ", images need [3,h,w]"));
+}
+
+// Every version that the server made or imported does; one that was put into the folder may not.
+bool TakesTheSameImages(const repository::LoadedModel& a, const repository::LoadedModel& b) {
+  return a.plan->input_shape() == b.plan->input_shape() &&
+         google::protobuf::util::MessageDifferencer::Equals(a.preprocessing, b.preprocessing);
+}
+
+// Of the layers whose codes can be counted: those with weights.
+std::vector<std::string> CodedLayers(const engine::Plan& plan) {
+  std::vector<std::string> names;
+  for (const engine::LayerInfo& layer : plan.layers()) {
+    if (layer.macs > 0) names.push_back(layer.name);
+  }
+  return names;
+}
+
+// By CodedLayers.
+std::vector<double> AtLimit(const engine::Plan& plan,
+                            const std::vector<engine::CodeCount>& counts) {
+  std::vector<double> shares;
+  for (size_t l = 0; l < counts.size(); ++l) {
+    if (plan.layers()[l].macs == 0) continue;
+    const double total = static_cast<double>(counts[l].total);
+    shares.push_back(total > 0 ? static_cast<double>(counts[l].at_limit) / total : -1);
+  }
+  return shares;
+}
+
+// A first inference of every batch size in every session, side by side: kernels are made and memory
+// is touched. Downwards, because a session keeps the objects of the sizes it ran last, and small
+// batches are the most frequent.
+absl::Status WarmUp(std::vector<engine::Session>& sessions, int max_batch) {
+  std::vector<absl::Status> statuses(sessions.size());
+  std::vector<std::thread> threads;
+  for (size_t i = 0; i < sessions.size(); ++i) {
+    threads.emplace_back([&, i] {
+      const absl::Span<float> input = sessions[i].input();
+      std::fill(input.begin(), input.end(), 0.0f);
+      for (int batch = max_batch; batch >= 1 && statuses[i].ok(); --batch) {
+        statuses[i] = sessions[i].Run(batch).status();
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (const absl::Status& status : statuses) TERN_RETURN_IF_ERROR(Annotate(status, "warm-up"));
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -48,6 +96,7 @@ absl::StatusOr<std::shared_ptr<repository::Servable>> ModelRunner::Create(
     TERN_ASSIGN_OR_RETURN(engine::Session session, model->plan->NewSession(threads));
     sessions.push_back(std::move(session));
   }
+  if (options.warm_up) TERN_RETURN_IF_ERROR(WarmUp(sessions, batching.max_batch));
   return std::shared_ptr<repository::Servable>(
       new ModelRunner(std::move(model), options, batching, std::move(sessions), threads));
 }
@@ -59,9 +108,11 @@ ModelRunner::ModelRunner(std::shared_ptr<const repository::LoadedModel> model,
       metrics_(options.metrics),
       clock_(options.clock),
       shadow_(options.shadow),
-      monitor_(std::make_shared<monitoring::VersionMonitor>(model_->metric_labels, options.monitor,
-                                                            options.metrics, options.clock)),
+      monitor_(std::make_shared<monitoring::VersionMonitor>(
+          model_->metric_labels, model_->report, model_->plan->classes(),
+          CodedLayers(*model_->plan), options.monitor, options.metrics, options.clock)),
       profile_every_(options.profile_every),
+      count_codes_every_(options.count_codes_every),
       batching_(batching),
       sessions_(std::move(sessions)),
       batches_(sessions_.size(), 0) {
@@ -80,16 +131,17 @@ ModelRunner::ModelRunner(std::shared_ptr<const repository::LoadedModel> model,
   };
   callbacks.depth = [this](int n) { metrics_->QueueDepth(model_->metric_labels, n); };
   batcher_ = std::make_unique<scheduler::Batcher<ClassifyTask>>(batching, std::move(callbacks));
-  warming_ = std::thread([this, threads, most = batching.max_batch] { Warm(threads, most); });
+  if (options.warm_up) return;
+  warming_ = std::thread([this, threads, most = batching.max_batch] { WarmBehind(threads, most); });
 }
 
 ModelRunner::~ModelRunner() {
   stop_warming_ = true;
   Drain();
-  warming_.join();
+  if (warming_.joinable()) warming_.join();
 }
 
-void ModelRunner::Warm(int threads, int max_batch) {
+void ModelRunner::WarmBehind(int threads, int max_batch) {
   absl::StatusOr<engine::Session> session = model_->plan->NewSession(threads);
   absl::Status status = session.status();
   for (int batch = 2; batch <= max_batch && status.ok() && !stop_warming_; ++batch)
@@ -118,10 +170,14 @@ void ModelRunner::Run(int instance, std::vector<scheduler::Queued<ClassifyTask>>
     std::memcpy(input.data() + i * per_image, batch[i].task.pixels.data(),
                 per_image * sizeof(float));
   }
-  const bool profiled = profile_every_ > 0 && batches_[instance]++ % profile_every_ == 0;
+  const int64_t before = batches_[instance]++;
+  const auto is_turn = [before](int every) { return every > 0 && before % every == 0; };
   engine::RunTimes times;
+  std::vector<engine::CodeCount> codes;
   const absl::StatusOr<absl::Span<const float>> logits =
-      profiled ? session.RunProfiled(images, times) : session.Run(images);
+      is_turn(profile_every_)       ? session.RunProfiled(images, times)
+      : is_turn(count_codes_every_) ? session.RunCounted(images, codes)
+                                    : session.Run(images);
   const absl::Time end = clock_->Now();
   const absl::Duration inference = end - start;
   absl::Duration preparation;
@@ -133,6 +189,7 @@ void ModelRunner::Run(int instance, std::vector<scheduler::Queued<ClassifyTask>>
   for (size_t l = 0; l < times.layers.size(); ++l) {
     metrics_->LayerTime(model_->metric_labels, model_->plan->layers()[l].name, times.layers[l]);
   }
+  if (logits.ok() && !codes.empty()) monitor_->Codes(AtLimit(*model_->plan, codes), images);
   const int64_t classes = model_->plan->classes();
   for (int i = 0; i < images; ++i) {
     ClassifyTask& task = batch[i].task;
@@ -157,7 +214,9 @@ void ModelRunner::Run(int instance, std::vector<scheduler::Queued<ClassifyTask>>
     statistics_.Output(images, output.postprocess);
     metrics_->StageTime(metrics::Stage::kQueue, model_->metric_labels, output.queue);
     metrics_->StageTime(metrics::Stage::kPostprocess, model_->metric_labels, output.postprocess);
-    metrics_->Confidence(model_->metric_labels, output.classes.front().probability);
+    const classify::Prediction& best = output.classes.front();
+    metrics_->Confidence(model_->metric_labels, best.probability);
+    monitor_->Answered(best.index, best.probability, classify::Entropy(scores));
     if (shadow_ != nullptr) {
       shadow_->Offer(*model_, monitor_, scores, std::move(task.pixels));
     }
@@ -410,7 +469,8 @@ absl::Status FillPixels(const repository::LoadedModel& model, const image::Limit
 }  // namespace
 
 void Classifier::Prepare(std::shared_ptr<ModelRunner> runner, uint64_t version, ClassifyTask task) {
-  const repository::LoadedModel& model = runner->model();
+  const std::shared_ptr<ModelRunner> first = runner;  // holds `model`
+  const repository::LoadedModel& model = first->model();
   const absl::Time start = clock_->Now();
   if (start >= task.input.deadline) {
     metrics_->Rejected("deadline");
@@ -451,13 +511,19 @@ void Classifier::Prepare(std::shared_ptr<ModelRunner> runner, uint64_t version, 
     done(std::move(output));
   };
   absl::Status submitted = runner->Submit(task);
-  if (absl::IsUnavailable(submitted)) {
-    // The version was replaced between lookup and now (hot reload, new default): once more with its
-    // successor, which has the same input and contract, as every version of a model.
+  // A version that is replaced between lookup and now (hot reload, new default) accepts nothing
+  // more: again with its successor. Ends when nothing is put in its place.
+  while (absl::IsUnavailable(submitted)) {
     auto successor = repository_->Acquire(model.info.model, version);
-    submitted = successor.ok()
-                    ? std::static_pointer_cast<ModelRunner>(*std::move(successor))->Submit(task)
-                    : successor.status();
+    if (!successor.ok()) submitted = successor.status();
+    if (!successor.ok() || *successor == runner) break;
+    runner = std::static_pointer_cast<ModelRunner>(*std::move(successor));
+    if (!TakesTheSameImages(runner->model(), model)) {
+      submitted = absl::UnavailableError(absl::StrCat(
+          "model ", model.info.model, " was replaced by a version that takes other images"));
+      break;
+    }
+    submitted = runner->Submit(task);
   }
   if (submitted.ok()) return;
   metrics_->Rejected(absl::IsResourceExhausted(submitted)  ? "queue_full"

@@ -67,8 +67,13 @@ struct RunnerOptions {
   int default_max_batch = 8;
   absl::Duration default_max_delay = absl::Microseconds(500);
   int default_max_queue = 256;
+  // Every session runs every batch size once before the version is ready. Otherwise the sessions
+  // have oneDNN's kernels for one image, and get the others in the background.
+  bool warm_up = false;
   int profile_every = 0;  // every n-th batch of an instance is timed layer by layer; 0 = none
   monitoring::MonitorOptions monitor;
+  // Every n-th batch of an instance has the activation codes at their limits counted; 0 = none.
+  int count_codes_every = 0;
   ShadowComparer* shadow = nullptr;     // not owned; null = no shadow comparisons
   metrics::Metrics* metrics = nullptr;  // not owned; required
   const Clock* clock = Clock::Real();
@@ -108,7 +113,7 @@ class ModelRunner final : public repository::Servable {
               int threads);
   // Makes oneDNN's kernels for every batch size while the sessions, which have those for one image,
   // serve already: they find them in oneDNN's cache instead of making them during a request.
-  void Warm(int threads, int max_batch);
+  void WarmBehind(int threads, int max_batch);
   void Run(int instance, std::vector<scheduler::Queued<ClassifyTask>> batch);
 
   const std::shared_ptr<const repository::LoadedModel> model_;
@@ -117,6 +122,7 @@ class ModelRunner final : public repository::Servable {
   ShadowComparer* const shadow_;
   const std::shared_ptr<monitoring::VersionMonitor> monitor_;
   const int profile_every_;
+  const int count_codes_every_;
   const scheduler::BatcherOptions batching_;
   StatisticsCounter statistics_;
   std::vector<engine::Session> sessions_;

@@ -109,16 +109,28 @@ absl::Status Evaluator::Flush() {
                   per_image * sizeof(float));
     }
   }
-  TERN_ASSIGN_OR_RETURN(const absl::Span<const float> logits, session_->Run(images));
+  std::vector<engine::CodeCount> codes;
+  TERN_ASSIGN_OR_RETURN(
+      const absl::Span<const float> logits,
+      codes_.empty() ? session_->Run(images) : session_->RunCounted(images, codes));
+  for (size_t l = 0; l < codes.size(); ++l) {
+    codes_[l].at_limit += codes[l].at_limit;
+    codes_[l].total += codes[l].total;
+  }
   absl::Span<const float> reference;
   if (reference_.has_value()) {
     TERN_ASSIGN_OR_RETURN(reference, reference_->Run(images));
   }
   const int64_t classes = plan_->classes();
+  best_class_.resize(classes, 0);
   for (int i = 0; i < images; ++i) {
     const absl::Span<const float> mine = logits.subspan(i * classes, classes);
-    const int answer = classify::TopK(mine, 1)[0].index;
+    const classify::Prediction best = classify::TopK(mine, 1)[0];
+    const int answer = best.index;
     ++counts_.images;
+    confidence_ += best.probability;
+    entropy_ += classify::Entropy(mine);
+    ++best_class_[answer];
     const std::optional<uint32_t>& label = pending_[i].sample.label;
     const bool right = label.has_value() && answer == static_cast<int>(*label);
     if (label.has_value()) {
@@ -146,6 +158,17 @@ absl::Status Evaluator::Flush() {
   }
   pending_.clear();
   return absl::OkStatus();
+}
+
+v1::OutputReference Evaluator::Outputs() const {
+  v1::OutputReference outputs;
+  if (counts_.images == 0) return outputs;
+  const double images = static_cast<double>(counts_.images);
+  outputs.set_images(counts_.images);
+  outputs.set_confidence(confidence_ / images);
+  outputs.set_entropy(entropy_ / images);
+  outputs.mutable_best_class()->Add(best_class_.begin(), best_class_.end());
+  return outputs;
 }
 
 v1::PairedComparison MakeComparison(const Counts& counts) {

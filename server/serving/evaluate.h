@@ -66,6 +66,12 @@ class Evaluator {
   absl::Status AddPixels(std::vector<float> pixels, std::optional<uint32_t> label);
   // Runs what is left and returns the counts.
   absl::StatusOr<Counts> Finish();
+  // What the plan answered so far; images_of is the caller's to set.
+  v1::OutputReference Outputs() const;
+  // From now on the activation codes of `plan` are counted.
+  void CountCodes() { codes_.assign(plan_->layers().size(), {}); }
+  // So far, by layer of the plan; empty unless they are counted.
+  const std::vector<engine::CodeCount>& codes() const { return codes_; }
   // How the classes of the labelled images fared so far.
   const ClassTally& classes() const { return tally_; }
 
@@ -86,6 +92,9 @@ class Evaluator {
   std::optional<engine::Session> session_, reference_;
   std::vector<Pending> pending_;
   Counts counts_;
+  double confidence_ = 0, entropy_ = 0;  // sums over all images
+  std::vector<uint32_t> best_class_;     // images by best class
+  std::vector<engine::CodeCount> codes_;
   ClassTally tally_;
 };
 

@@ -1,6 +1,7 @@
 #include "server/serving/quantize_job.h"
 
 #include <algorithm>
+#include <map>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -18,6 +19,18 @@ namespace tern::serving {
 namespace {
 
 bool IsSet(const std::atomic<bool>* flag) { return flag != nullptr && flag->load(); }
+
+void SetAtLimit(const engine::Plan& plan, const std::vector<engine::CodeCount>& counts,
+                v1::QuantizationReport& report) {
+  std::map<absl::string_view, engine::CodeCount> by_name;
+  for (size_t l = 0; l < counts.size(); ++l) by_name[plan.layers()[l].name] = counts[l];
+  for (v1::LayerReport& layer : *report.mutable_layers()) {
+    const auto it = by_name.find(layer.name());
+    if (it == by_name.end() || it->second.total == 0) continue;
+    layer.set_output_at_limit(static_cast<double>(it->second.at_limit) /
+                              static_cast<double>(it->second.total));
+  }
+}
 
 }  // namespace
 
@@ -153,6 +166,7 @@ absl::StatusOr<QuantizeOutcome> QuantizeJob::RunPhases(
     TERN_ASSIGN_OR_RETURN(std::unique_ptr<Evaluator> evaluator,
                           Evaluator::Create(plan, source_model_->plan, artifact.preprocessing,
                                             options_.limits, options_.threads));
+    evaluator->CountCodes();
     for (const std::vector<float>& pixels : calibration_) {
       if (IsSet(cancelled)) return absl::CancelledError("cancelled by the caller");
       TERN_RETURN_IF_ERROR(evaluator->AddPixels(pixels, std::nullopt));
@@ -160,6 +174,9 @@ absl::StatusOr<QuantizeOutcome> QuantizeJob::RunPhases(
     TERN_ASSIGN_OR_RETURN(const Counts counts, evaluator->Finish());
     *report.mutable_calibration_agreement() =
         statistics::MakeProportion(counts.agree, counts.images);
+    *report.mutable_outputs() = evaluator->Outputs();
+    report.mutable_outputs()->set_images_of("calibration");
+    SetAtLimit(*plan, evaluator->codes(), report);
   }
   if (!evaluation_.empty()) {
     TERN_ASSIGN_OR_RETURN(std::unique_ptr<Evaluator> evaluator,
@@ -174,6 +191,8 @@ absl::StatusOr<QuantizeOutcome> QuantizeJob::RunPhases(
     }
     TERN_ASSIGN_OR_RETURN(const Counts counts, evaluator->Finish());
     *report.mutable_agreement() = statistics::MakeProportion(counts.agree, counts.images);
+    *report.mutable_outputs() = evaluator->Outputs();
+    report.mutable_outputs()->set_images_of("evaluation");
     if (counts.labelled > 0) {
       using statistics::MakeProportion;
       *report.mutable_top1() = MakeProportion(counts.top1, counts.labelled);

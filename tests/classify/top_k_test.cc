@@ -143,5 +143,21 @@ TEST(ParseLabelsTest, RejectsWhatIsNotUtf8) {
   }
 }
 
+TEST(EntropyTest, IsThatOfTheSoftmax) {
+  // p = (0.09003057, 0.24472847, 0.66524096): - sum p log p.
+  EXPECT_NEAR(Entropy({1, 2, 3}), 0.8323955818, 1e-9);
+  EXPECT_NEAR(Entropy({1001, 1002, 1003}), 0.8323955818, 1e-9);
+  EXPECT_NEAR(Entropy({7, 7, 7, 7}), std::log(4.0), 1e-12);
+  EXPECT_EQ(Entropy({1000, 0}), 0);
+  EXPECT_EQ(Entropy({5}), 0);
+  EXPECT_EQ(Entropy({}), 0);
+}
+
+TEST(EntropyTest, NumbersThatAreNoneCountAsProbabilityZero) {
+  const float nan = std::nanf(""), infinity = std::numeric_limits<float>::infinity();
+  EXPECT_NEAR(Entropy({3, nan, 3, infinity, -infinity}), std::log(2.0), 1e-12);
+  EXPECT_NEAR(Entropy({nan, infinity}), std::log(2.0), 1e-12);  // all equally probable
+}
+
 }  // namespace
 }  // namespace tern::classify

@@ -108,6 +108,53 @@ TEST_P(QuantizedZooTest, Int8NetworksStayBesideTheReference) {
   }
 }
 
+// Against the values themselves, fetched one by one.
+TEST_P(QuantizedZooTest, CodesAtTheEndsOfTheirRangeAreCounted) {
+  constexpr int kBatch = 3;
+  Graph graph = Quantized(GetParam().graph, {});
+  for (graph::Value& value : graph.values) {
+    if (value.quant) value.quant->scale /= 8;  // so that there is something to count
+  }
+  PlanOptions options;
+  options.max_batch = 4;
+  auto plan = Plan::Create(graph, options);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  auto session = (*plan)->NewSession(1);
+  ASSERT_TRUE(session.ok()) << session.status();
+  const Tensor input = InputFor(graph, kBatch);
+  const Shape& s = input.shape();
+  NchwToNhwc(input.data<float>().data(), s[0], s[1], s[2], s[3], session->input().data());
+  std::vector<CodeCount> counts;
+  const auto logits = session->RunCounted(kBatch, counts);
+  ASSERT_TRUE(logits.ok()) << logits.status();
+  const std::vector<float> counted(logits->begin(), logits->end());
+  const auto plain = session->Run(kBatch);
+  ASSERT_TRUE(plain.ok());
+  EXPECT_EQ(counted, std::vector<float>(plain->begin(), plain->end()));
+  ASSERT_EQ(counts.size(), graph.nodes.size());
+  int64_t all_at_limit = 0, all = 0;
+  for (size_t i = 0; i < graph.nodes.size(); ++i) {
+    const Node& node = graph.nodes[i];
+    const auto& quant = graph.values[node.output].quant;
+    if ((*plan)->layers()[i].macs == 0 || !quant) {
+      EXPECT_EQ(counts[i].total, 0) << node.name;
+      continue;
+    }
+    const auto got = session->RunAndFetch(kBatch, node.output);
+    if (!got.ok()) continue;  // fused away
+    int64_t at_limit = 0;
+    for (const float v : got->data<float>()) {
+      const long code = std::lround(v / quant->scale) + quant->zero_point;
+      at_limit += code == 255 || (code == 0 && quant->zero_point != 0);
+    }
+    EXPECT_EQ(counts[i].total, got->elements()) << node.name;
+    EXPECT_EQ(counts[i].at_limit, at_limit) << node.name;
+    all_at_limit += at_limit;
+    all += counts[i].total;
+  }
+  EXPECT_GE(all_at_limit, all / 100);
+}
+
 TEST(ProfiledRunTest, CountsWhatLiesBetweenOperatorsApart) {
   GraphBuilder b({8, 12, 12});
   const ValueId x = b.Conv(b.input(), 16, 3, Strided(1, 1), kReluRange);

@@ -81,6 +81,7 @@ ReportGauges Report() {
   report.top1_low = 0.88;
   report.layer_sqnr_db = {{"conv1", 31.5}, {"fc", 40.25}};
   report.layer_clipped = {{"conv1", 0.001}, {"fc", 0}};
+  report.layer_at_limit = {{"conv1", 0.002}};
   return report;
 }
 
@@ -95,6 +96,8 @@ void TouchVersion(Metrics& metrics, const ModelLabels& model) {
   for (int i = 0; i < static_cast<int>(LiveFigure::kCount); ++i) {
     metrics.Live(model, static_cast<LiveFigure>(i), 0.5);
   }
+  metrics.LiveAtLimit(model, "conv1", 0.01);
+  metrics.DriftReference(model, "evaluation");
   metrics.Confidence(model, 0.8);
 }
 
@@ -105,6 +108,7 @@ void TouchEverything(Metrics& metrics) {
   metrics.InFlight("Classify", 1);
   metrics.Rejected("queue_full");
   metrics.ShadowDropped("backlog");
+  metrics.WatchEvent("loaded");
   metrics.Fallback("float_island");
   metrics.ModelLoaded(kModel, "avx2", 1000, true, Report());
   metrics.QuantizeJob("published", absl::Seconds(3));

@@ -96,8 +96,9 @@ TEST(LabelJoinTest, ForgetsWhatIsOlderThanItsAge) {
 TEST(LabelJoinTest, TellsTheMonitorOfTheVersionWhileThatIsThere) {
   metrics::Metrics metrics;
   LabelJoin join(10, &metrics);
-  auto monitor = std::make_shared<VersionMonitor>(metrics::ModelLabels{"demo", 2, "int8"},
-                                                  MonitorOptions(), &metrics, Clock::Real());
+  auto monitor = std::make_shared<VersionMonitor>(
+      metrics::ModelLabels{"demo", 2, "int8"}, v1::QuantizationReport(), 10,
+      std::vector<std::string>(), MonitorOptions(), &metrics, Clock::Real());
   for (const char* id : {"a", "b"}) {
     Prediction prediction = Of({3, 1});
     prediction.monitor = monitor;

@@ -1,9 +1,13 @@
 #include "server/monitoring/version_monitor.h"
 
+#include <cmath>
 #include <cstdlib>
+#include <limits>
+#include <memory>
 #include <optional>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -62,6 +66,28 @@ class VersionMonitorTest : public ::testing::Test {
     return std::strtod(text.c_str() + at + series.size(), nullptr);
   }
 
+  std::unique_ptr<VersionMonitor> Make(const v1::QuantizationReport& report = {}) {
+    return std::make_unique<VersionMonitor>(model_, report, 3,
+                                            std::vector<std::string>{"conv1", "conv2", "fc"},
+                                            options_, &metrics_, &clock_);
+  }
+  // 100 evaluation images, half of them class 0.
+  static v1::QuantizationReport Report() {
+    v1::QuantizationReport report;
+    v1::OutputReference& outputs = *report.mutable_outputs();
+    outputs.set_images_of("evaluation");
+    outputs.set_images(100);
+    outputs.set_confidence(0.9);
+    outputs.set_entropy(0.25);
+    for (const uint32_t images : {50, 30, 20}) outputs.add_best_class(images);
+    for (const auto& [name, share] : {std::pair("conv1", 0.01), std::pair("conv2", 0.2)}) {
+      v1::LayerReport& layer = *report.add_layers();
+      layer.set_name(name);
+      layer.set_output_at_limit(share);
+    }
+    return report;
+  }
+
   FakeClock clock_;
   metrics::Metrics metrics_;
   MonitorOptions options_;
@@ -69,8 +95,8 @@ class VersionMonitorTest : public ::testing::Test {
 };
 
 TEST_F(VersionMonitorTest, ShowsTheAccuracyOfTheWindowWithItsWilsonInterval) {
-  VersionMonitor monitor(model_, options_, &metrics_, &clock_);
-  for (int i = 0; i < 10; ++i) monitor.Labelled(i < 8, i < 9);
+  const auto monitor = Make();
+  for (int i = 0; i < 10; ++i) monitor->Labelled(i < 8, i < 9);
   EXPECT_EQ(Value("tern_live_labels"), 10);
   EXPECT_EQ(Value("tern_live_top1_ratio"), 0.8);
   EXPECT_EQ(Value("tern_live_top5_ratio"), 0.9);
@@ -83,10 +109,10 @@ TEST_F(VersionMonitorTest, ShowsTheAccuracyOfTheWindowWithItsWilsonInterval) {
 
 TEST_F(VersionMonitorTest, OldLabelsLeaveTheWindowWithoutNewOnes) {
   options_.window.age = absl::Minutes(5);
-  VersionMonitor monitor(model_, options_, &metrics_, &clock_);
-  monitor.Labelled(true, true);
+  const auto monitor = Make();
+  monitor->Labelled(true, true);
   clock_.Advance(absl::Minutes(3));
-  monitor.Labelled(false, false);
+  monitor->Labelled(false, false);
   EXPECT_EQ(Value("tern_live_top1_ratio"), 0.5);
   clock_.Advance(absl::Minutes(3));
   EXPECT_EQ(Value("tern_live_top1_ratio"), 0);
@@ -98,9 +124,9 @@ TEST_F(VersionMonitorTest, OldLabelsLeaveTheWindowWithoutNewOnes) {
 }
 
 TEST_F(VersionMonitorTest, ShowsTheAgreementOfShadowComparisonsAndTheirDivergence) {
-  VersionMonitor monitor(model_, options_, &metrics_, &clock_);
+  const auto monitor = Make();
   EXPECT_EQ(Value("tern_live_comparisons"), 0);
-  for (int i = 0; i < 4; ++i) monitor.Compared(i != 0, 0.25 * i);
+  for (int i = 0; i < 4; ++i) monitor->Compared(i != 0, 0.25 * i);
   EXPECT_EQ(Value("tern_live_comparisons"), 4);
   EXPECT_EQ(Value("tern_live_agreement_ratio"), 0.75);
   EXPECT_NEAR(*Value("tern_live_agreement_ratio_low"), 0.3006418, 1e-6);
@@ -110,12 +136,118 @@ TEST_F(VersionMonitorTest, ShowsTheAgreementOfShadowComparisonsAndTheirDivergenc
 }
 
 TEST_F(VersionMonitorTest, ARemovedVersionIsNotPublishedAgainByAMonitorThatIsStillHeld) {
-  VersionMonitor monitor(model_, options_, &metrics_, &clock_);
-  monitor.Labelled(true, true);
+  const auto monitor = Make();
+  monitor->Labelled(true, true);
   ASSERT_EQ(Value("tern_live_labels"), 1);
   metrics_.ModelRemoved(model_);
-  monitor.Labelled(true, true);
+  monitor->Labelled(true, true);
   EXPECT_EQ(metrics_.Render().find("version=\"2\""), std::string::npos);
+}
+
+TEST_F(VersionMonitorTest, ShowsConfidenceEntropyAndClassMixAgainstTheReport) {
+  const auto monitor = Make(Report());
+  EXPECT_EQ(Value("tern_live_images"), 0);
+  EXPECT_EQ(Value("tern_live_confidence_mean"), std::nullopt);
+  EXPECT_EQ(Value("tern_live_class_mix_psi"), std::nullopt);
+  for (int i = 0; i < 100; ++i) {
+    const int best = i < 20 ? 0 : i < 50 ? 1 : 2;
+    monitor->Answered(best, best == 0 ? 0.5 : 0.75, best == 0 ? 1.0 : 0.5);
+  }
+  EXPECT_EQ(Value("tern_live_images"), 100);
+  EXPECT_NEAR(*Value("tern_live_confidence_mean"), 0.2 * 0.5 + 0.8 * 0.75, 1e-9);
+  EXPECT_NEAR(*Value("tern_live_entropy_mean"), 0.2 * 1.0 + 0.8 * 0.5, 1e-9);
+  EXPECT_NEAR(*Value("tern_live_class_mix_psi"), 0.532935044, 1e-6);  // see StabilityIndexTest
+  EXPECT_EQ(Value("tern_drift_reference_images"), 100);
+  EXPECT_EQ(Value("tern_drift_reference_confidence_mean"), 0.9);
+  EXPECT_EQ(Value("tern_drift_reference_entropy_mean"), 0.25);
+  EXPECT_NE(
+      metrics_.Render().find(R"(tern_drift_reference_info{images_of="evaluation",model="demo",)"),
+      std::string::npos);
+}
+
+TEST_F(VersionMonitorTest, AnswersLeaveTheWindowByNumberAndByAge) {
+  options_.window = {4, absl::Minutes(5)};
+  const auto monitor = Make(Report());
+  for (int i = 0; i < 10; ++i) monitor->Answered(0, 0.1, 2);
+  for (int i = 0; i < 4; ++i) monitor->Answered(2, 0.5, 1);
+  EXPECT_EQ(Value("tern_live_images"), 4);
+  EXPECT_NEAR(*Value("tern_live_confidence_mean"), 0.5, 1e-6);
+  EXPECT_NEAR(*Value("tern_live_entropy_mean"), 1, 1e-6);
+  clock_.Advance(absl::Minutes(6));
+  monitor->Answered(1, 0.75, 0.5);
+  EXPECT_EQ(Value("tern_live_images"), 1);
+  EXPECT_NEAR(*Value("tern_live_confidence_mean"), 0.75, 1e-6);
+  clock_.Advance(absl::Minutes(6));
+  EXPECT_EQ(Value("tern_live_images"), 0);
+  EXPECT_EQ(Value("tern_live_class_mix_psi"), std::nullopt);
+}
+
+TEST_F(VersionMonitorTest, WithoutAReportTheFirstAnswersAreTheReference) {
+  const auto monitor = Make();
+  const int reference = static_cast<int>(VersionMonitor::kOwnReference);
+  for (int i = 0; i < reference - 1; ++i) monitor->Answered(i % 2, 0.5, 0.75);
+  EXPECT_EQ(Value("tern_drift_reference_images"), 0);
+  EXPECT_EQ(Value("tern_drift_reference_confidence_mean"), std::nullopt);
+  EXPECT_EQ(Value("tern_live_class_mix_psi"), std::nullopt);
+  monitor->Answered(1, 0.5, 0.75);
+  EXPECT_EQ(Value("tern_drift_reference_images"), reference);
+  EXPECT_NEAR(*Value("tern_drift_reference_confidence_mean"), 0.5, 1e-9);
+  EXPECT_NEAR(*Value("tern_drift_reference_entropy_mean"), 0.75, 1e-9);
+  EXPECT_NEAR(*Value("tern_live_class_mix_psi"), 0, 1e-9);
+  EXPECT_NE(metrics_.Render().find(R"(tern_drift_reference_info{images_of="first_answers")"),
+            std::string::npos);
+  for (int i = 0; i < 1000; ++i) monitor->Answered(2, 0.9, 0.1);
+  EXPECT_GT(*Value("tern_live_class_mix_psi"), 0.25);
+  EXPECT_EQ(Value("tern_drift_reference_images"), reference);  // stays
+}
+
+TEST_F(VersionMonitorTest, AReferenceThatContradictsItselfIsNotUsed) {
+  v1::QuantizationReport sum = Report(), classes = Report(), nan = Report();
+  sum.mutable_outputs()->set_images(101);
+  classes.mutable_outputs()->add_best_class(0);
+  nan.mutable_outputs()->set_confidence(std::nan(""));
+  for (const v1::QuantizationReport& report : {sum, classes, nan}) {
+    const auto monitor = Make(report);
+    EXPECT_EQ(Value("tern_drift_reference_images"), 0);
+  }
+  EXPECT_NE(metrics_.Render().find(R"(tern_fallbacks_total{reason="drift_reference"} 3)"),
+            std::string::npos);
+}
+
+TEST_F(VersionMonitorTest, AnswersThatAreNoneAreNotCounted) {
+  const auto monitor = Make(Report());
+  monitor->Answered(-1, 0.5, 1);
+  monitor->Answered(3, 0.5, 1);
+  monitor->Answered(0, std::nan(""), 1);
+  monitor->Answered(0, 0.5, std::numeric_limits<double>::infinity());
+  EXPECT_EQ(Value("tern_live_images"), 0);
+}
+
+TEST_F(VersionMonitorTest, ShowsTheShareOfCodesAtTheirLimitsAgainstCalibration) {
+  const auto monitor = Make(Report());
+  EXPECT_EQ(Value("tern_live_at_limit_excess"), std::nullopt);
+  const auto layer = [&](const std::string& name) {
+    const std::string text = metrics_.Render();
+    const std::string series =
+        absl::StrCat("tern_live_at_limit_ratio{layer=\"", name, "\",model=\"demo\",");
+    const size_t at = text.find(series);
+    if (at == std::string::npos) return -1.0;
+    return std::strtod(text.c_str() + text.find(' ', at), nullptr);
+  };
+  // Weighted by images: conv1 (3 * 0.1 + 1 * 0.5) / 4 = 0.2, 0.19 above calibration; conv2 0.25,
+  // 0.05 above; fc has no codes.
+  monitor->Codes({0.1, 0.25, -1}, 3);
+  monitor->Codes({0.5, 0.25, -1}, 1);
+  EXPECT_NEAR(layer("conv1"), 0.2, 1e-6);
+  EXPECT_NEAR(layer("conv2"), 0.25, 1e-6);
+  EXPECT_EQ(layer("fc"), -1);
+  EXPECT_NEAR(*Value("tern_live_at_limit_excess"), 0.19, 1e-6);
+  for (size_t i = 0; i < VersionMonitor::kMostBatches; ++i) monitor->Codes({0.01, 0.1, -1}, 2);
+  EXPECT_NEAR(layer("conv2"), 0.1, 1e-6);
+  EXPECT_NEAR(*Value("tern_live_at_limit_excess"), 0, 1e-6);
+  clock_.Advance(absl::Hours(2));
+  EXPECT_EQ(layer("conv1"), -1);
+  EXPECT_EQ(Value("tern_live_at_limit_excess"), std::nullopt);
 }
 
 }  // namespace

@@ -45,6 +45,25 @@ TEST_F(EvaluatorTest, CountsHitsOfLabelledImagesAndAgreementOfAll) {
   EXPECT_EQ(counts->divergence, 0);
 }
 
+TEST_F(EvaluatorTest, OutputsAreTheReferenceForDrift) {
+  auto evaluator = Make(false);
+  EXPECT_EQ(evaluator->Outputs().images(), 0u);
+  // Pure colours: the logits are 10 and two 0, so p = e^10 / (e^10 + 2) and the entropy
+  // -p log p - 2 q log q, q = 1 / (e^10 + 2).
+  for (int i = 0; i < 3; ++i)
+    ASSERT_TRUE(evaluator->Add({testing::SolidBmp(8, 8, 0, 0, 255), std::nullopt, "blue"}).ok());
+  ASSERT_TRUE(evaluator->Add({testing::SolidBmp(8, 8, 255, 0, 0), std::nullopt, "red"}).ok());
+  ASSERT_TRUE(evaluator->Finish().ok());
+  const v1::OutputReference outputs = evaluator->Outputs();
+  EXPECT_EQ(outputs.images(), 4u);
+  EXPECT_NEAR(outputs.confidence(), 0.99990921, 1e-6);
+  EXPECT_NEAR(outputs.entropy(), 0.00099867, 1e-6);
+  ASSERT_EQ(outputs.best_class_size(), 3);
+  EXPECT_EQ(outputs.best_class(0), 1u);
+  EXPECT_EQ(outputs.best_class(1), 0u);
+  EXPECT_EQ(outputs.best_class(2), 3u);
+}
+
 TEST_F(EvaluatorTest, ClassesAreTalliedByWhatTheyAreTakenFor) {
   auto evaluator = Make(false);
   for (int i = 0; i < 5; ++i) {

@@ -53,6 +53,23 @@ TEST_F(QuantizeJobTest, PublishesAVersionThatServesAndReports) {
   ASSERT_TRUE(served.ok()) << served.status();
   EXPECT_EQ((*served)->info.scheme, "int8");
   EXPECT_EQ((*served)->report.bytes(), std::filesystem::file_size(root_ + "/tiny/2/model.tern"));
+  // The reference for drift travels with the artifact.
+  const v1::OutputReference& outputs = (*served)->report.outputs();
+  EXPECT_EQ(outputs.images_of(), "evaluation");
+  EXPECT_EQ(outputs.images(), 30u);
+  for (const uint32_t images : outputs.best_class()) EXPECT_EQ(images, 10u);
+  int counted = 0;
+  for (const v1::LayerReport& layer : (*served)->report.layers()) {
+    if (!layer.has_output_at_limit()) continue;
+    ++counted;
+    EXPECT_GE(layer.output_at_limit(), 0);
+    EXPECT_LT(layer.output_at_limit(), 0.5);
+  }
+  EXPECT_EQ(counted, 2);  // the convolutions; the last layer's logits are no codes
+  const std::string text = metrics_.Render();
+  EXPECT_NE(text.find("tern_activation_at_limit_ratio{"), std::string::npos);
+  EXPECT_NE(text.find("tern_drift_reference_info{images_of=\"evaluation\",model=\"tiny\","),
+            std::string::npos);
 }
 
 TEST_F(QuantizeJobTest, ADryRunReportsAndPublishesNothing) {

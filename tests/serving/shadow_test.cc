@@ -45,9 +45,9 @@ class ShadowComparerTest : public testing::PipelineTest {
         Value(absl::StrCat("tern_shadow_dropped_total{reason=\"", reason, "\"}")));
   }
   const std::shared_ptr<monitoring::VersionMonitor> monitor_ =
-      std::make_shared<monitoring::VersionMonitor>(metrics::ModelLabels{"tiny", 2, "int8"},
-                                                   monitoring::MonitorOptions(), &metrics_,
-                                                   Clock::Real());
+      std::make_shared<monitoring::VersionMonitor>(
+          metrics::ModelLabels{"tiny", 2, "int8"}, v1::QuantizationReport(), 3,
+          std::vector<std::string>(), monitoring::MonitorOptions(), &metrics_, Clock::Real());
   // The work is done by another thread: waits for it, at most ten seconds.
   bool Reaches(int agree, int disagree) {
     for (int i = 0; i < 1000; ++i) {

@@ -1,4 +1,5 @@
-// A network whose answer is plain to see: logits = 10 x mean red, green, blue of an 8x8 image.
+// A network whose answer is plain to see: logits = 10 x mean red, green, blue of an 8x8 image; or
+// `gain` times those, moved on by `rotate` classes.
 #ifndef TERN_TESTS_SERVING_TINY_MODEL_H_
 #define TERN_TESTS_SERVING_TINY_MODEL_H_
 
@@ -12,7 +13,7 @@
 
 namespace tern::testing {
 
-inline std::string TinyOnnx() {
+inline std::string TinyOnnx(float gain = 10, int rotate = 0) {
   ::onnx::ModelProto model;
   model.set_ir_version(7);
   model.add_opset_import()->set_version(13);
@@ -38,7 +39,9 @@ inline std::string TinyOnnx() {
   };
   weights("w0", {3, 3, 1, 1}, {1, 0, 0, 0, 1, 0, 0, 0, 1});
   weights("w1", {3, 3, 1, 1}, {1, 0, 0, 0, 1, 0, 0, 0, 1});
-  weights("fc", {3, 3}, {10, 0, 0, 0, 10, 0, 0, 0, 10});
+  std::vector<float> last(9, 0.0f);  // [class, colour]
+  for (int colour = 0; colour < 3; ++colour) last[(colour + rotate) % 3 * 3 + colour] = gain;
+  weights("fc", {3, 3}, last);
   weights("b", {3}, {0, 0, 0});
   const auto node = [&](const std::string& op, std::vector<std::string> inputs,
                         const std::string& output) {
