@@ -19,6 +19,7 @@ constexpr size_t kMaxPreloadedBytes = size_t{256} << 20;
 
 struct BenchArgs {
   ModelArgs model;
+  WishArgs wishes;
   std::string data;
   LoadOptions load;
   std::string arrivals = "poisson";
@@ -42,6 +43,7 @@ absl::StatusOr<std::vector<v1::ClassifyRequest>> Preload(const BenchArgs& args) 
     request.set_model(args.model.model);
     request.set_version(args.model.version);
     request.set_top_k(args.top_k);
+    Apply(args.wishes, &request);
     requests.push_back(std::move(request));
   }
   return requests;
@@ -235,6 +237,7 @@ void AddBenchCommands(CLI::App& app, Cli& cli) {
         ->check(CLI::Range(0.0, 3600.0));
     command->add_option("--channels", args->channels, "Connections")->check(CLI::Range(1, 64));
     command->add_option("--top-k,-k", args->top_k, "Classes per answer");
+    AddWishArgs(command, &args->wishes);
     command->add_option("--seed", args->load.seed, "Of the images' order and the arrivals");
     CLI::Option* engine =
         command->add_flag("--engine", args->engine, "The engine alone, inside the server");

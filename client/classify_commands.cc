@@ -21,6 +21,7 @@ constexpr size_t kMaxImageBytes = size_t{60} << 20;  // a message takes 64 MiB
 
 struct ClassifyArgs {
   ModelArgs model;
+  WishArgs wishes;
   std::vector<std::string> images;
   uint32_t top_k = 0;  // 0 = 5 for one image, 1 for several
   bool stream = false;
@@ -119,8 +120,12 @@ class AnswerPrinter {
     const auto ms = [](uint64_t us) { return Fixed(static_cast<double>(us) / 1e3, 2); };
     std::cout << Printable(receipt.model()) << " version " << receipt.version() << ", "
               << receipt.scheme() << " on " << receipt.isa() << ", batch of "
-              << receipt.batch_size() << ", request " << Printable(response.request_id()) << "\n"
-              << ms(t.total_us()) << " ms: decode " << ms(t.decode_us()) << ", preprocess "
+              << receipt.batch_size() << ", request " << Printable(response.request_id()) << "\n";
+    if (receipt.degradation() != v1::Receipt::NONE) {
+      std::cout << "in place of version " << receipt.degraded_from() << ": "
+                << v1::Receipt::Degradation_Name(receipt.degradation()) << "\n";
+    }
+    std::cout << ms(t.total_us()) << " ms: decode " << ms(t.decode_us()) << ", preprocess "
               << ms(t.preprocess_us()) << ", queue " << ms(t.queue_us()) << ", inference "
               << ms(t.inference_us()) << "\n";
   }
@@ -139,6 +144,7 @@ v1::ClassifyRequest MakeRequest(const ClassifyArgs& args, const ImageFile& file,
   request.set_version(args.model.version);
   request.set_top_k(top_k);
   request.set_image(std::move(bytes));
+  Apply(args.wishes, &request);
   if (args.send_labels && file.label) request.set_label(*file.label);
   return request;
 }
@@ -270,6 +276,27 @@ int RunHealth(const Cli& cli, const std::string& service, double wait_seconds) {
 
 }  // namespace
 
+void AddWishArgs(CLI::App* command, WishArgs* args) {
+  command->add_option("--priority", args->priority,
+                      "1 = first, up to the server's --priority_levels; 0 = the middle");
+  command
+      ->add_option("--min-accuracy", args->min_accuracy,
+                   "Least published top-1 (0..1) of the version that answers")
+      ->check(CLI::Range(0.0, 1.0));
+  command
+      ->add_option("--max-latency", args->max_latency_ms,
+                   "Milliseconds; a faster version may answer to keep it")
+      ->check(CLI::Range(0.0, 4e6));
+}
+
+void Apply(const WishArgs& args, v1::ClassifyRequest* request) {
+  if (args.priority > 0) request->set_priority(args.priority);
+  if (args.min_accuracy) request->set_min_accuracy(*args.min_accuracy);
+  if (args.max_latency_ms) {
+    request->set_max_latency_us(static_cast<uint32_t>(*args.max_latency_ms * 1000));
+  }
+}
+
 void AddClassifyCommands(CLI::App& app, Cli& cli) {
   {
     CLI::App* command = app.add_subcommand("classify", "Classifies images");
@@ -284,6 +311,7 @@ void AddClassifyCommands(CLI::App& app, Cli& cli) {
         ->required();
     command->add_option("--top-k,-k", args->top_k,
                         "Classes per image; 0 = 5 for one image, 1 for several");
+    AddWishArgs(command, &args->wishes);
     command->add_flag("--stream", args->stream, "One ClassifyStream call (folders always do)");
     command->add_option("--window", args->window, "Requests in flight on the stream")
         ->check(CLI::Range(1, 4096));

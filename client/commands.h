@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "absl/status/status.h"
@@ -41,6 +42,15 @@ struct ModelArgs {
   uint64_t version = 0;
 };
 void AddModelArgs(CLI::App* command, ModelArgs* args, const std::string& version_help);
+
+// What a ClassifyRequest wishes for beside its answer.
+struct WishArgs {
+  uint32_t priority = 0;  // 0 = the server's default
+  std::optional<double> min_accuracy;
+  std::optional<double> max_latency_ms;
+};
+void AddWishArgs(CLI::App* command, WishArgs* args);
+void Apply(const WishArgs& args, v1::ClassifyRequest* request);
 
 void AddRegistryCommands(CLI::App& app, Cli& cli);  // import, models, report, export, ...
 void AddQuantizeCommands(CLI::App& app, Cli& cli);  // quantize, evaluate

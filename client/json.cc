@@ -301,6 +301,10 @@ Json ToJson(const v1::ClassifyResponse& response) {
   json["scheme"] = receipt.scheme();
   json["isa"] = receipt.isa();
   json["batch_size"] = receipt.batch_size();
+  if (receipt.degradation() != v1::Receipt::NONE) {
+    json["degradation"] = v1::Receipt::Degradation_Name(receipt.degradation());
+    json["degraded_from"] = receipt.degraded_from();
+  }
   Json timing;
   timing["decode_us"] = receipt.timing().decode_us();
   timing["preprocess_us"] = receipt.timing().preprocess_us();

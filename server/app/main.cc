@@ -53,10 +53,22 @@ ABSL_FLAG(std::string, max_isa, "native",
           "choice.");
 ABSL_FLAG(int, threads, 0, "CPU threads to use; 0 = cgroup quota and affinity decide.");
 ABSL_FLAG(int, max_batch, 8, "Largest batch of models whose config names none.");
-ABSL_FLAG(absl::Duration, max_delay, absl::Microseconds(500),
-          "How long a request may wait for company, for models whose config says nothing.");
+ABSL_FLAG(absl::Duration, max_delay, absl::ZeroDuration(),
+          "How long a request may wait for company while a worker is idle, for models whose config "
+          "says nothing.");
+ABSL_FLAG(
+    absl::Duration, target_p99, absl::ZeroDuration(),
+    "Time from request to answer that 99 % should keep, for models whose config says nothing: "
+    "chooses batch size and delay by itself and refuses what would miss it; 0 = none.");
+ABSL_FLAG(int, priority_levels, 3,
+          "Priorities are 1 (first) to this; requests without one have the middle.");
 ABSL_FLAG(int, max_queue, 256,
           "Waiting requests per model version, for models whose config says nothing.");
+ABSL_FLAG(int, max_waiting, 1024, "Images that wait to be decoded, of all models.");
+ABSL_FLAG(int64_t, max_waiting_bytes, int64_t{512} << 20,
+          "What images that wait or run may hold together: encoded, and as network input.");
+ABSL_FLAG(int, max_client_images, 0,
+          "Images of one client (authenticated identity, else address) at once; 0 = no limit.");
 ABSL_FLAG(uint64_t, max_image_bytes, 16ull << 20, "Largest encoded image.");
 ABSL_FLAG(uint64_t, max_pixels, 40'000'000, "Most pixels of an image; checked before decoding.");
 ABSL_FLAG(uint64_t, label_memory, 100'000, "Predictions remembered for ReportLabel.");
@@ -87,6 +99,7 @@ namespace tern {
 namespace {
 
 constexpr int kMaxPlanBatch = 32;
+constexpr int kMaxPriorityLevels = 16;
 
 absl::Status AddDemoModel(repository::Repository* repository) {
   if (repository->Info("demo", 0).ok()) return absl::OkStatus();
@@ -147,10 +160,23 @@ absl::Status Run() {
   runner.default_max_batch = absl::GetFlag(FLAGS_max_batch);
   runner.default_max_delay = absl::GetFlag(FLAGS_max_delay);
   runner.default_max_queue = absl::GetFlag(FLAGS_max_queue);
+  runner.default_target_p99 = absl::GetFlag(FLAGS_target_p99);
+  runner.priority_levels = absl::GetFlag(FLAGS_priority_levels);
   runner.metrics = &metrics;
   if (runner.default_max_batch < 1 || runner.default_max_batch > kMaxPlanBatch) {
     return absl::InvalidArgumentError(
         absl::StrCat("--max_batch: got ", runner.default_max_batch, ", want 1..", kMaxPlanBatch));
+  }
+  if (runner.priority_levels < 1 || runner.priority_levels > kMaxPriorityLevels) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--priority_levels: got ", runner.priority_levels, ", want 1..", kMaxPriorityLevels));
+  }
+  for (const auto& [flag, value] : {std::pair("--max_delay", runner.default_max_delay),
+                                    std::pair("--target_p99", runner.default_target_p99)}) {
+    if (value < absl::ZeroDuration() || value > absl::Minutes(1)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(flag, ": got ", absl::FormatDuration(value), ", want 0..1m"));
+    }
   }
   if (runner.default_max_queue < 1) {
     return absl::InvalidArgumentError(
@@ -197,6 +223,15 @@ absl::Status Run() {
   classifier_options.limits.max_bytes = absl::GetFlag(FLAGS_max_image_bytes);
   classifier_options.limits.max_pixels = absl::GetFlag(FLAGS_max_pixels);
   classifier_options.decode_threads = budget.threads;
+  classifier_options.max_waiting = absl::GetFlag(FLAGS_max_waiting);
+  classifier_options.priority_levels = runner.priority_levels;
+  classifier_options.admission.max_bytes = absl::GetFlag(FLAGS_max_waiting_bytes);
+  classifier_options.admission.max_client_images = absl::GetFlag(FLAGS_max_client_images);
+  if (classifier_options.max_waiting < 1 || classifier_options.admission.max_bytes < 1 ||
+      classifier_options.admission.max_client_images < 0) {
+    return absl::InvalidArgumentError(
+        "--max_waiting and --max_waiting_bytes want at least 1, --max_client_images at least 0");
+  }
   auto classifier = std::make_unique<serving::Classifier>(repository.get(), &labels, &metrics,
                                                           classifier_options);
   oip::Inference inference(repository.get(), classifier.get(), TERN_VERSION);

@@ -55,12 +55,28 @@ constexpr Spec kStageDuration{
 constexpr Spec kLayerDuration{"tern_layer_duration_seconds",
                               "Time of one layer in the batches that are profiled."};
 constexpr Spec kBatchSize{"tern_batch_size", "Images per executed batch."};
+constexpr Spec kBatchLearned{"tern_batch_learned_seconds",
+                             "What a batch of this size takes, as the scheduler has learned it."};
+constexpr Spec kBatchLimit{"tern_batch_limit", "Most images per batch, as configured or chosen."};
+constexpr Spec kBatchDelay{
+    "tern_batch_delay_seconds",
+    "How long a batch that is not full waits for company, as configured or chosen."};
 constexpr Spec kImages{"tern_images_total", "Images that went through the network."};
 constexpr Spec kQueueDepth{"tern_queue_depth", "Images that wait for a batch."};
+constexpr Spec kDecodeQueueDepth{"tern_decode_queue_depth", "Images that wait to be decoded."};
+constexpr Spec kWaitingImages{"tern_waiting_images",
+                              "Images that were admitted and not yet answered."};
+constexpr Spec kWaitingBytes{"tern_waiting_bytes",
+                             "Bytes that admitted images hold: encoded, and as network input."};
+constexpr Spec kClients{"tern_clients", "Clients with admitted images."};
+constexpr Spec kBrownoutLevel{"tern_brownout_level",
+                              "Steps from the default version down to faster ones under overload."};
+constexpr Spec kDegraded{"tern_degraded_total",
+                         "Answers of another version than the default, which the request allowed."};
 constexpr Spec kRejected{
     "tern_rejected_total",
-    "Requests refused before inference: queue_full, deadline, cancelled, too_large, "
-    "bad_image, draining."};
+    "Requests refused before inference: queue_full, client_limit, waiting_bytes, deadline, "
+    "cancelled, too_large, bad_image, draining."};
 constexpr Spec kLabelled{
     "tern_labelled_predictions_total",
     "Predictions whose true label is known: top1 = the first class was right, top5 = one of "
@@ -168,24 +184,15 @@ constexpr Spec kThrottledSeconds{
     "Time for which the cgroup's threads were held back by its CPU quota."};
 
 constexpr const Spec* kSpecs[] = {
-    &kRequests,         &kRequestDuration,
-    &kInFlight,         &kStageDuration,
-    &kLayerDuration,    &kBatchSize,
-    &kImages,           &kQueueDepth,
-    &kRejected,         &kLabelled,
-    &kShadow,           &kShadowDivergence,
-    &kShadowDropped,    &kLiveAtLimit,
-    &kDriftReference,   &kConfidence,
-    &kFallbacks,        &kModelInfo,
-    &kModelReady,       &kModelBytes,
-    &kTop1Ratio,        &kTop1Agreement,
-    &kTop1AgreementLow, &kTop1,
-    &kTop1Low,          &kSqnr,
-    &kClipped,          &kAtLimit,
-    &kWatchEvents,      &kQuantizeJobs,
-    &kQuantizeSeconds,  &kBudget,
-    &kBuildInfo,        &kProcessCpu,
-    &kProcessRss,       &kProcessFds,
+    &kRequests,         &kRequestDuration,  &kInFlight,      &kStageDuration,  &kLayerDuration,
+    &kBatchSize,        &kBatchLearned,     &kBatchLimit,    &kBatchDelay,     &kImages,
+    &kQueueDepth,       &kDecodeQueueDepth, &kWaitingImages, &kWaitingBytes,   &kClients,
+    &kBrownoutLevel,    &kDegraded,         &kRejected,      &kLabelled,       &kShadow,
+    &kShadowDivergence, &kShadowDropped,    &kLiveAtLimit,   &kDriftReference, &kConfidence,
+    &kFallbacks,        &kModelInfo,        &kModelReady,    &kModelBytes,     &kTop1Ratio,
+    &kTop1Agreement,    &kTop1AgreementLow, &kTop1,          &kTop1Low,        &kSqnr,
+    &kClipped,          &kAtLimit,          &kWatchEvents,   &kQuantizeJobs,   &kQuantizeSeconds,
+    &kBudget,           &kBuildInfo,        &kProcessCpu,    &kProcessRss,     &kProcessFds,
     &kThrottledPeriods, &kThrottledSeconds,
 };
 
@@ -490,6 +497,9 @@ struct Metrics::Impl {
       {1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5}};
   Series<Histogram> batch_size{
       r, kBatchSize, {"model", "version"}, gone, {1, 2, 4, 8, 16, 32, 64, 128}};
+  Series<Gauge> batch_learned{r, kBatchLearned, {"model", "version", "batch_size"}, gone};
+  Series<Gauge> batch_limit{r, kBatchLimit, {"model", "version"}, gone};
+  Series<Gauge> batch_delay{r, kBatchDelay, {"model", "version"}, gone};
   Series<Counter> images{r, kImages, {"model", "version", "scheme"}, gone};
   Series<Gauge> queue_depth{r, kQueueDepth, {"model", "version"}, gone};
   Series<Counter> rejected{r, kRejected, {"reason"}};
@@ -510,6 +520,13 @@ struct Metrics::Impl {
                                {"model", "version"},
                                gone,
                                {0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999}};
+  Series<Gauge> decode_queue_depth{r, kDecodeQueueDepth, {}};
+  Series<Gauge> waiting_images{r, kWaitingImages, {}};
+  Series<Gauge> waiting_bytes{r, kWaitingBytes, {}};
+  Series<Gauge> clients{r, kClients, {}};
+  Series<Gauge> brownout_level{r, kBrownoutLevel, {"model"}};
+  // `to` before `from`: a series goes with the version that answered.
+  Series<Counter> degraded{r, kDegraded, {"model", "to", "from"}, gone};
   Series<Counter> fallbacks{r, kFallbacks, {"reason"}};
   Series<Gauge> model_info{r, kModelInfo, {"model", "version", "scheme", "isa", "default"}, gone};
   Series<Gauge> model_ready{r, kModelReady, {"model", "version"}, gone};
@@ -551,8 +568,8 @@ struct Metrics::Impl {
 
 Metrics::Metrics() : impl_(std::make_unique<Impl>()) {
   // Known reasons start at 0: rate() misses the first event of a series that appears with it.
-  for (const char* reason :
-       {"queue_full", "deadline", "cancelled", "too_large", "bad_image", "draining"}) {
+  for (const char* reason : {"queue_full", "client_limit", "waiting_bytes", "deadline", "cancelled",
+                             "too_large", "bad_image", "draining"}) {
     impl_->rejected.With({reason}, [](Counter&) {});
   }
   for (const char* reason : {"backlog", "contended", "no_float", "failed"}) {
@@ -598,9 +615,40 @@ void Metrics::Batch(const ModelLabels& model, int images) {
                      [&](Counter& c) { c.Increment(images); });
 }
 
+void Metrics::BatchLearned(const ModelLabels& model, int images, absl::Duration time, int limit,
+                           absl::Duration delay) {
+  const absl::AlphaNum version(model.version), size(images);
+  impl_->batch_learned.With({model.model, version.Piece(), size.Piece()},
+                            [&](Gauge& g) { g.Set(Seconds(time)); });
+  impl_->batch_limit.With({model.model, version.Piece()}, [&](Gauge& g) { g.Set(limit); });
+  impl_->batch_delay.With({model.model, version.Piece()}, [&](Gauge& g) { g.Set(Seconds(delay)); });
+}
+
 void Metrics::QueueDepth(const ModelLabels& model, int depth) {
   const absl::AlphaNum version(model.version);
   impl_->queue_depth.With({model.model, version.Piece()}, [&](Gauge& g) { g.Set(depth); });
+}
+
+void Metrics::Waiting(int64_t bytes, int64_t images, int64_t clients) {
+  const auto set = [](int64_t value) {
+    return [value](Gauge& g) { g.Set(static_cast<double>(value)); };
+  };
+  impl_->waiting_bytes.With({}, set(bytes));
+  impl_->waiting_images.With({}, set(images));
+  impl_->clients.With({}, set(clients));
+}
+
+void Metrics::DecodeQueueDepth(int depth) {
+  impl_->decode_queue_depth.With({}, [&](Gauge& g) { g.Set(depth); });
+}
+
+void Metrics::BrownoutLevel(absl::string_view model, int level) {
+  impl_->brownout_level.With({model}, [&](Gauge& g) { g.Set(level); });
+}
+
+void Metrics::Degraded(absl::string_view model, uint64_t from, uint64_t to) {
+  const absl::AlphaNum from_version(from), to_version(to);
+  impl_->degraded.With({model, to_version.Piece(), from_version.Piece()}, Increment);
 }
 
 void Metrics::Rejected(absl::string_view reason) { impl_->rejected.With({reason}, Increment); }
@@ -728,6 +776,10 @@ void Metrics::ModelRemoved(const ModelLabels& model) {
   impl_->RemoveGauges(model.model, version);
   impl_->isa_of.erase({model.model, model.version});
   impl_->queue_depth.Remove({model.model, version});
+  for (Series<Gauge>* gauge : {&impl_->batch_learned, &impl_->batch_limit, &impl_->batch_delay}) {
+    gauge->Remove({model.model, version});
+  }
+  impl_->degraded.Remove({model.model, version});
   impl_->stage.Remove({model.model, version});
   impl_->layer.Remove({model.model, version});
   impl_->batch_size.Remove({model.model, version});

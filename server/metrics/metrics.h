@@ -84,9 +84,23 @@ class Metrics {
   void LayerTime(const ModelLabels& model, absl::string_view layer, absl::Duration duration);
   // tern_batch_size{model,version} histogram; tern_images_total{model,version,scheme}
   void Batch(const ModelLabels& model, int images);
+  // tern_batch_learned_seconds{model,version,batch_size}; tern_batch_limit{model,version},
+  // tern_batch_delay_seconds{model,version}: the largest batch and the delay in force
+  void BatchLearned(const ModelLabels& model, int images, absl::Duration time, int limit,
+                    absl::Duration delay);
   // tern_queue_depth{model,version}
   void QueueDepth(const ModelLabels& model, int depth);
-  // tern_rejected_total{reason}: queue_full, deadline, cancelled, too_large, bad_image, draining
+  // tern_waiting_bytes, tern_waiting_images: what admitted requests hold and how many there are;
+  // tern_clients: how many clients they come from
+  void Waiting(int64_t bytes, int64_t images, int64_t clients);
+  // tern_decode_queue_depth
+  void DecodeQueueDepth(int depth);
+  // tern_brownout_level{model}: steps down from the default version
+  void BrownoutLevel(absl::string_view model, int level);
+  // tern_degraded_total{model,from,to}: answers of another version than the default
+  void Degraded(absl::string_view model, uint64_t from, uint64_t to);
+  // tern_rejected_total{reason}: queue_full, client_limit, waiting_bytes, deadline, cancelled,
+  // too_large, bad_image, draining
   void Rejected(absl::string_view reason);
   // tern_labelled_predictions_total{model,version,scheme,result=top1|top5|miss}; top5 = in the top
   // 5 but not first

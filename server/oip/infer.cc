@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <limits>
 #include <utility>
 
 #include "absl/strings/numbers.h"
@@ -256,8 +257,10 @@ absl::StatusOr<InferPlan> ParseInfer(const inference::ModelInferRequest& request
       TERN_ASSIGN_OR_RETURN(const uint64_t timeout, NonNegative(name, parameter));
       if (timeout > 0 && timeout < kMaxTimeoutUs) plan.timeout = absl::Microseconds(timeout);
     } else if (name == "priority") {
-      // Checked; the scheduler has one priority.
-      TERN_RETURN_IF_ERROR(NonNegative(name, parameter).status());
+      TERN_ASSIGN_OR_RETURN(const uint64_t priority, NonNegative(name, parameter));
+      // The classifier refuses what is beyond its levels.
+      plan.priority =
+          static_cast<uint32_t>(std::min<uint64_t>(priority, std::numeric_limits<uint32_t>::max()));
     } else if (name == "sequence_id") {
       return Invalid("parameters.sequence_id: got one, want none: a classifier keeps no state");
     }

@@ -201,6 +201,8 @@ void Inference::ModelInfer(const inference::ModelInferRequest& request, Caller c
     }
     images[i].deadline = caller.deadline;
     images[i].cancelled = caller.cancelled;
+    images[i].client = caller.client;
+    images[i].priority = plan->priority;
   }
   classifier_->ClassifyAll(request.model_name(), *version, std::move(images),
                            [plan, id = request.id(), done = std::move(done)](

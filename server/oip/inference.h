@@ -17,6 +17,7 @@ namespace tern::oip {
 struct Caller {
   absl::Time deadline = absl::InfiniteFuture();
   std::function<bool()> cancelled;  // true once the caller has gone away; may be null
+  std::string client;               // as serving::ClassifyInput's
 };
 
 using InferDone = std::function<void(absl::StatusOr<inference::ModelInferResponse>)>;

@@ -253,6 +253,17 @@ absl::Status ValidateConfig(const v1::ModelConfig& config) {
   TERN_RETURN_IF_ERROR(
       check("batching.max_delay_us", config.batching().max_delay_us(), 10'000'000));
   TERN_RETURN_IF_ERROR(check("batching.max_queue", config.batching().max_queue(), 1'000'000));
+  TERN_RETURN_IF_ERROR(check("batching.preferred_batch_size: entries",
+                             config.batching().preferred_batch_size_size(), 32));
+  TERN_RETURN_IF_ERROR(
+      check("batching.target_p99_us", config.batching().target_p99_us(), 60'000'000));
+  TERN_RETURN_IF_ERROR(
+      check("brownout.queue_wait_us", config.brownout().queue_wait_us(), 60'000'000));
+  const double drop = config.brownout().max_top1_drop();
+  if (!(drop >= 0 && drop <= 1)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("brownout.max_top1_drop: got ", drop, ", want 0..1"));
+  }
   TERN_RETURN_IF_ERROR(check("instances", config.instances(), 256));
   const std::string& labels = config.labels_file();
   if (!labels.empty() && (labels[0] == '.' || labels.find('/') != std::string::npos ||

@@ -7,6 +7,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "server/base/retry_after.h"
+#include "server/rpc/client_identity.h"
 #include "server/rpc/deadline.h"
 #include "server/rpc/ordered_stream.h"
 #include "server/rpc/request_timer.h"
@@ -22,7 +24,7 @@ std::string MakeRequestId() {
 }
 
 absl::StatusOr<serving::ClassifyInput> ToInput(const v1::ClassifyRequest& request,
-                                               absl::Time deadline) {
+                                               const std::string& client, absl::Time deadline) {
   if (request.model().empty()) return absl::InvalidArgumentError("model: is empty");
   if (request.image().empty()) return absl::InvalidArgumentError("image: is empty");
   if (request.top_k() > 100000) {
@@ -38,11 +40,31 @@ absl::StatusOr<serving::ClassifyInput> ToInput(const v1::ClassifyRequest& reques
   input.top_k = static_cast<int>(request.top_k());
   input.request_id = request.request_id().empty() ? MakeRequestId() : request.request_id();
   if (request.has_label()) input.label = request.label();
+  input.client = client;
+  input.priority = request.priority();
+  if (request.has_min_accuracy()) input.wishes.min_accuracy = request.min_accuracy();
+  if (request.has_max_latency_us()) {
+    input.wishes.max_latency = absl::Microseconds(request.max_latency_us());
+  }
   input.deadline = deadline;
   return input;
 }
 
 uint64_t Micros(absl::Duration d) { return std::max<int64_t>(0, absl::ToInt64Microseconds(d)); }
+
+v1::Receipt::Degradation ToProto(serving::Degradation degradation) {
+  switch (degradation) {
+    case serving::Degradation::kOverload:
+      return v1::Receipt::OVERLOAD;
+    case serving::Degradation::kMaxLatency:
+      return v1::Receipt::MAX_LATENCY;
+    case serving::Degradation::kMinAccuracy:
+      return v1::Receipt::MIN_ACCURACY;
+    case serving::Degradation::kNone:
+      break;
+  }
+  return v1::Receipt::NONE;
+}
 
 void ToResponse(const serving::ClassifyOutput& output, const std::string& request_id,
                 v1::ClassifyResponse* response) {
@@ -62,6 +84,8 @@ void ToResponse(const serving::ClassifyOutput& output, const std::string& reques
   receipt->set_scheme(model.info.scheme);
   receipt->set_isa(model.isa);
   receipt->set_batch_size(output.batch_size);
+  receipt->set_degradation(ToProto(output.degradation));
+  receipt->set_degraded_from(output.degraded_from);
   v1::Timing* timing = receipt->mutable_timing();
   timing->set_decode_us(Micros(output.decode));
   timing->set_preprocess_us(Micros(output.preprocess));
@@ -78,16 +102,16 @@ class ClassifyCall final : public grpc::ServerUnaryReactor {
       : timer_(metrics, "Classify"), cancelled_(std::make_shared<std::atomic<bool>>(false)) {}
 
   void Start(serving::Classifier* classifier, const v1::ClassifyRequest& request,
-             absl::Time deadline, v1::ClassifyResponse* response) {
-    absl::StatusOr<serving::ClassifyInput> input = ToInput(request, deadline);
+             const std::string& client, absl::Time deadline, v1::ClassifyResponse* response) {
+    absl::StatusOr<serving::ClassifyInput> input = ToInput(request, client, deadline);
     if (!input.ok()) return Finish(timer_.Finish(input.status()));
     input->cancelled = [flag = cancelled_] { return flag->load(); };
-    classifier->Classify(
-        request.model(), request.version(), *input,
-        [this, response, id = input->request_id](absl::StatusOr<serving::ClassifyOutput> output) {
-          if (output.ok()) ToResponse(*output, id, response);
-          Finish(timer_.Finish(output.status()));
-        });
+    const std::string id = input->request_id;
+    classifier->Classify(request.model(), request.version(), *std::move(input),
+                         [this, response, id](absl::StatusOr<serving::ClassifyOutput> output) {
+                           if (output.ok()) ToResponse(*output, id, response);
+                           Finish(timer_.Finish(output.status()));
+                         });
   }
   void OnCancel() override { *cancelled_ = true; }
   void OnDone() override { delete this; }
@@ -106,6 +130,9 @@ v1::ClassifyStreamResponse ToStreamResponse(const std::string& id,
   } else {
     response.mutable_error()->set_code(static_cast<int>(output.status().code()));
     response.mutable_error()->set_message(std::string(output.status().message()));
+    if (const auto after = RetryAfterOf(output.status()); after.has_value()) {
+      response.mutable_error()->set_retry_after_us(Micros(*after));
+    }
   }
   return response;
 }
@@ -116,7 +143,7 @@ grpc::ServerUnaryReactor* ClassifierService::Classify(grpc::CallbackServerContex
                                                       const v1::ClassifyRequest* request,
                                                       v1::ClassifyResponse* response) {
   auto* call = new ClassifyCall(metrics_);
-  call->Start(classifier_, *request, Deadline(*context), response);
+  call->Start(classifier_, *request, ClientOf(*context), Deadline(*context), response);
   return call;
 }
 
@@ -125,10 +152,10 @@ ClassifierService::ClassifyStream(grpc::CallbackServerContext* context) {
   using Stream = OrderedStream<v1::ClassifyRequest, v1::ClassifyStreamResponse>;
   return new Stream(
       metrics_, "ClassifyStream",
-      [classifier = classifier_, deadline = Deadline(*context)](
+      [classifier = classifier_, client = ClientOf(*context), deadline = Deadline(*context)](
           const v1::ClassifyRequest& request, std::shared_ptr<const std::atomic<bool>> cancelled,
           Stream::Answer answer) {
-        absl::StatusOr<serving::ClassifyInput> input = ToInput(request, deadline);
+        absl::StatusOr<serving::ClassifyInput> input = ToInput(request, client, deadline);
         if (!input.ok()) return answer(ToStreamResponse(request.request_id(), input.status()));
         input->cancelled = [cancelled = std::move(cancelled)] { return cancelled->load(); };
         const std::string id = input->request_id;

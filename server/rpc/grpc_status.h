@@ -1,4 +1,5 @@
-// absl::Status -> grpc::Status: both use the canonical codes, so the conversion is a cast.
+// absl::Status -> grpc::Status: both use the canonical codes, so the conversion is a cast. A
+// RetryAfter hint becomes a google.rpc.RetryInfo in the status details.
 #ifndef TERN_SERVER_RPC_GRPC_STATUS_H_
 #define TERN_SERVER_RPC_GRPC_STATUS_H_
 
@@ -29,9 +30,7 @@ static_assert(int(absl::StatusCode::kUnavailable) == int(grpc::StatusCode::UNAVA
 static_assert(int(absl::StatusCode::kDataLoss) == int(grpc::StatusCode::DATA_LOSS));
 static_assert(int(absl::StatusCode::kUnauthenticated) == int(grpc::StatusCode::UNAUTHENTICATED));
 
-inline grpc::Status ToGrpc(const absl::Status& status) {
-  return grpc::Status(static_cast<grpc::StatusCode>(status.code()), std::string(status.message()));
-}
+grpc::Status ToGrpc(const absl::Status& status);
 
 // "OK", "INVALID_ARGUMENT", ...: the label of tern_requests_total.
 inline std::string CodeName(const grpc::Status& status) {

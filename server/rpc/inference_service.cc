@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "server/base/status_macros.h"
+#include "server/rpc/client_identity.h"
 #include "server/rpc/deadline.h"
 #include "server/rpc/ordered_stream.h"
 #include "server/rpc/request_timer.h"
@@ -39,11 +40,12 @@ class InferCall final : public grpc::ServerUnaryReactor {
       : timer_(metrics, "ModelInfer"), cancelled_(std::make_shared<std::atomic<bool>>(false)) {}
 
   void Start(const oip::Inference& inference, const inference::ModelInferRequest& request,
-             absl::Time deadline, inference::ModelInferResponse* response) {
-    inference.ModelInfer(request, {deadline, [flag = cancelled_] { return flag->load(); }},
-                         [this, response](absl::StatusOr<inference::ModelInferResponse> answer) {
-                           Finish(timer_.Finish(MoveTo(std::move(answer), response)));
-                         });
+             std::string client, absl::Time deadline, inference::ModelInferResponse* response) {
+    inference.ModelInfer(
+        request, {deadline, [flag = cancelled_] { return flag->load(); }, std::move(client)},
+        [this, response](absl::StatusOr<inference::ModelInferResponse> answer) {
+          Finish(timer_.Finish(MoveTo(std::move(answer), response)));
+        });
   }
   void OnCancel() override { *cancelled_ = true; }
   void OnDone() override { delete this; }
@@ -116,7 +118,7 @@ grpc::ServerUnaryReactor* InferenceService::ModelInfer(Context* context,
                                                        const inference::ModelInferRequest* request,
                                                        inference::ModelInferResponse* response) {
   auto* call = new InferCall(metrics_);
-  call->Start(*inference_, *request, Deadline(*context), response);
+  call->Start(*inference_, *request, ClientOf(*context), Deadline(*context), response);
   return call;
 }
 
@@ -125,11 +127,12 @@ InferenceService::ModelStreamInfer(Context* context) {
   using Stream = OrderedStream<inference::ModelInferRequest, inference::ModelStreamInferResponse>;
   return new Stream(
       metrics_, "ModelStreamInfer",
-      [inference = inference_, deadline = Deadline(*context)](
+      [inference = inference_, client = ClientOf(*context), deadline = Deadline(*context)](
           const inference::ModelInferRequest& request,
           std::shared_ptr<const std::atomic<bool>> cancelled, Stream::Answer answer) {
         inference->ModelInfer(
-            request, {deadline, [cancelled = std::move(cancelled)] { return cancelled->load(); }},
+            request,
+            {deadline, [cancelled = std::move(cancelled)] { return cancelled->load(); }, client},
             [id = request.id(),
              answer = std::move(answer)](absl::StatusOr<inference::ModelInferResponse> response) {
               answer(ToStreamResponse(id, std::move(response)));

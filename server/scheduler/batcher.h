@@ -3,9 +3,10 @@
 // and the lock.
 //
 // Latency contract. A task that Submit() accepted is handed to `run`, or finished through `reject`,
-// no later than max_delay + (time of one batch) * ceil(max_queue / (max_batch * instances)). Every
-// accepted task ends in exactly one of the two, once. Tasks of one batch were submitted in that
-// order; batches may overtake each other when instances > 1.
+// no later than max_delay + (time of one batch) * ceil(max_queue / (max_batch * instances)) if all
+// tasks have one priority and no deadlines; else kFairPlace times as late at worst (see
+// BatchQueue). Every accepted task ends in exactly one of the two, once. Batches may overtake each
+// other when instances > 1.
 #ifndef TERN_SERVER_SCHEDULER_BATCHER_H_
 #define TERN_SERVER_SCHEDULER_BATCHER_H_
 
@@ -33,7 +34,7 @@ class Batcher {
   // tasks. Required. `reject(task, status)`: DEADLINE_EXCEEDED (its deadline passed, or would pass
   // before the estimated end of its
   //   batch) or CANCELLED (`cancelled(task)` said so). Called without the lock, on a worker or on a
-  //   thread in Submit(). Required.
+  //   thread in Submit() or Reserve(). Required.
   // `cancelled(task)`: may be empty. Called with the lock held: quick, and no call of the Batcher.
   // `depth(n)`: the queue's length changed; may be empty. As `cancelled`; calls come in the order
   // of the changes.
@@ -61,30 +62,47 @@ class Batcher {
   Batcher(const Batcher&) = delete;
   Batcher& operator=(const Batcher&) = delete;
 
-  // Accepts the task or leaves it untouched: RESOURCE_EXHAUSTED (queue full, with the limit),
-  // DEADLINE_EXCEEDED (passed already, or the estimated end of its batch is later), UNAVAILABLE
-  // (draining).
-  absl::Status Submit(T& task, absl::Time deadline) {
-    std::vector<typename BatchQueue<T>::Rejection> rejections;
+  // Accepts the task or leaves it untouched: RESOURCE_EXHAUSTED (queue full, with the limit and a
+  // RetryAfter hint), DEADLINE_EXCEEDED (passed already, or the estimated end of its batch is
+  // later), UNAVAILABLE (draining). `reserved`: gives back the place that Reserve() kept, so that
+  // the queue cannot be full.
+  absl::Status Submit(T& task, const Terms& terms, bool reserved = false) {
+    Rejections rejections;
     std::unique_lock<std::mutex> lock(mutex_);
-    const absl::Status status = queue_.Submit(task, deadline, clock_->Now(), rejections);
+    const absl::Status status = queue_.Submit(task, terms, clock_->Now(), rejections, reserved);
     if (status.ok() || !rejections.empty()) TellDepth();
     if (status.ok()) {
       if (!collecting_) {
         idle_.notify_one();
-      } else if (queue_.size() >= queue_.options().max_batch || queue_.LeaveAt() < collect_until_) {
+      } else if (queue_.LeaveAt() < collect_until_) {
         collect_.notify_one();
       }
     }
-    if (!rejections.empty()) {
-      ++outside_;
-      lock.unlock();
-      for (auto& rejection : rejections)
-        callbacks_.reject(std::move(rejection.task), std::move(rejection.status));
-      lock.lock();
-      Return();
-    }
+    Deliver(std::move(lock), std::move(rejections));
     return status;
+  }
+
+  // Keeps a place for a task that will be submitted in about `ready_in`, or says as Submit why it
+  // would not be taken. Each OK is followed by one Submit(..., true) or Unreserve(). Does not hold
+  // up Drain().
+  absl::Status Reserve(const Terms& terms, absl::Duration ready_in) {
+    Rejections rejections;
+    std::unique_lock<std::mutex> lock(mutex_);
+    const absl::Status status = queue_.Reserve(terms, ready_in, clock_->Now(), rejections);
+    if (!rejections.empty()) TellDepth();
+    Deliver(std::move(lock), std::move(rejections));
+    return status;
+  }
+  void Unreserve() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    queue_.Unreserve();
+  }
+
+  // Expected time from now to the end of a task that is submitted in `ready_in`; just `ready_in` if
+  // a worker is free.
+  absl::Duration Expect(const Terms& terms, absl::Duration ready_in = absl::ZeroDuration()) const {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return queue_.Expect(terms, ready_in, clock_->Now());
   }
 
   // Accepts nothing more, runs what is queued, returns when the last batch is done. Idempotent; not
@@ -102,19 +120,36 @@ class Batcher {
     return queue_.size();
   }
 
-  // Exponentially smoothed wall time of one batch; 0 until the first.
-  absl::Duration batch_time() const {
+  // What has been learned.
+  struct Learned {
+    absl::Duration batch_time;  // of a batch of `images`; 0 until the first batch
+    int batch_limit = 0;        // the largest batch and the delay in force
+    absl::Duration delay;
+  };
+  Learned learned(int images) const {
     std::lock_guard<std::mutex> lock(mutex_);
-    return queue_.batch_time();
+    return {queue_.batch_time(images), queue_.batch_limit(), queue_.delay()};
   }
 
  private:
+  using Rejections = std::vector<typename BatchQueue<T>::Rejection>;
+
+  void Deliver(std::unique_lock<std::mutex> lock, Rejections rejections) {
+    if (rejections.empty()) return;
+    ++outside_;
+    lock.unlock();
+    for (auto& rejection : rejections)
+      callbacks_.reject(std::move(rejection.task), std::move(rejection.status));
+    lock.lock();
+    Return();
+  }
+
   // At most one worker at a time waits for a batch to fill (collecting_); the others sleep until
   // there is something to do, so a task that arrives wakes one thread, not all.
   void Work(int instance) {
     std::unique_lock<std::mutex> lock(mutex_);
     for (;;) {
-      if (collecting_ && !queue_.draining() && queue_.size() < queue_.options().max_batch) {
+      if (collecting_ && !queue_.draining() && !queue_.Full()) {
         idle_.wait(lock);
         continue;
       }
@@ -125,7 +160,7 @@ class Batcher {
         Wait(lock, now, step.wake_at);
         continue;
       }
-      const bool ran = !step.batch.empty();
+      const int images = static_cast<int>(step.batch.size());
       TellDepth();
       if (queue_.size() > 0) idle_.notify_one();
       ++outside_;
@@ -133,9 +168,9 @@ class Batcher {
       for (auto& rejection : step.rejections) {
         callbacks_.reject(std::move(rejection.task), std::move(rejection.status));
       }
-      if (ran) callbacks_.run(instance, std::move(step.batch));
+      if (images > 0) callbacks_.run(instance, std::move(step.batch));
       lock.lock();
-      if (ran) queue_.Finished(now, clock_->Now());
+      if (images > 0) queue_.Finished(now, images, clock_->Now());
       Return();
     }
   }

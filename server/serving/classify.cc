@@ -31,6 +31,20 @@ bool TakesTheSameImages(const repository::LoadedModel& a, const repository::Load
          google::protobuf::util::MessageDifferencer::Equals(a.preprocessing, b.preprocessing);
 }
 
+scheduler::Terms TermsOf(const ClassifyTask& task) {
+  return {.deadline = task.input.deadline,
+          .priority = static_cast<int>(task.input.priority),
+          .arrived = task.arrived};
+}
+
+// The label of tern_rejected_total for what the scheduler refused.
+const char* Reason(const absl::Status& status) {
+  return absl::IsResourceExhausted(status)  ? "queue_full"
+         : absl::IsDeadlineExceeded(status) ? "deadline"
+         : absl::IsCancelled(status)        ? "cancelled"
+                                            : "draining";
+}
+
 // Of the layers whose codes can be counted: those with weights.
 std::vector<std::string> CodedLayers(const engine::Plan& plan) {
   std::vector<std::string> names;
@@ -86,6 +100,17 @@ absl::StatusOr<std::shared_ptr<repository::Servable>> ModelRunner::Create(
                                                  : options.default_max_delay;
   batching.max_queue =
       config.max_queue() > 0 ? static_cast<int>(config.max_queue()) : options.default_max_queue;
+  for (const uint32_t size : config.preferred_batch_size()) {
+    if (size < 1 || size > static_cast<uint32_t>(batching.max_batch)) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "model ", model->info.model, ", config.textproto: batching.preferred_batch_size: got ",
+          size, ", want 1..", batching.max_batch, " (the largest batch)"));
+    }
+    batching.preferred.push_back(static_cast<int>(size));
+  }
+  batching.target = config.target_p99_us() > 0 ? absl::Microseconds(config.target_p99_us())
+                                               : options.default_target_p99;
+  batching.priority_levels = options.priority_levels;
   batching.clock = options.clock;
   // Throughput mode by default: one thread per instance, an instance per CPU.
   const int wanted = static_cast<int>(model->config.instances());
@@ -121,9 +146,7 @@ ModelRunner::ModelRunner(std::shared_ptr<const repository::LoadedModel> model,
     Run(instance, std::move(batch));
   };
   callbacks.reject = [this](scheduler::Queued<ClassifyTask> queued, absl::Status status) {
-    metrics_->Rejected(absl::IsDeadlineExceeded(status) ? "deadline"
-                       : absl::IsCancelled(status)      ? "cancelled"
-                                                        : "draining");
+    metrics_->Rejected(Reason(status));
     queued.task.done(std::move(status));
   };
   callbacks.cancelled = [](const ClassifyTask& task) {
@@ -154,10 +177,9 @@ void ModelRunner::WarmBehind(int threads, int max_batch) {
 
 void ModelRunner::Drain() { batcher_->Drain(); }
 
-absl::Status ModelRunner::Submit(ClassifyTask& task) {
-  const absl::Time deadline = task.input.deadline;
+absl::Status ModelRunner::Submit(ClassifyTask& task, bool reserved) {
   if (shadow_ != nullptr) task.activity = shadow_->Begin();
-  return batcher_->Submit(task, deadline);
+  return batcher_->Submit(task, TermsOf(task), reserved);
 }
 
 void ModelRunner::Run(int instance, std::vector<scheduler::Queued<ClassifyTask>> batch) {
@@ -185,6 +207,9 @@ void ModelRunner::Run(int instance, std::vector<scheduler::Queued<ClassifyTask>>
     preparation += queued.task.decode + queued.task.preprocess;
   statistics_.Execution(images, preparation, inference, end);
   metrics_->Batch(model_->metric_labels, images);
+  const auto learned = batcher_->learned(images);
+  metrics_->BatchLearned(model_->metric_labels, images, learned.batch_time, learned.batch_limit,
+                         learned.delay);
   metrics_->StageTime(metrics::Stage::kInference, model_->metric_labels, inference);
   for (size_t l = 0; l < times.layers.size(); ++l) {
     metrics_->LayerTime(model_->metric_labels, model_->plan->layers()[l].name, times.layers[l]);
@@ -206,7 +231,7 @@ void ModelRunner::Run(int instance, std::vector<scheduler::Queued<ClassifyTask>>
     output.batch_size = images;
     output.decode = task.decode;
     output.preprocess = task.preprocess;
-    output.queue = start - batch[i].enqueued;
+    output.queue = task.queued + (start - batch[i].enqueued);
     output.inference = inference;
     const absl::Time now = clock_->Now();
     output.postprocess = now - end;
@@ -232,9 +257,32 @@ Classifier::Classifier(const repository::Repository* repository, monitoring::Lab
       metrics_(metrics),
       options_(options),
       clock_(clock),
-      pool_(std::make_unique<ThreadPool>(options.decode_threads, "tern-decode")) {}
+      admission_(options.admission, metrics),
+      brownout_(repository, metrics, clock) {
+  scheduler::BatcherOptions decoding;
+  decoding.max_batch = 1;
+  decoding.max_queue = options.max_waiting;
+  decoding.instances = options.decode_threads;
+  decoding.priority_levels = options.priority_levels;
+  decoding.name = "decode queue";
+  decoding.clock = clock;
+  scheduler::Batcher<DecodeTask>::Callbacks callbacks;
+  callbacks.run = [this](int, std::vector<scheduler::Queued<DecodeTask>> batch) {
+    Prepare(std::move(batch.front().task));
+  };
+  callbacks.reject = [this](scheduler::Queued<DecodeTask> queued, absl::Status status) {
+    queued.task.runner->Unreserve();
+    metrics_->Rejected(Reason(status));
+    queued.task.task.done(std::move(status));
+  };
+  callbacks.cancelled = [](const DecodeTask& decode) {
+    return decode.task.input.cancelled && decode.task.input.cancelled();
+  };
+  callbacks.depth = [this](int n) { metrics_->DecodeQueueDepth(n); };
+  decode_ = std::make_unique<scheduler::Batcher<DecodeTask>>(decoding, std::move(callbacks));
+}
 
-Classifier::~Classifier() { pool_.reset(); }
+Classifier::~Classifier() { decode_.reset(); }
 
 namespace {
 
@@ -251,7 +299,8 @@ absl::string_view NameOf(ImageForm form) {
 }
 
 // Label, number of classes and bytes against the model; sets the default top_k.
-absl::Status Check(const repository::LoadedModel& model, ClassifyInput& input) {
+absl::Status Check(const repository::LoadedModel& model, int priority_levels,
+                   ClassifyInput& input) {
   const int64_t classes = model.plan->classes();
   if (input.label.has_value() && *input.label >= classes) {
     return absl::InvalidArgumentError(
@@ -261,6 +310,10 @@ absl::Status Check(const repository::LoadedModel& model, ClassifyInput& input) {
   if (input.top_k < 0 || input.top_k > classes) {
     return absl::InvalidArgumentError(
         absl::StrCat("top_k: got ", input.top_k, ", the model has ", classes, " classes"));
+  }
+  if (input.priority > static_cast<uint32_t>(priority_levels)) {
+    return absl::InvalidArgumentError(absl::StrCat("priority: got ", input.priority,
+                                                   ", want 0 (default) or 1..", priority_levels));
   }
   if (input.form == ImageForm::kEncoded) return absl::OkStatus();
   const Shape& shape = model.plan->input_shape();
@@ -276,7 +329,12 @@ absl::Status Check(const repository::LoadedModel& model, ClassifyInput& input) {
 
 // "image 3: too large"; as it is if it is the only one.
 absl::Status NameImage(absl::Status status, size_t i, size_t images) {
-  return images == 1 ? status : Annotate(status, absl::StrCat("image ", i));
+  if (images == 1) return status;
+  absl::Status named = Annotate(status, absl::StrCat("image ", i));
+  status.ForEachPayload([&](absl::string_view type, const absl::Cord& payload) {
+    named.SetPayload(type, payload);  // a RetryAfter hint
+  });
+  return named;
 }
 
 // The slowest image of a request, stage by stage.
@@ -375,44 +433,124 @@ void Classifier::ClassifyAll(absl::string_view model, uint64_t version,
           i, images));
     }
   }
-  absl::StatusOr<std::shared_ptr<repository::Servable>> servable =
-      repository_->Acquire(model, version);
-  if (!servable.ok()) return done(servable.status());
-  auto runner = std::static_pointer_cast<ModelRunner>(*std::move(servable));
-  for (size_t i = 0; i < images; ++i) {
-    const absl::Status status = Check(runner->model(), inputs[i]);
-    if (!status.ok()) {
-      runner->statistics().Failure(clock_->Now() - arrived);
-      return done(NameImage(status, i, images));
+  // Images of one request have one priority, deadline and wishes.
+  const scheduler::Terms terms{.deadline = inputs[0].deadline,
+                               .priority = static_cast<int>(inputs[0].priority),
+                               .arrived = arrived};
+  const absl::StatusOr<Brownout::Choice> choice =
+      brownout_.Choose(model, version, inputs[0].wishes,
+                       [&](uint64_t candidate) { return ExpectedTime(model, candidate, terms); });
+  if (!choice.ok()) return done(choice.status());
+  // More urgent images wait less than the others: they say nothing about overload.
+  const bool observed =
+      version == 0 && (terms.priority == 0 || terms.priority >= (options_.priority_levels + 1) / 2);
+  Runner runner;
+  absl::Status reserved = absl::UnavailableError("not tried");
+  // A version that is replaced between lookup and now accepts nothing more: again with its
+  // successor. Ends when nothing is put in its place.
+  while (absl::IsUnavailable(reserved)) {
+    absl::StatusOr<Runner> found = AcquireFor(model, choice->version, version);
+    if (!found.ok()) return done(found.status());
+    if (*found == runner) break;
+    runner = *std::move(found);
+    for (size_t i = 0; i < images; ++i) {
+      const absl::Status status = Check(runner->model(), options_.priority_levels, inputs[i]);
+      if (!status.ok()) {
+        runner->statistics().Failure(clock_->Now() - arrived);
+        return done(NameImage(status, i, images));
+      }
+    }
+    for (size_t i = 0; i < images; ++i) {
+      reserved = runner->Reserve(terms, decode_->Expect(terms));
+      if (reserved.ok()) continue;
+      for (; i > 0; --i) runner->Unreserve();
+      break;
     }
   }
-  const int added = static_cast<int>(images);
-  if (waiting_.fetch_add(added) + added > options_.max_waiting) {
-    waiting_ -= added;
-    metrics_->Rejected("queue_full");
+  std::vector<std::shared_ptr<Admission::Ticket>> tickets;
+  if (reserved.ok()) {
+    for (size_t i = 0; i < images && reserved.ok(); ++i) {
+      // An encoded image is in the message, too.
+      const size_t copies = inputs[i].form == ImageForm::kEncoded ? 2 : 1;
+      const size_t bytes = copies * inputs[i].image.size() +
+                           runner->model().plan->input_shape().elements() * sizeof(float);
+      auto ticket = admission_.Admit(inputs[i].client, static_cast<int64_t>(bytes));
+      if (ticket.ok()) tickets.push_back(*std::move(ticket));
+      reserved = ticket.status();
+    }
+    if (!reserved.ok()) {
+      for (size_t i = 0; i < images; ++i) runner->Unreserve();
+    }
+  } else {
+    if (observed && absl::IsResourceExhausted(reserved)) {
+      brownout_.Observe(model, absl::InfiniteDuration());
+    }
+    metrics_->Rejected(Reason(reserved));
+  }
+  if (!reserved.ok()) {
     runner->statistics().Failure(clock_->Now() - arrived);
-    return done(absl::ResourceExhaustedError(
-        absl::StrCat("decode queue is full: ", options_.max_waiting, " images may wait")));
+    return done(reserved);
   }
   auto joined = std::make_shared<Joined>(runner, images, arrived, clock_, std::move(done));
   for (size_t i = 0; i < images; ++i) {
-    // std::function wants a copyable closure.
-    auto task = std::make_shared<ClassifyTask>();
-    task->input = std::move(inputs[i]);
-    task->arrived = arrived;
-    task->done = [joined, i](absl::StatusOr<ClassifyOutput> output) {
+    DecodeTask decode;
+    decode.runner = runner;
+    decode.asked = version;
+    decode.chosen = choice->version;
+    ClassifyTask& task = decode.task;
+    task.input = std::move(inputs[i]);
+    task.arrived = arrived;
+    // The ticket is given back before the caller is told: who has an answer may send the next
+    // image.
+    task.done = [this, joined, i, ticket = std::move(tickets[i]), observed,
+                 choice = *choice](absl::StatusOr<ClassifyOutput> output) mutable {
+      ticket.reset();
+      if (output.ok()) Account(choice, observed, *output);
       joined->Finish(i, std::move(output));
     };
     if (images > 1) {
-      task->input.cancelled = [joined, cancelled = std::move(task->input.cancelled)] {
+      task.input.cancelled = [joined, cancelled = std::move(task.input.cancelled)] {
         return joined->failed() || (cancelled && cancelled());
       };
     }
-    pool_->Submit([this, version, runner, task]() mutable {
-      Prepare(std::move(runner), version, std::move(*task));
-      --waiting_;
-    });
+    const absl::Status queued =
+        decode_->Submit(decode, {.deadline = task.input.deadline, .priority = terms.priority});
+    if (queued.ok()) continue;
+    runner->Unreserve();
+    metrics_->Rejected(Reason(queued));
+    task.done(queued);
   }
+}
+
+void Classifier::Account(const Brownout::Choice& choice, bool observed, ClassifyOutput& output) {
+  const repository::VersionInfo& info = output.model->info;
+  if (observed) brownout_.Observe(info.model, output.queue);
+  if (choice.degradation == Degradation::kNone || info.version == choice.degraded_from) return;
+  output.degradation = choice.degradation;
+  output.degraded_from = choice.degraded_from;
+  metrics_->Degraded(info.model, choice.degraded_from, info.version);
+}
+
+absl::StatusOr<Classifier::Runner> Classifier::AcquireFor(absl::string_view model, uint64_t chosen,
+                                                          uint64_t asked) const {
+  absl::StatusOr<std::shared_ptr<repository::Servable>> servable =
+      repository_->Acquire(model, chosen);
+  if (!servable.ok() && chosen != asked) servable = repository_->Acquire(model, asked);
+  if (!servable.ok()) return servable.status();
+  return std::static_pointer_cast<ModelRunner>(*std::move(servable));
+}
+
+absl::Duration Classifier::ExpectedTime(absl::string_view model, uint64_t version,
+                                        const scheduler::Terms& terms) const {
+  const auto servable = repository_->Acquire(model, version);
+  if (!servable.ok()) return absl::InfiniteDuration();
+  const auto& runner = static_cast<const ModelRunner&>(**servable);
+  // Where a worker is free, Expect does not count its work.
+  const absl::Duration waiting = decode_->Expect(terms);
+  const absl::Duration decoded =
+      waiting > absl::ZeroDuration() ? waiting : decode_->learned(1).batch_time;
+  const absl::Duration answered = runner.Expect(terms, decoded);
+  return answered > decoded ? answered : decoded + runner.image_time();
 }
 
 namespace {
@@ -468,22 +606,30 @@ absl::Status FillPixels(const repository::LoadedModel& model, const image::Limit
 
 }  // namespace
 
-void Classifier::Prepare(std::shared_ptr<ModelRunner> runner, uint64_t version, ClassifyTask task) {
-  const std::shared_ptr<ModelRunner> first = runner;  // holds `model`
+void Classifier::Prepare(DecodeTask decode) {
+  const Runner first = decode.runner;  // holds `model`
   const repository::LoadedModel& model = first->model();
+  ClassifyTask& task = decode.task;
   const absl::Time start = clock_->Now();
-  if (start >= task.input.deadline) {
-    metrics_->Rejected("deadline");
-    return task.done(absl::DeadlineExceededError("the deadline passed before decoding"));
-  }
-  if (task.input.cancelled && task.input.cancelled()) {
-    metrics_->Rejected("cancelled");
-    return task.done(absl::CancelledError("cancelled before decoding"));
+  task.queued = start - task.arrived;
+  const auto refuse = [&](const char* reason, absl::Status status) {
+    first->Unreserve();
+    metrics_->Rejected(reason);
+    task.done(std::move(status));
+  };
+  // While it waited, more urgent images may have gone ahead.
+  const absl::Duration estimate = first->Expect(TermsOf(task), absl::ZeroDuration());
+  if (start + estimate > task.input.deadline) {
+    return refuse(
+        "deadline",
+        absl::DeadlineExceededError(absl::StrCat(
+            "the deadline is in ", absl::FormatDuration(task.input.deadline - start),
+            " before decoding, and the result is expected in ", absl::FormatDuration(estimate))));
   }
   const absl::Status filled = FillPixels(model, options_.limits, *clock_, task);
   if (!filled.ok()) {
-    metrics_->Rejected(absl::IsResourceExhausted(filled) ? "too_large" : "bad_image");
-    return task.done(Annotate(filled, "image"));
+    return refuse(absl::IsResourceExhausted(filled) ? "too_large" : "bad_image",
+                  Annotate(filled, "image"));
   }
   const bool encoded = task.input.form == ImageForm::kEncoded;
   std::string().swap(task.input.image);  // the bytes are not needed any more
@@ -510,25 +656,23 @@ void Classifier::Prepare(std::shared_ptr<ModelRunner> runner, uint64_t version, 
     }
     done(std::move(output));
   };
-  absl::Status submitted = runner->Submit(task);
-  // A version that is replaced between lookup and now (hot reload, new default) accepts nothing
-  // more: again with its successor. Ends when nothing is put in its place.
+  Runner runner = first;
+  absl::Status submitted = runner->Submit(task, true);
+  // As in ClassifyAll: again with a successor.
   while (absl::IsUnavailable(submitted)) {
-    auto successor = repository_->Acquire(model.info.model, version);
+    absl::StatusOr<Runner> successor = AcquireFor(model.info.model, decode.chosen, decode.asked);
     if (!successor.ok()) submitted = successor.status();
     if (!successor.ok() || *successor == runner) break;
-    runner = std::static_pointer_cast<ModelRunner>(*std::move(successor));
+    runner = *std::move(successor);
     if (!TakesTheSameImages(runner->model(), model)) {
       submitted = absl::UnavailableError(absl::StrCat(
           "model ", model.info.model, " was replaced by a version that takes other images"));
       break;
     }
-    submitted = runner->Submit(task);
+    submitted = runner->Submit(task, false);
   }
   if (submitted.ok()) return;
-  metrics_->Rejected(absl::IsResourceExhausted(submitted)  ? "queue_full"
-                     : absl::IsDeadlineExceeded(submitted) ? "deadline"
-                                                           : "draining");
+  metrics_->Rejected(Reason(submitted));
   task.done(std::move(submitted));
 }
 

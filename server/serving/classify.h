@@ -1,9 +1,11 @@
 // The classify pipeline: decode -> preprocess -> batch -> engine -> top-k. Who has the pixels or
 // the network's input already enters after decoding or after preprocessing.
 //
-// Decoding and preprocessing run on one pool for all models; each loaded version has its own
-// batcher and sessions (ModelRunner). No call blocks: `done` is called later on another thread,
-// exactly once, whatever happens.
+// Decoding and preprocessing run on one set of threads for all models, in the order of priority and
+// deadline; each loaded version has its own batcher and sessions (ModelRunner). An image keeps a
+// place in its version's queue from its arrival on, so that nothing is decoded that is refused
+// later for want of room. No call blocks: `done` is called later on another thread, or at once for
+// what is refused, exactly once, whatever happens.
 #ifndef TERN_SERVER_SERVING_CLASSIFY_H_
 #define TERN_SERVER_SERVING_CLASSIFY_H_
 
@@ -18,7 +20,6 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "server/base/clock.h"
-#include "server/base/thread_pool.h"
 #include "server/classify/top_k.h"
 #include "server/image/image.h"
 #include "server/metrics/metrics.h"
@@ -26,6 +27,8 @@
 #include "server/monitoring/version_monitor.h"
 #include "server/repository/repository.h"
 #include "server/scheduler/batcher.h"
+#include "server/serving/admission.h"
+#include "server/serving/brownout.h"
 #include "server/serving/shadow.h"
 #include "server/serving/statistics.h"
 
@@ -44,7 +47,11 @@ struct ClassifyInput {
   int top_k = 0;             // 1..classes; 0 = the smaller of 5 and classes
   bool want_logits = false;  // fill ClassifyOutput::logits
   std::string request_id;
+  std::string client;  // whom ClassifierOptions::admission counts it for
   std::optional<uint32_t> label;
+  // 1 = first, up to RunnerOptions::priority_levels; 0 = the middle level (scheduler::Terms).
+  uint32_t priority = 0;
+  Wishes wishes;
   absl::Time deadline = absl::InfiniteFuture();
   // True once the caller has gone away; may be null.
   std::function<bool()> cancelled;
@@ -55,7 +62,11 @@ struct ClassifyOutput {
   std::shared_ptr<monitoring::VersionMonitor> monitor;
   std::vector<classify::Prediction> classes;  // top_k of them, best first
   std::vector<float> logits;                  // [classes], only if asked for
+  // Why a request that named no version was not answered by the default one, and that one.
+  Degradation degradation = Degradation::kNone;
+  uint64_t degraded_from = 0;
   int batch_size = 0;
+  // queue: for decoding and for a batch.
   absl::Duration decode, preprocess, queue, inference, postprocess, total;
 };
 
@@ -65,8 +76,10 @@ using ClassifyAllDone = std::function<void(absl::StatusOr<std::vector<ClassifyOu
 struct RunnerOptions {
   int cpu_threads = 1;  // the process's CPU budget
   int default_max_batch = 8;
-  absl::Duration default_max_delay = absl::Microseconds(500);
+  absl::Duration default_max_delay = absl::ZeroDuration();
   int default_max_queue = 256;
+  absl::Duration default_target_p99 = absl::ZeroDuration();  // 0 = none
+  int priority_levels = 3;                                   // >= 1
   // Every session runs every batch size once before the version is ready. Otherwise the sessions
   // have oneDNN's kernels for one image, and get the others in the background.
   bool warm_up = false;
@@ -84,6 +97,7 @@ struct ClassifyTask {
   ClassifyInput input;
   std::vector<float> pixels;  // network input, NHWC [h, w, 3]
   absl::Time arrived;
+  absl::Duration queued;  // before decoding
   absl::Duration decode, preprocess;
   ClassifyDone done;
   ShadowComparer::Activity activity;  // from Submit on
@@ -99,10 +113,21 @@ class ModelRunner final : public repository::Servable {
 
   // Queues a preprocessed task; its `done` is called with the outcome. The batcher's error leaves
   // the task untouched and `done` uncalled; UNAVAILABLE means that this version is being replaced
-  // or unloaded.
-  absl::Status Submit(ClassifyTask& task);
+  // or unloaded. `reserved`: a place was kept for it.
+  absl::Status Submit(ClassifyTask& task, bool reserved);
+
+  // As the batcher's.
+  absl::Status Reserve(const scheduler::Terms& terms, absl::Duration ready_in) {
+    return batcher_->Reserve(terms, ready_in);
+  }
+  void Unreserve() { batcher_->Unreserve(); }
+  absl::Duration Expect(const scheduler::Terms& terms, absl::Duration ready_in) const {
+    return batcher_->Expect(terms, ready_in);
+  }
 
   void Drain() override;
+  // What a batch of one takes, learned; 0 before the first.
+  absl::Duration image_time() const { return batcher_->learned(1).batch_time; }
   const repository::LoadedModel& model() const { return *model_; }
   const scheduler::BatcherOptions& batching() const { return batching_; }
   StatisticsCounter& statistics() { return statistics_; }
@@ -135,7 +160,9 @@ class ModelRunner final : public repository::Servable {
 struct ClassifierOptions {
   image::Limits limits;
   int decode_threads = 1;
-  int max_waiting = 1024;  // images waiting for or in decode; more are RESOURCE_EXHAUSTED
+  int max_waiting = 1024;   // images waiting for decode; more are RESOURCE_EXHAUSTED
+  int priority_levels = 3;  // as RunnerOptions
+  Admission::Options admission;
 };
 
 // The data port's pipeline. Thread safe.
@@ -159,15 +186,36 @@ class Classifier {
                    ClassifyAllDone done);
 
  private:
-  void Prepare(std::shared_ptr<ModelRunner> runner, uint64_t version, ClassifyTask task);
+  using Runner = std::shared_ptr<ModelRunner>;
+  // An image on its way through the decode stage. It holds a place in `runner`'s queue.
+  struct DecodeTask {
+    Runner runner;
+    uint64_t asked = 0;   // version; 0 = default
+    uint64_t chosen = 0;  // for it by Brownout
+    ClassifyTask task;
+  };
+
+  // The chosen version's runner, or if that has gone meanwhile the one that was asked for.
+  absl::StatusOr<Runner> AcquireFor(absl::string_view model, uint64_t chosen, uint64_t asked) const;
+  // In which a version would answer such a task now.
+  absl::Duration ExpectedTime(absl::string_view model, uint64_t version,
+                              const scheduler::Terms& terms) const;
+  // Decodes, preprocesses and submits.
+  void Prepare(DecodeTask decode);
+  // Tells the brown-out how long it took, and the output how its version was chosen.
+  void Account(const Brownout::Choice& choice, bool observed, ClassifyOutput& output);
 
   const repository::Repository* const repository_;
   monitoring::LabelJoin* const labels_;
   metrics::Metrics* const metrics_;
   const ClassifierOptions options_;
   const Clock* const clock_;
-  std::atomic<int> waiting_{0};
-  std::unique_ptr<ThreadPool> pool_;
+  Admission admission_;
+  Brownout brownout_;
+  std::unique_ptr<scheduler::Batcher<DecodeTask>>
+      decode_;  // batches of one; its threads use the rest
+};
+std::unique_ptr<ThreadPool> pool_;
 };
 
 }  // namespace tern::serving

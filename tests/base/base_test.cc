@@ -8,6 +8,7 @@
 #include "server/base/aligned_buffer.h"
 #include "server/base/clock.h"
 #include "server/base/log.h"
+#include "server/base/retry_after.h"
 #include "server/base/status_macros.h"
 #include "server/base/thread_pool.h"
 
@@ -145,6 +146,17 @@ TEST(StatusMacrosTest, ErrorsTravelUp) {
   EXPECT_EQ(Annotate(Quarter(6).status(), "six").message(), "six: odd");
   EXPECT_EQ(Annotate(Quarter(6).status(), "six").code(), absl::StatusCode::kInvalidArgument);
   EXPECT_TRUE(Annotate(absl::OkStatus(), "fine").ok());
+}
+
+TEST(RetryAfterTest, TheHintTravelsInThePayloadAndInTheMessage) {
+  const absl::Status full = absl::ResourceExhaustedError("the queue is full");
+  EXPECT_EQ(RetryAfterOf(full), std::nullopt);
+  const absl::Status hinted = RetryAfter(full, absl::Microseconds(250'200));
+  EXPECT_EQ(hinted.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(hinted.message(), "the queue is full; try again in 251ms");
+  EXPECT_EQ(RetryAfterOf(hinted), absl::Milliseconds(251));
+  EXPECT_EQ(RetryAfterOf(RetryAfter(full, -absl::Seconds(1))), absl::Milliseconds(10));
+  EXPECT_EQ(RetryAfterOf(RetryAfter(full, absl::InfiniteDuration())), absl::Seconds(10));
 }
 
 }  // namespace

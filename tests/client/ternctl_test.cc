@@ -74,6 +74,22 @@ TEST_F(TernctlTest, ClassifiesOneImage) {
   EXPECT_EQ(fake_.seen().classify.back().top_k(), 3u);
 }
 
+TEST_F(TernctlTest, SendsPriorityAccuracyAndLatency) {
+  folder_.Write("cat.jpg", "3");
+  ASSERT_EQ(Run("classify --model demo cat.jpg").code, 0);
+  EXPECT_FALSE(fake_.seen().classify.back().has_priority());
+  EXPECT_FALSE(fake_.seen().classify.back().has_min_accuracy());
+  EXPECT_FALSE(fake_.seen().classify.back().has_max_latency_us());
+  const Output output =
+      Run("classify --model demo --priority 1 --min-accuracy 0.75 --max-latency 2.5 cat.jpg");
+  EXPECT_EQ(output.code, 0) << output.err;
+  const v1::ClassifyRequest request = fake_.seen().classify.back();
+  EXPECT_EQ(request.priority(), 1u);
+  EXPECT_EQ(request.min_accuracy(), 0.75);
+  EXPECT_EQ(request.max_latency_us(), 2500u);
+  EXPECT_EQ(Run("classify --model demo --min-accuracy 1.5 cat.jpg").code, 2);
+}
+
 TEST_F(TernctlTest, ClassifiesStandardInput) {
   const Output output = Run("classify --model demo --json -", "5 from a pipe");
   EXPECT_EQ(output.code, 0) << output.err;

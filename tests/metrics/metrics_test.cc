@@ -90,6 +90,8 @@ void TouchVersion(Metrics& metrics, const ModelLabels& model) {
   metrics.StageTime(Stage::kDecode, model, absl::Milliseconds(1));
   metrics.LayerTime(model, "conv1", absl::Microseconds(30));
   metrics.Batch(model, 4);
+  metrics.BatchLearned(model, 4, absl::Milliseconds(9), 8, absl::ZeroDuration());
+  metrics.Degraded(model.model, 1, model.version);
   metrics.QueueDepth(model, 7);
   metrics.Labelled(model, true, true);
   metrics.Shadow(model, true, 0.02);
@@ -106,6 +108,9 @@ void TouchEverything(Metrics& metrics) {
   TouchVersion(metrics, kModel);
   metrics.Request("Classify", "OK", absl::Milliseconds(3));
   metrics.InFlight("Classify", 1);
+  metrics.DecodeQueueDepth(1);
+  metrics.Waiting(1000, 2, 1);
+  metrics.BrownoutLevel("demo", 1);
   metrics.Rejected("queue_full");
   metrics.ShadowDropped("backlog");
   metrics.WatchEvent("loaded");
@@ -333,6 +338,7 @@ TEST(MetricsTest, ARemovedModelLeavesNoSeriesAndOthersStay) {
   metrics.ModelRemoved(kModel);
   const std::string text = metrics.Render();
   EXPECT_THAT(text, Not(HasSubstr(R"(version="3")")));
+  EXPECT_THAT(text, Not(HasSubstr("tern_degraded_total{")));
   EXPECT_THAT(text, HasSubstr(R"(tern_model_ready{model="demo",version="31"} 1)"));
   EXPECT_THAT(text, HasSubstr(R"(tern_images_total{model="demo",scheme="int8",version="31"} 2)"));
   // What was still under way when it went does not bring its series back.

@@ -310,6 +310,10 @@ TEST_F(InferenceTest, ParametersOfOthersAreIgnoredAndTimeoutIsADeadline) {
   parameters.erase("timeout");
   parameters["priority"].set_bool_param(true);
   ExpectRefused(request, StatusCode::kInvalidArgument, "parameters.priority");
+  parameters["priority"].set_uint64_param(4);  // of three levels
+  ExpectRefused(request, StatusCode::kInvalidArgument, "priority: got 4");
+  parameters["priority"].set_uint64_param(~uint64_t{0});
+  ExpectRefused(request, StatusCode::kInvalidArgument, "priority: got");
   parameters.erase("priority");
   parameters["sequence_id"].set_int64_param(4);
   ExpectRefused(request, StatusCode::kInvalidArgument, "sequence_id");

@@ -35,19 +35,33 @@ class BatchQueueTest : public ::testing::Test {
     queue_ = std::make_unique<Queue>(
         options, [this](const int& task) { return cancelled_.count(task) > 0; });
   }
-  absl::Status Submit(int task, double at_ms, absl::Time deadline = kNever) {
-    return queue_->Submit(task, deadline, At(at_ms), dropped_);
+  absl::Status Submit(int task, double at_ms, absl::Time deadline = kNever, int priority = 0) {
+    return queue_->Submit(task, {.deadline = deadline, .priority = priority}, At(at_ms), dropped_);
   }
-  // Makes the queue believe that a batch takes `ms`.
-  void Measure(double ms) {
-    int task = 0;
-    ASSERT_TRUE(queue_->Submit(task, kNever, At(-100000), dropped_).ok());
-    ASSERT_EQ(Tasks(queue_->Next(At(-50000))).size(), 1u);
-    queue_->Finished(At(-50000), At(-50000 + ms));
+  // Makes the queue believe that a batch of `images`, and any other size, takes `ms`.
+  void Measure(double ms, int images = 0) {
+    const int least = images > 0 ? images : 1;
+    const int most = images > 0 ? images : queue_->options().max_batch;
+    for (int size = least; size <= most; ++size) {
+      for (int i = 0; i < size; ++i) ASSERT_TRUE(Submit(0, -100000).ok());
+      ASSERT_EQ(static_cast<int>(Tasks(queue_->Next(At(-50000))).size()), size);
+      queue_->Finished(At(-50000), size, At(-50000 + ms));
+    }
   }
   static std::vector<int> Tasks(const Queue::Step& step) {
     std::vector<int> tasks;
     for (const auto& queued : step.batch) tasks.push_back(queued.task);
+    return tasks;
+  }
+  // Takes batches until nothing is left, each ending at once.
+  std::vector<int> Order(double at_ms) {
+    std::vector<int> tasks;
+    while (queue_->size() > 0) {
+      const Queue::Step step = queue_->Next(At(at_ms));
+      if (step.batch.empty() && step.rejections.empty()) break;
+      for (const int task : Tasks(step)) tasks.push_back(task);
+      queue_->Finished(At(at_ms), static_cast<int>(step.batch.size()), At(at_ms));
+    }
     return tasks;
   }
   static std::vector<int> Rejected(const std::vector<Queue::Rejection>& rejections) {
@@ -109,7 +123,7 @@ TEST_F(BatchQueueTest, ATaskThatCannotAffordTheDelaySendsItsBatchOffAtOnce) {
   ASSERT_TRUE(Submit(2, 101, At(126)).ok());  // 110 + a batch of 5 + 10 of slack: can wait
   EXPECT_EQ(queue_->Next(At(101)).wake_at, At(110));
   ASSERT_TRUE(Submit(3, 102, At(124)).ok());
-  EXPECT_THAT(Tasks(queue_->Next(At(102))), ElementsAre(1, 2, 3));
+  EXPECT_THAT(Tasks(queue_->Next(At(102))), ElementsAre(3, 2, 1));
 }
 
 TEST_F(BatchQueueTest, ATaskWithAShortDeadlineIsNotLostToTheDelayBeforeTheFirstMeasurement) {
@@ -123,11 +137,11 @@ TEST_F(BatchQueueTest, AFullQueueRefusesWithItsLimitAndLeavesTheTaskUntouched) {
   std::vector<BatchQueue<std::unique_ptr<int>>::Rejection> dropped;
   for (int i = 0; i < 2; ++i) {
     auto task = std::make_unique<int>(i);
-    ASSERT_TRUE(queue.Submit(task, kNever, At(0), dropped).ok());
+    ASSERT_TRUE(queue.Submit(task, {}, At(0), dropped).ok());
     EXPECT_EQ(task, nullptr);
   }
   auto task = std::make_unique<int>(7);
-  const absl::Status full = queue.Submit(task, kNever, At(0), dropped);
+  const absl::Status full = queue.Submit(task, {}, At(0), dropped);
   EXPECT_EQ(full.code(), absl::StatusCode::kResourceExhausted);
   EXPECT_THAT(std::string(full.message()), HasSubstr("the limit is 2"));
   ASSERT_NE(task, nullptr);
@@ -160,8 +174,8 @@ TEST_F(BatchQueueTest, RefusesWhatTheBatchesAheadWillMakeLate) {
   Measure(10);
   ASSERT_TRUE(Submit(1, 100).ok());
   ASSERT_EQ(Tasks(queue_->Next(At(100))).size(), 1u);  // runs until about 110
-  ASSERT_TRUE(Submit(2, 104).ok());
-  ASSERT_TRUE(Submit(3, 104).ok());
+  ASSERT_TRUE(Submit(2, 104, At(129)).ok());
+  ASSERT_TRUE(Submit(3, 104, At(129)).ok());
   // The next one is in the second batch to start: 6 ms left of the running one, then 10, then its
   // own 10.
   EXPECT_EQ(Submit(4, 104, At(129.9)).code(), absl::StatusCode::kDeadlineExceeded);
@@ -175,10 +189,12 @@ TEST_F(BatchQueueTest, InstancesShareTheBatchesAhead) {
     ASSERT_TRUE(Submit(i, 100).ok());
     ASSERT_EQ(Tasks(queue_->Next(At(100))).size(), 1u);
   }
-  ASSERT_TRUE(Submit(2, 100).ok());
+  ASSERT_TRUE(Submit(2, 100, At(120.5)).ok());
   // One waits ahead and two workers free up at 110: the next ends at 120 beside it.
   EXPECT_EQ(Submit(3, 100, At(119)).code(), absl::StatusCode::kDeadlineExceeded);
   EXPECT_TRUE(Submit(3, 100, At(121)).ok());
+  // A third would have to wait for one of these two.
+  EXPECT_EQ(Submit(4, 100, At(129)).code(), absl::StatusCode::kDeadlineExceeded);
 }
 
 TEST_F(BatchQueueTest, AnIdleWorkerTakesATaskWhateverTheEstimateSays) {
@@ -186,8 +202,8 @@ TEST_F(BatchQueueTest, AnIdleWorkerTakesATaskWhateverTheEstimateSays) {
   Measure(10000);  // one hiccup must not refuse everything for ever
   ASSERT_TRUE(Submit(1, 100, At(200)).ok());
   EXPECT_THAT(Tasks(queue_->Next(At(100))), ElementsAre(1));
-  queue_->Finished(At(100), At(105));
-  EXPECT_LT(queue_->batch_time(), absl::Milliseconds(10000));
+  queue_->Finished(At(100), 1, At(105));
+  EXPECT_EQ(queue_->batch_time(1), absl::Milliseconds(5));
 }
 
 TEST_F(BatchQueueTest, PassedDeadlinesAreNotComputed) {
@@ -253,15 +269,6 @@ TEST_F(BatchQueueTest, DrainingRunsWhatWaitsWithoutDelayAndThenLeaves) {
   EXPECT_TRUE(queue_->Next(At(100)).leave);
 }
 
-TEST_F(BatchQueueTest, BatchTimeIsSmoothedByAQuarter) {
-  Make(1, 0, 100, 1);
-  EXPECT_EQ(queue_->batch_time(), absl::ZeroDuration());
-  Measure(8);
-  EXPECT_EQ(queue_->batch_time(), absl::Milliseconds(8));
-  Measure(16);
-  EXPECT_EQ(queue_->batch_time(), absl::Milliseconds(10));
-}
-
 TEST_F(BatchQueueTest, OptionsOutOfRangeAreRaisedToTheirLeastValue) {
   Make(0, -5, 0, 0);
   EXPECT_EQ(queue_->options().max_batch, 1);
@@ -283,6 +290,7 @@ TEST_F(BatchQueueTest, NoTaskWaitsLongerThanTheLatencyContract) {
     const double bound = max_delay + batch_ms * ((max_queue + per_round - 1) / per_round);
     std::vector<absl::Time> busy(instances, absl::InfinitePast());  // end of the running batch
     std::vector<absl::Time> began(instances);
+    std::vector<int> images(instances);
     std::map<int, absl::Time> submitted;
     int next = 0, accepted = 0, ended = 0;
     for (double ms = 0; ms < 300; ms += 0.25) {
@@ -299,7 +307,7 @@ TEST_F(BatchQueueTest, NoTaskWaitsLongerThanTheLatencyContract) {
       for (int w = 0; w < instances; ++w) {
         if (busy[w] > now) continue;
         if (busy[w] != absl::InfinitePast()) {
-          queue_->Finished(began[w], now);
+          queue_->Finished(began[w], images[w], now);
           busy[w] = absl::InfinitePast();
         }
         const Queue::Step step = queue_->Next(now);
@@ -318,12 +326,269 @@ TEST_F(BatchQueueTest, NoTaskWaitsLongerThanTheLatencyContract) {
           ++ended;
         }
         began[w] = now;
+        images[w] = static_cast<int>(step.batch.size());
         busy[w] = now + absl::Milliseconds(batch_ms);
       }
     }
     EXPECT_EQ(accepted, ended);
     EXPECT_GT(accepted, 0);
   }
+}
+
+TEST_F(BatchQueueTest, WithinALevelTheEarliestDeadlineLeavesFirst) {
+  Make(2, 0, 100, 1);
+  ASSERT_TRUE(Submit(1, 100).ok());
+  ASSERT_TRUE(Submit(2, 100, At(900)).ok());
+  ASSERT_TRUE(Submit(3, 100, At(700)).ok());
+  ASSERT_TRUE(Submit(4, 100, At(800)).ok());
+  ASSERT_TRUE(Submit(5, 100).ok());
+  ASSERT_TRUE(Submit(6, 100, At(800)).ok());
+  EXPECT_THAT(Order(100), ElementsAre(3, 4, 6, 2, 1, 5));
+}
+
+TEST_F(BatchQueueTest, APriorityGoesBeforeAnyDeadlineAndZeroIsTheMiddleLevel) {
+  Make(1, 0, 100, 1);
+  ASSERT_TRUE(Submit(1, 100, At(500), 3).ok());
+  ASSERT_TRUE(Submit(2, 100, kNever, 2).ok());
+  ASSERT_TRUE(Submit(3, 100).ok());
+  ASSERT_TRUE(Submit(4, 100, kNever, 1).ok());
+  ASSERT_TRUE(Submit(5, 100, At(600), 7).ok());  // as the last level
+  EXPECT_THAT(Order(100), ElementsAre(4, 2, 3, 1, 5));
+}
+
+TEST_F(BatchQueueTest, AStreamOfUrgentTasksCannotHoldAnotherBackForGood) {
+  Make(1, 0, 100, 1);
+  ASSERT_TRUE(Submit(0, 0, kNever, 3).ok());
+  ASSERT_TRUE(Submit(1, 0, kNever, 3).ok());
+  std::vector<int> taken;
+  for (int i = 2; i < 40; ++i) {
+    ASSERT_TRUE(Submit(i, i, kNever, 1).ok());
+    const Queue::Step step = queue_->Next(At(i));
+    taken.push_back(Tasks(step)[0]);
+    queue_->Finished(At(i), 1, At(i));
+  }
+  // Two tasks of the last level were there first: the eighth and the sixteenth place are theirs.
+  EXPECT_EQ(taken[7], 0);
+  EXPECT_EQ(taken[15], 1);
+  EXPECT_EQ(std::count_if(taken.begin(), taken.end(), [](int task) { return task < 2; }), 2);
+}
+
+TEST_F(BatchQueueTest, AFullQueueMakesRoomForAHigherPriorityOnly) {
+  Make(8, 1000, 3, 1);
+  ASSERT_TRUE(Submit(1, 0, kNever, 2).ok());
+  ASSERT_TRUE(Submit(2, 0, kNever, 3).ok());
+  ASSERT_TRUE(Submit(3, 0, At(90000), 3).ok());
+  EXPECT_EQ(Submit(4, 0, kNever, 3).code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(dropped_, IsEmpty());
+  ASSERT_TRUE(Submit(5, 0, kNever, 2).ok());
+  EXPECT_THAT(Rejected(dropped_), ElementsAre(2));  // of the lowest level, the latest deadline
+  EXPECT_EQ(dropped_[0].status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_TRUE(RetryAfterOf(dropped_[0].status).has_value());
+  EXPECT_THAT(Order(5000), ElementsAre(1, 5, 3));
+}
+
+TEST_F(BatchQueueTest, AFullQueueSaysWhenItWillBeEmpty) {
+  Make(2, 0, 4, 1);
+  Measure(100);
+  for (int i = 0; i < 6; ++i) {
+    ASSERT_TRUE(Submit(i, 0).ok());
+    if (i == 1) {
+      ASSERT_EQ(Tasks(queue_->Next(At(0))).size(), 2u);
+    }
+  }
+  // 60 ms of the running batch, two batches wait, and then its own.
+  const absl::Status full = Submit(9, 40);
+  EXPECT_EQ(full.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(RetryAfterOf(full), absl::Milliseconds(360));
+  EXPECT_THAT(std::string(full.message()), HasSubstr("try again in 360ms"));
+}
+
+TEST_F(BatchQueueTest, ABatchLeavesAtOnceWithAPreferredSizeAndIsCutToIt) {
+  BatcherOptions options;
+  options.max_batch = 8;
+  options.max_delay = absl::Milliseconds(10);
+  options.preferred = {4, 6};
+  queue_ = std::make_unique<Queue>(options, nullptr);
+  for (int i = 1; i <= 3; ++i) ASSERT_TRUE(Submit(i, 100).ok());
+  EXPECT_EQ(queue_->Next(At(100)).wake_at, At(110));
+  for (int i = 4; i <= 5; ++i) ASSERT_TRUE(Submit(i, 101).ok());
+  EXPECT_THAT(Tasks(queue_->Next(At(101))), ElementsAre(1, 2, 3, 4));
+  EXPECT_EQ(queue_->Next(At(101)).wake_at, At(111));  // the fifth waits for company again
+  EXPECT_THAT(Tasks(queue_->Next(At(111))), ElementsAre(5));
+  for (int i = 1; i <= 7; ++i) ASSERT_TRUE(Submit(i, 200).ok());
+  EXPECT_THAT(Tasks(queue_->Next(At(200))), ElementsAre(1, 2, 3, 4, 5, 6));
+  for (int i = 8; i <= 14; ++i) ASSERT_TRUE(Submit(i, 200).ok());
+  EXPECT_EQ(Tasks(queue_->Next(At(200))).size(), 8u);
+}
+
+TEST_F(BatchQueueTest, WithoutAFullBatchTheBatchStaysSmallEnoughForItsDeadlines) {
+  Make(8, 0, 100, 1);
+  for (int size = 1; size <= 8; ++size) Measure(10.0 * size, size);
+  ASSERT_TRUE(Submit(1, 100).ok());
+  ASSERT_TRUE(Submit(2, 100, At(125)).ok());
+  ASSERT_TRUE(Submit(3, 100, At(155)).ok());
+  ASSERT_TRUE(Submit(4, 100).ok());
+  // Alone 2 ends at 110, with one more at 120, with two more too late.
+  const Queue::Step step = queue_->Next(At(100));
+  EXPECT_THAT(Tasks(step), ElementsAre(2, 3));
+  EXPECT_THAT(step.rejections, IsEmpty());
+  EXPECT_EQ(queue_->size(), 2);
+}
+
+TEST_F(BatchQueueTest, WhereAFullBatchWaitsItIsNotMadeSmallerForATightDeadline) {
+  Make(3, 0, 100, 1);
+  for (int size = 1; size <= 3; ++size) Measure(10.0 * size, size);
+  ASSERT_TRUE(Submit(1, 100, At(115)).ok());
+  for (int i = 2; i <= 4; ++i) ASSERT_TRUE(Submit(i, 100).ok());
+  const Queue::Step step = queue_->Next(At(100));
+  EXPECT_THAT(Tasks(step), ElementsAre(2, 3, 4));
+  EXPECT_THAT(Rejected(step.rejections), ElementsAre(1));
+  EXPECT_EQ(step.rejections[0].status.code(), absl::StatusCode::kDeadlineExceeded);
+}
+
+TEST_F(BatchQueueTest, AReservedPlaceCountsAndIsSureForItsTask) {
+  Make(4, 0, 2, 1);
+  ASSERT_TRUE(queue_->Reserve({}, absl::ZeroDuration(), At(0), dropped_).ok());
+  ASSERT_TRUE(Submit(1, 0).ok());
+  EXPECT_EQ(Submit(2, 0).code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(queue_->Reserve({}, absl::ZeroDuration(), At(0), dropped_).code(),
+            absl::StatusCode::kResourceExhausted);
+  int task = 3;
+  ASSERT_TRUE(queue_->Submit(task, {}, At(0), dropped_, true).ok());
+  EXPECT_EQ(Submit(4, 0).code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(Tasks(queue_->Next(At(0))).size(), 2u);
+  ASSERT_TRUE(queue_->Reserve({}, absl::ZeroDuration(), At(0), dropped_).ok());
+  queue_->Unreserve();
+  ASSERT_TRUE(Submit(5, 0).ok());
+  ASSERT_TRUE(Submit(6, 0).ok());
+  EXPECT_THAT(dropped_, IsEmpty());
+}
+
+TEST_F(BatchQueueTest, AReservationMakesRoomForAHigherPriorityToo) {
+  Make(4, 0, 2, 1);
+  ASSERT_TRUE(queue_->Reserve({}, absl::ZeroDuration(), At(0), dropped_).ok());
+  ASSERT_TRUE(Submit(1, 0).ok());
+  ASSERT_TRUE(queue_->Reserve({.priority = 1}, absl::ZeroDuration(), At(0), dropped_).ok());
+  EXPECT_THAT(Rejected(dropped_), ElementsAre(1));
+  // Nothing waits that could go; reserved places stay.
+  EXPECT_EQ(queue_->Reserve({.priority = 1}, absl::ZeroDuration(), At(0), dropped_).code(),
+            absl::StatusCode::kResourceExhausted);
+}
+
+TEST_F(BatchQueueTest, AReservationIsRefusedIfItsDeadlineCannotBeMetAfterDecoding) {
+  Make(1, 0, 100, 1);
+  Measure(10);
+  ASSERT_TRUE(Submit(1, 100).ok());
+  ASSERT_EQ(Tasks(queue_->Next(At(100))).size(), 1u);  // runs until about 110
+  const auto reserve = [&](double ready_ms, double deadline_ms) {
+    return queue_
+        ->Reserve({.deadline = At(deadline_ms)}, absl::Milliseconds(ready_ms), At(100), dropped_)
+        .code();
+  };
+  // The worker is free before the image is decoded: 15 + 10.
+  EXPECT_EQ(reserve(15, 124), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_EQ(reserve(15, 126), absl::StatusCode::kOk);
+  // One is on its way: it decodes while the other waits for its turn, 10 + 10 + 10.
+  EXPECT_EQ(reserve(15, 129), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_EQ(reserve(15, 131), absl::StatusCode::kOk);
+}
+
+TEST(LatencyModelTest, TheMedianOfTheLastSixteenIsTypicalAndOneHiccupMovesNothing) {
+  LatencyModel model(4);
+  EXPECT_EQ(model.Typical(2), absl::ZeroDuration());
+  for (int i = 1; i <= 15; ++i) model.Add(2, absl::Milliseconds(i), At(i));
+  model.Add(2, absl::Seconds(9), At(16));
+  EXPECT_EQ(model.Typical(2), absl::Milliseconds(8));  // of 1..15 and a hiccup, the eighth
+  EXPECT_EQ(model.High(2), absl::Milliseconds(15));
+  for (int i = 0; i < 16; ++i) model.Add(2, absl::Milliseconds(40), At(20));
+  EXPECT_EQ(model.Typical(2), absl::Milliseconds(40));  // what was before is forgotten
+  EXPECT_EQ(model.High(2), absl::Milliseconds(40));
+}
+
+TEST(LatencyModelTest, SizesThatHaveNotRunAreReadOffTheirNeighbours) {
+  LatencyModel model(8);
+  model.Add(2, absl::Milliseconds(20), At(0));
+  EXPECT_EQ(model.Typical(1), absl::Milliseconds(20));
+  EXPECT_EQ(model.Typical(8), absl::Milliseconds(80));
+  model.Add(6, absl::Milliseconds(40), At(0));
+  EXPECT_EQ(model.Typical(4), absl::Milliseconds(30));
+  EXPECT_EQ(model.Typical(99), model.Typical(8));
+  EXPECT_EQ(model.Typical(0), model.Typical(1));
+  // Half a minute later only what has run since counts.
+  model.Add(4, absl::Milliseconds(100), At(31000));
+  EXPECT_EQ(model.Typical(2), absl::Milliseconds(100));
+  EXPECT_EQ(model.Typical(6), absl::Milliseconds(150));
+}
+
+// A simulated server with Poisson arrivals whose batch of n takes 2 + n ms: what a queue with a
+// target chooses, and what the accepted tasks then see.
+struct TargetRun {
+  double p99_ms = 0, images_per_second = 0;
+  int limit = 0;
+  absl::Duration delay;
+  int refused = 0;
+};
+
+TargetRun RunWithTarget(double target_ms, double per_second) {
+  BatcherOptions options;
+  options.max_batch = 32;
+  options.target = absl::Milliseconds(target_ms);
+  BatchQueue<int> queue(options, nullptr);
+  std::mt19937 random(7);
+  std::exponential_distribution<double> gap(per_second / 1000);
+  std::vector<BatchQueue<int>::Rejection> dropped;
+  std::vector<double> times;
+  TargetRun run;
+  double next = 0, free_at = 0, end_ms = 20000;
+  std::vector<Queued<int>> batch;
+  absl::Time began;
+  for (double ms = 0; ms < end_ms; ms += 0.05) {
+    for (; next <= ms; next += gap(random)) {
+      int task = 0;
+      run.refused += !queue.Submit(task, {.arrived = At(ms)}, At(ms), dropped).ok() && ms > 5000;
+    }
+    if (ms < free_at) continue;
+    if (!batch.empty()) {
+      queue.Finished(began, static_cast<int>(batch.size()), At(ms));
+      for (const auto& queued : batch) {
+        if (ms > 5000) times.push_back(absl::ToDoubleMilliseconds(At(ms) - queued.enqueued));
+      }
+      batch.clear();
+    }
+    batch = queue.Next(At(ms)).batch;
+    if (batch.empty()) continue;
+    began = At(ms);
+    free_at = ms + 2 + static_cast<double>(batch.size());
+  }
+  std::sort(times.begin(), times.end());
+  run.p99_ms = times[times.size() * 99 / 100];
+  run.images_per_second = static_cast<double>(times.size()) / (end_ms - 5000) * 1000;
+  run.limit = queue.batch_limit();
+  run.delay = queue.delay();
+  return run;
+}
+
+TEST(BatchQueueTargetTest, UnderLightLoadNothingWaits) {
+  const TargetRun run = RunWithTarget(40, 20);
+  EXPECT_EQ(run.limit, 1);
+  EXPECT_EQ(run.delay, absl::ZeroDuration());
+  EXPECT_EQ(run.refused, 0);
+}
+
+TEST(BatchQueueTargetTest, BatchesGrowWithTheLoadAndTheTargetHolds) {
+  // Singles serve 333/s, batches of 18, the largest that end in half of 40 ms, 900/s.
+  const TargetRun run = RunWithTarget(40, 600);
+  EXPECT_GT(run.limit, 3);
+  EXPECT_LE(run.limit, 18);
+  EXPECT_LE(run.p99_ms, 40);
+  EXPECT_LT(run.refused, 600 * 15 / 100);  // at most one in a hundred
+}
+
+TEST(BatchQueueTargetTest, UnderOverloadTheAcceptedKeepTheTargetAtNearlyFullThroughput) {
+  const TargetRun run = RunWithTarget(40, 4500);
+  EXPECT_LE(run.p99_ms, 40);
+  EXPECT_GE(run.images_per_second, 0.9 * 18 / 20 * 1000);
+  EXPECT_GT(run.refused, 0);
 }
 
 }  // namespace

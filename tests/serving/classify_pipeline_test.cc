@@ -73,6 +73,15 @@ TEST_F(ClassifierTest, RefusesBadInputWithTheDocumentedCode) {
             absl::StatusCode::kInvalidArgument);
 }
 
+TEST_F(ClassifierTest, PrioritiesAreOneToThreeOrNone) {
+  for (const uint32_t priority : {0, 1, 3, 4}) {
+    ClassifyInput input;
+    input.priority = priority;
+    EXPECT_EQ(Classify(testing::SolidBmp(8, 8, 0, 0, 0), input).status().code(),
+              priority < 4 ? absl::StatusCode::kOk : absl::StatusCode::kInvalidArgument);
+  }
+}
+
 TEST_F(ClassifierTest, AJpegIsReducedWhereTheContractSaysSo) {
   v1::Preprocessing contract = testing::TinyPreprocessing();
   contract.set_filter(v1::Preprocessing::BILINEAR);

@@ -40,11 +40,10 @@ class PipelineTest : public ::testing::Test {
     auto info = repository_->Import("tiny", TinyOnnx(), TinyPreprocessing(),
                                     {"red", "green", "blue"}, true);
     ASSERT_TRUE(info.ok()) << info.status();
-    serving::ClassifierOptions classifier;
-    classifier.limits.max_bytes = 100000;
-    classifier.limits.max_pixels = 10000;
-    classifier_ =
-        std::make_unique<serving::Classifier>(repository_.get(), &labels_, &metrics_, classifier);
+    classifier_options_.limits.max_bytes = 100000;
+    classifier_options_.limits.max_pixels = 10000;
+    classifier_ = std::make_unique<serving::Classifier>(repository_.get(), &labels_, &metrics_,
+                                                        classifier_options_);
   }
   void TearDown() override {
     if (repository_ != nullptr) repository_->Shutdown();
@@ -56,7 +55,8 @@ class PipelineTest : public ::testing::Test {
   std::string root_;
   metrics::Metrics metrics_;
   monitoring::LabelJoin labels_{1000, &metrics_};
-  serving::RunnerOptions runner_;
+  serving::RunnerOptions runner_;                  // before SetUp
+  serving::ClassifierOptions classifier_options_;  // before SetUp
   std::unique_ptr<repository::Repository> repository_;
   std::unique_ptr<serving::Classifier> classifier_;
 };
