@@ -212,10 +212,8 @@ class Classifier {
   const Clock* const clock_;
   Admission admission_;
   Brownout brownout_;
-  std::unique_ptr<scheduler::Batcher<DecodeTask>>
-      decode_;  // batches of one; its threads use the rest
-};
-std::unique_ptr<ThreadPool> pool_;
+  // Batches of one. Its threads use the rest.
+  std::unique_ptr<scheduler::Batcher<DecodeTask>> decode_;
 };
 
 }  // namespace tern::serving
