@@ -32,6 +32,7 @@
 #include "server/oip/inference.h"
 #include "server/repository/repository.h"
 #include "server/repository/watch.h"
+#include "server/rpc/acceptor.h"
 #include "server/rpc/server.h"
 #include "server/serving/classify.h"
 
@@ -100,6 +101,8 @@ namespace {
 
 constexpr int kMaxPlanBatch = 32;
 constexpr int kMaxPriorityLevels = 16;
+// An idle connection takes 14 kB: 220 MB for as many.
+constexpr int kDescriptors = 16384;
 
 absl::Status AddDemoModel(repository::Repository* repository) {
   if (repository->Info("demo", 0).ok()) return absl::OkStatus();
@@ -302,6 +305,7 @@ absl::Status Run() {
 
 int main(int argc, char** argv) {
   tern::KeepFreedMemory();
+  tern::rpc::RaiseDescriptorLimit(tern::kDescriptors);
   // Blocked before any thread starts, so that every thread inherits it and only sigwait sees them.
   sigset_t signals;
   sigemptyset(&signals);

@@ -1,7 +1,12 @@
 // Time as a dependency: code that waits or measures takes a Clock, tests pass a FakeClock.
+//
+// The real clock starts with the time of day and goes on steadily: setting the system's clock moves
+// no deadline and no duration. It is no calendar; absl::Now() is, and what came from there (gRPC's
+// deadlines) is to be turned into a time from now first.
 #ifndef TERN_SERVER_BASE_CLOCK_H_
 #define TERN_SERVER_BASE_CLOCK_H_
 
+#include <chrono>
 #include <mutex>
 
 #include "absl/time/clock.h"
@@ -21,7 +26,13 @@ class Clock {
 namespace clock_internal {
 class RealClock final : public Clock {
  public:
-  absl::Time Now() const override { return absl::Now(); }
+  absl::Time Now() const override {
+    return start_ + absl::FromChrono(std::chrono::steady_clock::now() - steady_start_);
+  }
+
+ private:
+  const absl::Time start_ = absl::Now();
+  const std::chrono::steady_clock::time_point steady_start_ = std::chrono::steady_clock::now();
 };
 }  // namespace clock_internal
 

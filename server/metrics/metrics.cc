@@ -77,6 +77,9 @@ constexpr Spec kRejected{
     "tern_rejected_total",
     "Requests refused before inference: queue_full, client_limit, waiting_bytes, deadline, "
     "cancelled, too_large, bad_image, draining."};
+constexpr Spec kRefusedConnections{
+    "tern_refused_connections_total",
+    "Connections that were closed at once because the process has too many."};
 constexpr Spec kLabelled{
     "tern_labelled_predictions_total",
     "Predictions whose true label is known: top1 = the first class was right, top5 = one of "
@@ -194,6 +197,7 @@ constexpr const Spec* kSpecs[] = {
     &kClipped,          &kAtLimit,          &kWatchEvents,   &kQuantizeJobs,   &kQuantizeSeconds,
     &kBudget,           &kBuildInfo,        &kProcessCpu,    &kProcessRss,     &kProcessFds,
     &kThrottledPeriods, &kThrottledSeconds,
+    &kRefusedConnections,
 };
 
 // Five per decade (x1.585) from 0.25 ms to 2.5 s: a percentile read from them is within 30 %.
@@ -503,6 +507,7 @@ struct Metrics::Impl {
   Series<Counter> images{r, kImages, {"model", "version", "scheme"}, gone};
   Series<Gauge> queue_depth{r, kQueueDepth, {"model", "version"}, gone};
   Series<Counter> rejected{r, kRejected, {"reason"}};
+  Series<Counter> refused_connections{r, kRefusedConnections, {"port"}};
   Series<Counter> labelled{r, kLabelled, {"model", "version", "scheme", "result"}, gone};
   Series<Counter> shadow{r, kShadow, {"model", "version", "scheme", "result"}, gone};
   Series<Histogram> divergence{r,
@@ -652,6 +657,10 @@ void Metrics::Degraded(absl::string_view model, uint64_t from, uint64_t to) {
 }
 
 void Metrics::Rejected(absl::string_view reason) { impl_->rejected.With({reason}, Increment); }
+
+void Metrics::RefusedConnection(absl::string_view port) {
+  impl_->refused_connections.With({port}, Increment);
+}
 
 void Metrics::Labelled(const ModelLabels& model, bool top1, bool top5) {
   const absl::AlphaNum version(model.version);

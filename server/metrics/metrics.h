@@ -102,6 +102,8 @@ class Metrics {
   // tern_rejected_total{reason}: queue_full, client_limit, waiting_bytes, deadline, cancelled,
   // too_large, bad_image, draining
   void Rejected(absl::string_view reason);
+  // tern_refused_connections_total{port}: data, admin
+  void RefusedConnection(absl::string_view port);
   // tern_labelled_predictions_total{model,version,scheme,result=top1|top5|miss}; top5 = in the top
   // 5 but not first
   void Labelled(const ModelLabels& model, bool top1, bool top5);

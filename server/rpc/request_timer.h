@@ -4,8 +4,8 @@
 
 #include <string>
 
-#include "absl/time/clock.h"
 #include "grpcpp/support/status.h"
+#include "server/base/clock.h"
 #include "server/base/log.h"
 #include "server/metrics/metrics.h"
 #include "server/rpc/grpc_status.h"
@@ -15,7 +15,7 @@ namespace tern::rpc {
 class RequestTimer {
  public:
   RequestTimer(metrics::Metrics* metrics, std::string method)
-      : metrics_(metrics), method_(std::move(method)), start_(absl::Now()) {
+      : metrics_(metrics), method_(std::move(method)), start_(Clock::Real()->Now()) {
     metrics_->InFlight(method_, 1);
   }
   RequestTimer(const RequestTimer&) = delete;
@@ -24,7 +24,7 @@ class RequestTimer {
   // Call once, with what the client is told. Returns `status` for `return timer.Finish(...)`.
   grpc::Status Finish(grpc::Status status) {
     metrics_->InFlight(method_, -1);
-    metrics_->Request(method_, CodeName(status), absl::Now() - start_);
+    metrics_->Request(method_, CodeName(status), Clock::Real()->Now() - start_);
     const bool ours = status.error_code() == grpc::StatusCode::INTERNAL ||
                       status.error_code() == grpc::StatusCode::UNKNOWN ||
                       status.error_code() == grpc::StatusCode::DATA_LOSS;

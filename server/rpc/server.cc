@@ -9,6 +9,8 @@
 #include "grpcpp/ext/proto_server_reflection_plugin.h"
 #include "grpcpp/grpcpp.h"
 #include "grpcpp/health_check_service_interface.h"
+#include "server/base/status_macros.h"
+#include "server/rpc/acceptor.h"
 #include "server/rpc/classifier_service.h"
 #include "server/rpc/inference_service.h"
 #include "server/rpc/profiler_service.h"
@@ -29,9 +31,24 @@ int MaxMessageBytes(const image::Limits& limits) {
       std::clamp<uint64_t>(limits.max_bytes + kMessageOverhead, 4u << 20, 1u << 30));
 }
 
+// Listens on one of the server's ports; `name` is its label in the metrics.
+absl::StatusOr<std::unique_ptr<Acceptor>> Listen(
+    const std::string& host, int port, std::shared_ptr<grpc::ServerCredentials> credentials,
+    const char* name, metrics::Metrics* metrics, grpc::ServerBuilder& builder) {
+  AcceptorOptions options;
+  options.host = host;
+  options.port = port;
+  options.credentials = std::move(credentials);
+  options.refused = [metrics, name] { metrics->RefusedConnection(name); };
+  return Acceptor::Listen(std::move(options), builder);
+}
+
 void SetCommon(grpc::ServerBuilder* builder, const image::Limits& limits) {
   builder->SetMaxReceiveMessageSize(MaxMessageBytes(limits));
-  builder->AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  // A client that vanished without a word keeps its connection for 80 s.
+  builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 60000);
+  builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 20000);
+  builder->AddChannelArgument(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
   // Clients may ping every 30 s also without calls.
   builder->AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 10000);
   builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
@@ -49,7 +66,7 @@ struct Server::Impl {
   std::unique_ptr<QuantizerService> quantizer;
   std::unique_ptr<ProfilerService> profiler;
   std::unique_ptr<grpc::Server> data, admin;
-  int port = 0, admin_port = 0;
+  std::unique_ptr<Acceptor> data_port, admin_port;
   std::mutex mutex;
   std::set<std::string> health_names;
   bool draining = false;
@@ -59,8 +76,8 @@ struct Server::Impl {
 Server::Server(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Server::~Server() { Shutdown(absl::ZeroDuration()); }
 
-int Server::port() const { return impl_->port; }
-int Server::admin_port() const { return impl_->admin_port; }
+int Server::port() const { return impl_->data_port->port(); }
+int Server::admin_port() const { return impl_->admin_port->port(); }
 
 absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& options,
                                                       repository::Repository* repository,
@@ -94,15 +111,13 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
   {
     grpc::ServerBuilder builder;
     SetCommon(&builder, options.limits);
-    builder.AddListeningPort(absl::StrCat(options.host, ":", options.port),
-                             grpc::InsecureServerCredentials(), &impl.port);
+    TERN_ASSIGN_OR_RETURN(impl.data_port,
+                          Listen(options.host, options.port, grpc::InsecureServerCredentials(),
+                                 "data", metrics, builder));
     builder.RegisterService(impl.classifier.get());
     builder.RegisterService(impl.inference.get());
     impl.data = builder.BuildAndStart();
-    if (impl.data == nullptr || impl.port == 0) {
-      return absl::UnavailableError(
-          absl::StrCat("cannot listen on ", options.host, ":", options.port));
-    }
+    if (impl.data == nullptr) return absl::InternalError("gRPC: the data port's server");
   }
   {
     grpc::ServerBuilder builder;
@@ -113,19 +128,19 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
     builder.SetSyncServerOption(grpc::ServerBuilder::SyncServerOption::NUM_CQS, 1);
     builder.SetSyncServerOption(grpc::ServerBuilder::SyncServerOption::MIN_POLLERS, 1);
     builder.SetSyncServerOption(grpc::ServerBuilder::SyncServerOption::MAX_POLLERS, 2);
-    builder.AddListeningPort(absl::StrCat(options.admin_host, ":", options.admin_port),
-                             grpc::InsecureServerCredentials(), &impl.admin_port);
+    TERN_ASSIGN_OR_RETURN(impl.admin_port,
+                          Listen(options.admin_host, options.admin_port,
+                                 grpc::InsecureServerCredentials(), "admin", metrics, builder));
     builder.RegisterService(impl.inference_admin.get());
     builder.RegisterService(impl.registry.get());
     builder.RegisterService(impl.quantizer.get());
     builder.RegisterService(impl.profiler.get());
     impl.admin = builder.BuildAndStart();
-    if (impl.admin == nullptr || impl.admin_port == 0) {
-      return absl::UnavailableError(
-          absl::StrCat("cannot listen on ", options.admin_host, ":", options.admin_port));
-    }
+    if (impl.admin == nullptr) return absl::InternalError("gRPC: the admin port's server");
   }
   server->UpdateHealth();
+  impl.data_port->Start();
+  impl.admin_port->Start();
   return server;
 }
 
@@ -167,6 +182,9 @@ void Server::Shutdown(absl::Duration grace) {
     if (impl_->stopped) return;
     impl_->stopped = true;
     impl_->draining = true;
+  }
+  for (Acceptor* port : {impl_->data_port.get(), impl_->admin_port.get()}) {
+    if (port != nullptr) port->Stop();
   }
   const auto deadline = absl::ToChronoTime(absl::Now() + grace);
   // Side by side: an idle connection may make each take its whole grace.
