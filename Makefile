@@ -5,7 +5,7 @@ BUILD := build/$(PRESET)
 JOBS ?= $(shell nproc)
 FUZZ_SECONDS ?= 60
 
-.PHONY: help demo build finetune test test-full fuzz bench lint format clean
+.PHONY: help demo build finetune test test-full sanitize fuzz bench lint format clean
 
 help:
 	@echo "make demo       build, start a server with the demo model, quantise and classify (KEEP=1: leave it running)"
@@ -13,6 +13,7 @@ help:
 	@echo "make test-full  the tests against others: torchvision, onnxruntime, Pillow; AVX-512 kernels on an emulated CPU"
 	@echo "make build      only build: $(BUILD)/bin/ternd, $(BUILD)/bin/ternctl"
 	@echo "make finetune   build $(BUILD)/bin/tern-finetune, which needs libtorch (TEST=1: also run its tests)"
+	@echo "make sanitize   the tests under AddressSanitizer and UndefinedBehaviorSanitizer, then ThreadSanitizer (an hour)"
 	@echo "make fuzz       every libFuzzer target for FUZZ_SECONDS=$(FUZZ_SECONDS) (FUZZ_TARGETS=\"onnx image\": only these)"
 	@echo "make bench      kernel and engine benchmarks"
 	@echo "PRESET=release|dev|ci|asan-ubsan|tsan  JOBS=$(JOBS)"
@@ -46,6 +47,12 @@ test-full:
 	@cmake --build $(BUILD) -j $(JOBS)
 	@scripts/test-full.sh $(BUILD)
 	@scripts/skipped.sh $(BUILD)
+
+# Timing means nothing here.
+sanitize:
+	@scripts/install-deps.sh test
+	@for preset in asan-ubsan tsan; do cmake --preset $$preset && cmake --build --preset $$preset -j $(JOBS) && \
+	  ctest --preset $$preset -j $(JOBS) -LE 'full|bench|deploy|lint' || exit 1; scripts/skipped.sh build/$$preset; done
 
 fuzz:
 	@scripts/install-deps.sh fuzz

@@ -9,7 +9,7 @@ shift 2
 source=$(realpath "$(dirname "$0")/..")
 fuzz=$source/tests/fuzz
 targets=("$@")
-[ ${#targets[@]} -gt 0 ] || targets=(artifact config image onnx plan)
+[ ${#targets[@]} -gt 0 ] || targets=(artifact config image infer onnx plan)
 export ASAN_OPTIONS=detect_leaks=1:allocator_may_return_null=1:malloc_context_size=20
 export UBSAN_OPTIONS=print_stacktrace=1
 export OMP_NUM_THREADS=1

@@ -193,7 +193,7 @@ void Inference::ModelInfer(const inference::ModelInferRequest& request, Caller c
   if (!parsed.ok()) return done(parsed.status());
   auto plan = std::make_shared<InferPlan>(*std::move(parsed));
   if (plan->timeout.has_value())
-    caller.deadline = std::min(caller.deadline, absl::Now() + *plan->timeout);
+    caller.deadline = std::min(caller.deadline, Clock::Real()->Now() + *plan->timeout);
   std::vector<serving::ClassifyInput> images = std::move(plan->images);
   for (size_t i = 0; i < images.size(); ++i) {
     if (!request.id().empty()) {

@@ -167,6 +167,34 @@ def garbage_bytes(context):
 
 
 @case()
+def garbage_http(context):
+    """Requests on the HTTP port that are none, too long, cut off, or for nothing that exists: 10,000."""
+    n = context.count(10_000)
+    codes = collections.Counter()
+    for i in range(n):
+        kind = i % 8
+        body = context.bytes(i % 500)
+        data = [b"GET /nothing HTTP/1.1\r\n\r\n",
+                b"POST /metrics HTTP/1.1\r\nContent-Length: 100000\r\n\r\n" + body,
+                context.bytes(1 + i % 300),
+                b"GET /" + b"a" * (i % 20000) + b" HTTP/1.1\r\n\r\n",
+                b"GET /metrics HTTP/1.1\r\n" + b"X-%d: y\r\n" % i * (i % 300) + b"\r\n",
+                b"POST /v2/models/demo/infer HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) +
+                body,
+                b"POST /v2/models/demo/infer HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\n" + body,
+                b"GET /../../etc/passwd HTTP/9.9\r\n\r\n"][kind]
+        with context.connect(context.server.metrics_port) as s:
+            try:
+                s.sendall(data)
+                if kind in (0, 5, 7):
+                    codes[s.recv(64).split(b" ", 2)[1].decode()] += 1
+            except (OSError, IndexError):
+                codes["closed"] += 1
+    check(codes["200"] == 0, f"garbage was answered with 200: {dict(codes)}")
+    return dict(codes)
+
+
+@case()
 def garbage_requests(context):
     """Well-formed calls with bytes that are no message, no image, or no request: 50,000."""
     n = context.count(50_000)
@@ -200,7 +228,11 @@ def garbage_requests(context):
     only(codes, "OK", "INVALID_ARGUMENT", "NOT_FOUND", "UNIMPLEMENTED", "RESOURCE_EXHAUSTED")
     check(codes["INVALID_ARGUMENT"] > n // 2, f"few refusals: {dict(codes)}")
     check(codes["OK"] + codes["UNIMPLEMENTED"] <= n // 4 + 8, f"garbage was accepted: {dict(codes)}")
-    return dict(codes)
+    infer = context.api.data.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+    # Field 1 is the model's name; what follows is anything.
+    others = context.outcomes(infer, ((b"\x0a\x04demo" if i % 2 else b"") + context.bytes(i % 300) for i in range(n // 5)))
+    only(others, "INVALID_ARGUMENT", "NOT_FOUND", "UNIMPLEMENTED")
+    return dict(codes + others)
 
 
 @case()

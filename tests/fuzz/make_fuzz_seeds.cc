@@ -1,5 +1,5 @@
 // Writes the seeds of the fuzz targets that have no fixtures elsewhere: small networks with every
-// operator as ONNX and .tern files, and configs.
+// operator as ONNX and .tern files, requests, and configs.
 //
 //     make_fuzz_seeds tests/fuzz/corpus
 //
@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "inference/grpc_service.pb.h"
 #include "server/artifact/artifact.h"
 #include "server/base/file.h"
 #include "server/graph/fixed_point.h"
@@ -76,6 +77,42 @@ void PutNetworks(Folder& onnx, Folder& artifacts) {
   }
 }
 
+// One for each form of input; the network of infer_fuzzer.cc takes 3 x 2 x 3.
+void PutRequests(Folder& folder) {
+  inference::ModelInferRequest request;
+  request.set_model_name("m");
+  request.set_model_version("1");
+  request.set_id("id");
+  (*request.mutable_parameters())["timeout"].set_int64_param(1000);
+  auto* input = request.add_inputs();
+  input->set_name("image");
+  const auto put = [&](const char* name, const char* type, std::vector<int64_t> shape) {
+    input->set_datatype(type);
+    input->clear_shape();
+    for (int64_t dimension : shape) input->add_shape(dimension);
+    folder.Put(name, request.SerializeAsString());
+  };
+  request.add_raw_input_contents(std::string(72, '\x3f'));
+  put("seed_fp32_raw", "FP32", {1, 3, 2, 3});
+  *request.mutable_raw_input_contents(0) = std::string(36, 'x');
+  auto* output = request.add_outputs();
+  output->set_name("probabilities");
+  (*output->mutable_parameters())["classification"].set_int64_param(3);
+  request.add_outputs()->set_name("logits");
+  put("seed_uint8_raw", "UINT8", {2, 2, 3, 3});
+  *request.mutable_raw_input_contents(0) = std::string("\3\0\0\0abc\0\0\0\0", 11);
+  put("seed_bytes_raw", "BYTES", {2, 1});
+  request.clear_raw_input_contents();
+  for (const char* bytes : {"abc", ""}) input->mutable_contents()->add_bytes_contents(bytes);
+  put("seed_bytes", "BYTES", {2});
+  input->mutable_contents()->Clear();
+  for (int i = 0; i < 18; ++i) input->mutable_contents()->add_fp32_contents(0.5f);
+  put("seed_fp32", "FP32", {3, 2, 3});
+  input->mutable_contents()->Clear();
+  for (int i = 0; i < 18; ++i) input->mutable_contents()->add_uint_contents(i);
+  put("seed_uint8", "UINT8", {2, 3, 3});
+}
+
 }  // namespace
 }  // namespace tern
 
@@ -89,6 +126,8 @@ int main(int argc, char** argv) {
   };
   tern::Folder onnx = folder("onnx"), artifacts = folder("artifact"), config = folder("config");
   tern::PutNetworks(onnx, artifacts);
+  tern::Folder infer = folder("infer");
+  tern::PutRequests(infer);
   const std::string labels("cat\r\ndog\nK\xc3\xa4se\n\n");
   config.Put("seed_full", absl::StrCat(tern::kConfig, std::string(1, '\0'), labels));
   config.Put("seed_empty", std::string(1, '\0'));
