@@ -4,11 +4,13 @@
 #include <signal.h>
 
 #include <cstdio>
+#include <cstdlib>
 #include <filesystem>
 #include <iostream>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "absl/flags/flag.h"
@@ -20,7 +22,7 @@
 #include "server/base/allocator.h"
 #include "server/base/cpu_budget.h"
 #include "server/base/file.h"
-#include "server/base/log.h"
+#include "server/base/log_fields.h"
 #include "server/base/status_macros.h"
 #include "server/classify/top_k.h"
 #include "server/engine/plan.h"
@@ -41,9 +43,29 @@ ABSL_FLAG(std::string, repository, "",
 ABSL_FLAG(std::string, host, "0.0.0.0", "Address of the data port.");
 ABSL_FLAG(int, port, 8500,
           "Data port (ImageClassifier, GRPCInferenceService, health); 0 = any free port.");
-ABSL_FLAG(std::string, admin_host, "0.0.0.0", "Address of the admin port.");
+ABSL_FLAG(std::string, admin_host, "127.0.0.1",
+          "Address of the admin port. Who reaches it can replace and delete models.");
 ABSL_FLAG(int, admin_port, 8501,
           "Admin port (Quantizer, ModelRegistry, Profiler); 0 = any free port.");
+ABSL_FLAG(
+    std::string, admin_token_file, "",
+    "File of bearer tokens, one of which every call of the admin port must bring: one token or "
+    "name:token a line; read again when it changes.");
+ABSL_FLAG(std::string, data_token_file, "",
+          "The same for the data port, where tokens of the admin port are good too.");
+ABSL_FLAG(
+    std::string, tls_cert, "",
+    "PEM file of the server's certificate and its chain: data and admin port then speak TLS. Read "
+    "again when it changes, as are the others.");
+ABSL_FLAG(std::string, tls_key, "", "PEM file of the certificate's key.");
+ABSL_FLAG(std::string, tls_client_ca, "",
+          "PEM file of authorities, one of whose certificates a client must bring.");
+ABSL_FLAG(std::string, admin_tls_client_ca, "",
+          "The same for the admin port; empty = what --tls_client_ca says.");
+ABSL_FLAG(
+    int, health_port, -1,
+    "Port with health checks only, in plain text on --host, for probes that cannot do TLS; 0 = any "
+    "free port, -1 = none.");
 ABSL_FLAG(std::string, metrics_host, "0.0.0.0", "Address of the metrics port.");
 ABSL_FLAG(int, metrics_port, 8502, "Prometheus metrics over HTTP on /metrics; 0 = any free port.");
 ABSL_FLAG(std::string, ports_file, "", "Gets the three ports as JSON once the server is ready.");
@@ -95,6 +117,7 @@ ABSL_FLAG(absl::Duration, drain, absl::ZeroDuration(),
           "After SIGTERM: how long to answer as usual with health NOT_SERVING before closing.");
 ABSL_FLAG(absl::Duration, grace, absl::Seconds(20), "Then: how long running calls may take.");
 ABSL_FLAG(std::string, log_level, "info", "debug, info, warn, error or off.");
+ABSL_FLAG(std::string, log_format, "text", "text, or json: one object a line.");
 
 namespace tern {
 namespace {
@@ -103,6 +126,7 @@ constexpr int kMaxPlanBatch = 32;
 constexpr int kMaxPriorityLevels = 16;
 // An idle connection takes 14 kB: 220 MB for as many.
 constexpr int kDescriptors = 16384;
+constexpr int kExitBySecondSignal = 3;
 
 absl::Status AddDemoModel(repository::Repository* repository) {
   if (repository->Info("demo", 0).ok()) return absl::OkStatus();
@@ -114,7 +138,9 @@ absl::Status AddDemoModel(repository::Repository* repository) {
 }
 
 absl::Status Run() {
-  TERN_RETURN_IF_ERROR(InitLog(absl::GetFlag(FLAGS_log_level)));
+  TERN_ASSIGN_OR_RETURN(const LogFormat log_format,
+                        ParseLogFormat(absl::GetFlag(FLAGS_log_format)));
+  TERN_RETURN_IF_ERROR(InitLog(absl::GetFlag(FLAGS_log_level), log_format));
   const std::string root = absl::GetFlag(FLAGS_repository);
   if (root.empty()) return absl::InvalidArgumentError("--repository is required (a folder)");
   TERN_ASSIGN_OR_RETURN(const kernels::Isa isa, kernels::SelectIsa(absl::GetFlag(FLAGS_max_isa)));
@@ -244,6 +270,17 @@ absl::Status Run() {
   server_options.port = absl::GetFlag(FLAGS_port);
   server_options.admin_host = absl::GetFlag(FLAGS_admin_host);
   server_options.admin_port = absl::GetFlag(FLAGS_admin_port);
+  server_options.admin_token_file = absl::GetFlag(FLAGS_admin_token_file);
+  server_options.data_token_file = absl::GetFlag(FLAGS_data_token_file);
+  server_options.tls_certificate = absl::GetFlag(FLAGS_tls_cert);
+  server_options.tls_key = absl::GetFlag(FLAGS_tls_key);
+  server_options.tls_client_ca = absl::GetFlag(FLAGS_tls_client_ca);
+  server_options.admin_tls_client_ca = absl::GetFlag(FLAGS_admin_tls_client_ca).empty()
+                                           ? absl::GetFlag(FLAGS_tls_client_ca)
+                                           : absl::GetFlag(FLAGS_admin_tls_client_ca);
+  if (absl::GetFlag(FLAGS_health_port) >= 0) {
+    server_options.health_port = absl::GetFlag(FLAGS_health_port);
+  }
   server_options.cpu_threads = budget.threads;
   server_options.limits = classifier_options.limits;
   server_options.plan = plan_options;
@@ -264,9 +301,10 @@ absl::Status Run() {
   }
   exposer->RegisterCollectable(metrics.registry());
 
-  const nlohmann::json ports = {{"port", server->port()},
-                                {"admin_port", server->admin_port()},
-                                {"metrics_port", metrics_port}};
+  nlohmann::json ports = {{"port", server->port()},
+                          {"admin_port", server->admin_port()},
+                          {"metrics_port", metrics_port}};
+  if (server->health_port() != 0) ports["health_port"] = server->health_port();
   if (!absl::GetFlag(FLAGS_ports_file).empty()) {
     TERN_RETURN_IF_ERROR(
         WriteFileAtomically(absl::GetFlag(FLAGS_ports_file), {ports.dump() + "\n"}));
@@ -286,6 +324,14 @@ absl::Status Run() {
   int signal = 0;
   sigwait(&signals, &signal);
   TERN_LOG_INFO("{}: draining", signal == SIGTERM ? "SIGTERM" : "SIGINT");
+  // Whoever asks again wants it to end now. Never joined: it waits for a signal to the end.
+  std::thread([signals] {
+    int second = 0;
+    sigwait(&signals, &second);
+    TERN_LOG_WARN("{} again: ends at once, running calls are lost",
+                  second == SIGTERM ? "SIGTERM" : "SIGINT");
+    std::_Exit(kExitBySecondSignal);
+  }).detach();
   server->SetDraining();
   watcher.reset();
   keep_choices();

@@ -29,6 +29,7 @@
 #include "prometheus/text_serializer.h"
 #include "server/base/cpu_budget.h"
 #include "server/base/log.h"
+#include "server/metrics/access_metrics.h"
 
 namespace tern::metrics {
 namespace {
@@ -838,6 +839,7 @@ std::vector<std::pair<std::string, std::string>> Metrics::Catalogue() {
   std::vector<std::pair<std::string, std::string>> catalogue;
   for (const Spec* spec : kSpecs) catalogue.emplace_back(spec->name, spec->help);
   for (const Spec& spec : kLive) catalogue.emplace_back(spec.name, spec.help);
+  for (auto& entry : AccessMetrics::Catalogue()) catalogue.push_back(std::move(entry));
   return catalogue;
 }
 

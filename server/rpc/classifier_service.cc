@@ -8,8 +8,9 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "server/base/retry_after.h"
-#include "server/rpc/client_identity.h"
+#include "server/rpc/call_interceptor.h"
 #include "server/rpc/deadline.h"
+#include "server/rpc/identity.h"
 #include "server/rpc/ordered_stream.h"
 #include "server/rpc/request_timer.h"
 
@@ -101,10 +102,12 @@ class ClassifyCall final : public grpc::ServerUnaryReactor {
   explicit ClassifyCall(metrics::Metrics* metrics)
       : timer_(metrics, "Classify"), cancelled_(std::make_shared<std::atomic<bool>>(false)) {}
 
-  void Start(serving::Classifier* classifier, const v1::ClassifyRequest& request,
-             const std::string& client, absl::Time deadline, v1::ClassifyResponse* response) {
-    absl::StatusOr<serving::ClassifyInput> input = ToInput(request, client, deadline);
+  void Start(grpc::CallbackServerContext* context, serving::Classifier* classifier,
+             const v1::ClassifyRequest& request, v1::ClassifyResponse* response) {
+    absl::StatusOr<serving::ClassifyInput> input =
+        ToInput(request, CallerOf(*context).ToString(), Deadline(*context));
     if (!input.ok()) return Finish(timer_.Finish(input.status()));
+    NameRequest(context, request.request_id().empty(), &input->request_id);
     input->cancelled = [flag = cancelled_] { return flag->load(); };
     const std::string id = input->request_id;
     classifier->Classify(request.model(), request.version(), *std::move(input),
@@ -143,7 +146,7 @@ grpc::ServerUnaryReactor* ClassifierService::Classify(grpc::CallbackServerContex
                                                       const v1::ClassifyRequest* request,
                                                       v1::ClassifyResponse* response) {
   auto* call = new ClassifyCall(metrics_);
-  call->Start(classifier_, *request, ClientOf(*context), Deadline(*context), response);
+  call->Start(context, classifier_, *request, response);
   return call;
 }
 
@@ -152,9 +155,10 @@ ClassifierService::ClassifyStream(grpc::CallbackServerContext* context) {
   using Stream = OrderedStream<v1::ClassifyRequest, v1::ClassifyStreamResponse>;
   return new Stream(
       metrics_, "ClassifyStream",
-      [classifier = classifier_, client = ClientOf(*context), deadline = Deadline(*context)](
-          const v1::ClassifyRequest& request, std::shared_ptr<const std::atomic<bool>> cancelled,
-          Stream::Answer answer) {
+      [classifier = classifier_, client = CallerOf(*context).ToString(),
+       deadline = Deadline(*context)](const v1::ClassifyRequest& request,
+                                      std::shared_ptr<const std::atomic<bool>> cancelled,
+                                      Stream::Answer answer) {
         absl::StatusOr<serving::ClassifyInput> input = ToInput(request, client, deadline);
         if (!input.ok()) return answer(ToStreamResponse(request.request_id(), input.status()));
         input->cancelled = [cancelled = std::move(cancelled)] { return cancelled->load(); };

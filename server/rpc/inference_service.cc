@@ -7,8 +7,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "server/base/status_macros.h"
-#include "server/rpc/client_identity.h"
 #include "server/rpc/deadline.h"
+#include "server/rpc/identity.h"
 #include "server/rpc/ordered_stream.h"
 #include "server/rpc/request_timer.h"
 
@@ -118,7 +118,7 @@ grpc::ServerUnaryReactor* InferenceService::ModelInfer(Context* context,
                                                        const inference::ModelInferRequest* request,
                                                        inference::ModelInferResponse* response) {
   auto* call = new InferCall(metrics_);
-  call->Start(*inference_, *request, ClientOf(*context), Deadline(*context), response);
+  call->Start(*inference_, *request, CallerOf(*context).ToString(), Deadline(*context), response);
   return call;
 }
 
@@ -127,9 +127,10 @@ InferenceService::ModelStreamInfer(Context* context) {
   using Stream = OrderedStream<inference::ModelInferRequest, inference::ModelStreamInferResponse>;
   return new Stream(
       metrics_, "ModelStreamInfer",
-      [inference = inference_, client = ClientOf(*context), deadline = Deadline(*context)](
-          const inference::ModelInferRequest& request,
-          std::shared_ptr<const std::atomic<bool>> cancelled, Stream::Answer answer) {
+      [inference = inference_, client = CallerOf(*context).ToString(),
+       deadline = Deadline(*context)](const inference::ModelInferRequest& request,
+                                      std::shared_ptr<const std::atomic<bool>> cancelled,
+                                      Stream::Answer answer) {
         inference->ModelInfer(
             request,
             {deadline, [cancelled = std::move(cancelled)] { return cancelled->load(); }, client},

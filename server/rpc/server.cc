@@ -1,21 +1,29 @@
 #include "server/rpc/server.h"
 
 #include <algorithm>
+#include <condition_variable>
 #include <mutex>
 #include <set>
 #include <thread>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "grpcpp/ext/proto_server_reflection_plugin.h"
 #include "grpcpp/grpcpp.h"
 #include "grpcpp/health_check_service_interface.h"
+#include "server/base/log.h"
 #include "server/base/status_macros.h"
 #include "server/rpc/acceptor.h"
+#include "server/rpc/call_interceptor.h"
 #include "server/rpc/classifier_service.h"
 #include "server/rpc/inference_service.h"
+#include "server/rpc/port_credentials.h"
+#include "server/rpc/port_guard.h"
 #include "server/rpc/profiler_service.h"
 #include "server/rpc/quantizer_service.h"
 #include "server/rpc/registry_service.h"
+#include "server/rpc/tls_files.h"
+#include "server/rpc/token_file.h"
 
 namespace tern::rpc {
 namespace {
@@ -43,6 +51,68 @@ absl::StatusOr<std::unique_ptr<Acceptor>> Listen(
   return Acceptor::Listen(std::move(options), builder);
 }
 
+bool IsLoopback(absl::string_view host) {
+  return host == "localhost" || host == "::1" || host == "[::1]" ||
+         absl::StartsWith(host, "127.") || absl::StartsWith(host, "unix:");
+}
+
+absl::StatusOr<std::shared_ptr<TokenFile>> OpenTokens(const std::string& path,
+                                                      metrics::Metrics* metrics) {
+  if (path.empty()) return std::shared_ptr<TokenFile>();
+  TERN_ASSIGN_OR_RETURN(std::unique_ptr<TokenFile> file,
+                        TokenFile::Open(path, [metrics] { metrics->Fallback("stale_tokens"); }));
+  return std::shared_ptr<TokenFile>(std::move(file));
+}
+
+absl::StatusOr<std::shared_ptr<TlsFiles>> OpenTls(const ServerOptions& options,
+                                                  const std::string& client_ca, const char* port,
+                                                  std::shared_ptr<metrics::AccessMetrics> access,
+                                                  metrics::Metrics* metrics) {
+  if (options.tls_certificate.empty() != options.tls_key.empty()) {
+    return absl::InvalidArgumentError("TLS: want a certificate and its key, got one of the two");
+  }
+  if (options.tls_certificate.empty()) {
+    if (client_ca.empty()) return std::shared_ptr<TlsFiles>();
+    return absl::InvalidArgumentError("TLS: want a certificate and a key with a client authority");
+  }
+  TERN_ASSIGN_OR_RETURN(std::unique_ptr<TlsFiles> files,
+                        TlsFiles::Open(
+                            {options.tls_certificate, options.tls_key, client_ca},
+                            [access, port](const TlsContent& content) {
+                              access->CertificateExpiry(port, content.not_after);
+                            },
+                            [metrics] { metrics->Fallback("stale_certificate"); }));
+  return std::shared_ptr<TlsFiles>(std::move(files));
+}
+
+struct Guards {
+  std::shared_ptr<PortGuard> data, admin;
+};
+
+absl::StatusOr<Guards> MakeGuards(const ServerOptions& options,
+                                  const std::shared_ptr<metrics::AccessMetrics>& access,
+                                  metrics::Metrics* metrics) {
+  TERN_ASSIGN_OR_RETURN(const auto admin_tokens, OpenTokens(options.admin_token_file, metrics));
+  TERN_ASSIGN_OR_RETURN(const auto data_tokens, OpenTokens(options.data_token_file, metrics));
+  PortRules data{.port = "data", .token_required = data_tokens != nullptr};
+  PortRules admin{.port = "admin", .token_required = admin_tokens != nullptr};
+  if (data_tokens != nullptr) {
+    data.known.push_back(data_tokens);
+    admin.others.push_back(data_tokens);
+  }
+  if (admin_tokens != nullptr) {
+    data.known.push_back(admin_tokens);
+    admin.known.push_back(admin_tokens);
+  } else if (!IsLoopback(options.admin_host) && options.admin_tls_client_ca.empty()) {
+    TERN_LOG_WARN(
+        "the admin port listens on {} without tokens or client certificates: who reaches it can "
+        "replace and delete models (--admin_token_file, --admin_tls_client_ca)",
+        options.admin_host);
+  }
+  return Guards{std::make_shared<PortGuard>(std::move(data), access),
+                std::make_shared<PortGuard>(std::move(admin), access)};
+}
+
 void SetCommon(grpc::ServerBuilder* builder, const image::Limits& limits) {
   builder->SetMaxReceiveMessageSize(MaxMessageBytes(limits));
   // A client that vanished without a word keeps its connection for 80 s.
@@ -65,8 +135,24 @@ struct Server::Impl {
   std::unique_ptr<RegistryService> registry;
   std::unique_ptr<QuantizerService> quantizer;
   std::unique_ptr<ProfilerService> profiler;
-  std::unique_ptr<grpc::Server> data, admin;
-  std::unique_ptr<Acceptor> data_port, admin_port;
+  std::unique_ptr<grpc::Server> data, admin, health;
+  const std::shared_ptr<CallCounts> counts = std::make_shared<CallCounts>();
+  std::unique_ptr<Acceptor> data_port, admin_port, health_port;
+
+  std::vector<grpc::Server*> servers() const {
+    std::vector<grpc::Server*> all;
+    for (grpc::Server* server : {data.get(), admin.get(), health.get()}) {
+      if (server != nullptr) all.push_back(server);
+    }
+    return all;
+  }
+  std::vector<Acceptor*> ports() const {
+    std::vector<Acceptor*> all;
+    for (Acceptor* port : {data_port.get(), admin_port.get(), health_port.get()}) {
+      if (port != nullptr) all.push_back(port);
+    }
+    return all;
+  }
   std::mutex mutex;
   std::set<std::string> health_names;
   bool draining = false;
@@ -78,6 +164,9 @@ Server::~Server() { Shutdown(absl::ZeroDuration()); }
 
 int Server::port() const { return impl_->data_port->port(); }
 int Server::admin_port() const { return impl_->admin_port->port(); }
+int Server::health_port() const {
+  return impl_->health_port == nullptr ? 0 : impl_->health_port->port();
+}
 
 absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& options,
                                                       repository::Repository* repository,
@@ -85,6 +174,12 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
                                                       oip::Inference* inference,
                                                       monitoring::LabelJoin* labels,
                                                       metrics::Metrics* metrics) {
+  const auto access = std::make_shared<metrics::AccessMetrics>(*metrics);
+  TERN_ASSIGN_OR_RETURN(const Guards guards, MakeGuards(options, access, metrics));
+  TERN_ASSIGN_OR_RETURN(const auto data_tls,
+                        OpenTls(options, options.tls_client_ca, "data", access, metrics));
+  TERN_ASSIGN_OR_RETURN(const auto admin_tls,
+                        OpenTls(options, options.admin_tls_client_ca, "admin", access, metrics));
   grpc::EnableDefaultHealthCheckService(true);
   static std::once_flag reflection;
   std::call_once(reflection, [] { grpc::reflection::InitProtoReflectionServerBuilderPlugin(); });
@@ -111,9 +206,11 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
   {
     grpc::ServerBuilder builder;
     SetCommon(&builder, options.limits);
-    TERN_ASSIGN_OR_RETURN(impl.data_port,
-                          Listen(options.host, options.port, grpc::InsecureServerCredentials(),
-                                 "data", metrics, builder));
+    TERN_ASSIGN_OR_RETURN(impl.data_port, Listen(options.host, options.port,
+                                                 MakePortCredentials(guards.data, data_tls), "data",
+                                                 metrics, builder));
+    builder.experimental().SetInterceptorCreators(
+        MakeCallInterceptors(guards.data, impl.counts, false));
     builder.RegisterService(impl.classifier.get());
     builder.RegisterService(impl.inference.get());
     impl.data = builder.BuildAndStart();
@@ -128,9 +225,11 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
     builder.SetSyncServerOption(grpc::ServerBuilder::SyncServerOption::NUM_CQS, 1);
     builder.SetSyncServerOption(grpc::ServerBuilder::SyncServerOption::MIN_POLLERS, 1);
     builder.SetSyncServerOption(grpc::ServerBuilder::SyncServerOption::MAX_POLLERS, 2);
-    TERN_ASSIGN_OR_RETURN(impl.admin_port,
-                          Listen(options.admin_host, options.admin_port,
-                                 grpc::InsecureServerCredentials(), "admin", metrics, builder));
+    TERN_ASSIGN_OR_RETURN(impl.admin_port, Listen(options.admin_host, options.admin_port,
+                                                  MakePortCredentials(guards.admin, admin_tls),
+                                                  "admin", metrics, builder));
+    builder.experimental().SetInterceptorCreators(
+        MakeCallInterceptors(guards.admin, impl.counts, true));
     builder.RegisterService(impl.inference_admin.get());
     builder.RegisterService(impl.registry.get());
     builder.RegisterService(impl.quantizer.get());
@@ -138,9 +237,19 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
     impl.admin = builder.BuildAndStart();
     if (impl.admin == nullptr) return absl::InternalError("gRPC: the admin port's server");
   }
+  if (options.health_port.has_value()) {
+    grpc::ServerBuilder builder;
+    SetCommon(&builder, options.limits);
+    const auto guard =
+        std::make_shared<PortGuard>(PortRules{.port = "health", .health_only = true}, access);
+    TERN_ASSIGN_OR_RETURN(impl.health_port,
+                          Listen(options.host, *options.health_port,
+                                 MakePortCredentials(guard, nullptr), "health", metrics, builder));
+    impl.health = builder.BuildAndStart();
+    if (impl.health == nullptr) return absl::InternalError("gRPC: the health port's server");
+  }
   server->UpdateHealth();
-  impl.data_port->Start();
-  impl.admin_port->Start();
+  for (Acceptor* port : impl.ports()) port->Start();
   return server;
 }
 
@@ -152,7 +261,7 @@ void Server::UpdateHealth() {
     known.insert(info.model);
     if (info.is_default && info.state == repository::State::kReady) ready.insert(info.model);
   }
-  for (grpc::Server* server : {impl_->data.get(), impl_->admin.get()}) {
+  for (grpc::Server* server : impl_->servers()) {
     grpc::HealthCheckServiceInterface* health = server->GetHealthCheckService();
     if (health == nullptr) continue;
     health->SetServingStatus("", true);
@@ -169,8 +278,8 @@ void Server::SetDraining() {
   std::lock_guard<std::mutex> lock(impl_->mutex);
   impl_->draining = true;
   impl_->oip->SetDraining();
-  for (grpc::Server* server : {impl_->data.get(), impl_->admin.get()}) {
-    if (server != nullptr && server->GetHealthCheckService() != nullptr) {
+  for (grpc::Server* server : impl_->servers()) {
+    if (server->GetHealthCheckService() != nullptr) {
       server->GetHealthCheckService()->SetServingStatus(false);
     }
   }
@@ -183,16 +292,30 @@ void Server::Shutdown(absl::Duration grace) {
     impl_->stopped = true;
     impl_->draining = true;
   }
-  for (Acceptor* port : {impl_->data_port.get(), impl_->admin_port.get()}) {
-    if (port != nullptr) port->Stop();
-  }
+  for (Acceptor* port : impl_->ports()) port->Stop();
   const auto deadline = absl::ToChronoTime(absl::Now() + grace);
   // Side by side: an idle connection may make each take its whole grace.
-  std::thread admin([&] {
-    if (impl_->admin != nullptr) impl_->admin->Shutdown(deadline);
+  std::vector<std::thread> closing;
+  for (grpc::Server* server : impl_->servers()) {
+    closing.emplace_back([server, deadline] { server->Shutdown(deadline); });
+  }
+  // From the deadline on gRPC cancels what still runs, and so a call that ends then is no answer.
+  std::mutex mutex;
+  std::condition_variable closed;
+  bool done = false;
+  std::thread watch([&] {
+    std::unique_lock<std::mutex> lock(mutex);
+    if (!closed.wait_until(lock, deadline, [&] { return done; })) impl_->counts->closing = true;
   });
-  if (impl_->data != nullptr) impl_->data->Shutdown(deadline);
-  admin.join();
+  for (std::thread& thread : closing) thread.join();
+  {
+    std::lock_guard<std::mutex> lock(mutex);
+    done = true;
+  }
+  closed.notify_one();
+  watch.join();
+  TERN_LOG_INFO("{} calls answered, {} given up", impl_->counts->answered.load(),
+                impl_->counts->given_up.load());
 }
 
 }  // namespace tern::rpc

@@ -1,10 +1,11 @@
-// The two gRPC servers: data port (ImageClassifier, GRPCInferenceService, health, reflection) and
+// The gRPC servers: data port (ImageClassifier, GRPCInferenceService, health, reflection) and
 // admin port (Quantizer, ModelRegistry, Profiler, the repository's calls of GRPCInferenceService,
 // health, reflection).
 #ifndef TERN_SERVER_RPC_SERVER_H_
 #define TERN_SERVER_RPC_SERVER_H_
 
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "absl/status/statusor.h"
@@ -22,7 +23,16 @@ struct ServerOptions {
   std::string host = "0.0.0.0";
   int port = 8500;  // 0 = any free port
   int admin_port = 8501;
-  std::string admin_host = "0.0.0.0";
+  std::string admin_host = "127.0.0.1";
+  // Files of bearer tokens (token_file.h); empty: none are required. A token of the admin file is
+  // good for both ports, one of the data file for the data port.
+  std::string admin_token_file, data_token_file;
+  // PEM files of both ports (tls_files.h); empty: plain text. With an authority, clients of that
+  // port must bring one of its certificates.
+  std::string tls_certificate, tls_key, tls_client_ca, admin_tls_client_ca;
+  // A third port with health checks only, in plain text on `host`, for probes that cannot do TLS;
+  // 0 = any free port.
+  std::optional<int> health_port;
   int cpu_threads = 1;
   image::Limits limits;
   engine::PlanOptions plan;
@@ -32,8 +42,9 @@ struct ServerOptions {
 // Thread safe.
 class Server {
  public:
-  // Starts both. UNAVAILABLE if a port cannot be bound (names it). Nothing is owned; all must
-  // outlive the server.
+  // Starts both. UNAVAILABLE if a port cannot be bound (names it), the errors of TokenFile::Open
+  // and TlsFiles::Open for their files, INVALID_ARGUMENT for a certificate without a key or the
+  // reverse. Nothing is owned; all must outlive the server.
   static absl::StatusOr<std::unique_ptr<Server>> Start(const ServerOptions& options,
                                                        repository::Repository* repository,
                                                        serving::Classifier* classifier,
@@ -44,13 +55,15 @@ class Server {
 
   int port() const;
   int admin_port() const;
+  int health_port() const;  // 0: there is none
 
   // grpc.health.v1: the name "" and every model with a ready default version are SERVING, until
   // SetDraining().
   void UpdateHealth();
   void SetDraining();
 
-  // Stops accepting, waits up to `grace` for running calls, then cancels them.
+  // Stops accepting, waits up to `grace` for running calls, then cancels them. Logs how many calls
+  // were answered since the start and how many were given up.
   void Shutdown(absl::Duration grace);
 
  private:

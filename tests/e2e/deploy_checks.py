@@ -247,12 +247,14 @@ class Helm(unittest.TestCase):
         self.assertIn("--max_pixels=40000000", container["args"])  # not 4e+07
         self.assertIn("emptyDir", pod["volumes"][0])
         self.assertNotIn("--demo", container["args"])
-        for name in ("release-tern", "release-tern-admin", "release-tern-metrics"):
+        for name in ("release-tern", "release-tern-metrics"):
             self.assertEqual(objects["Service", name]["spec"]["type"], "ClusterIP")
+        self.assertNotIn(("Service", "release-tern-admin"), objects)
+        self.assertIn("--admin_host=127.0.0.1", container["args"])
         self.assertEqual([p["name"] for p in objects["Service", "release-tern"]["spec"]["ports"]], ["grpc"])
 
     def test_services_select_the_pods_and_name_their_ports(self):
-        objects = self.render("service.headless=true")
+        objects = self.render("service.headless=true", "admin.service.enabled=true", "networkPolicy.enabled=true")
         template = objects["Deployment", "release-tern"]["spec"]["template"]
         ports = {p["name"] for p in template["spec"]["containers"][0]["ports"]}
         services = [o for (kind, _), o in objects.items() if kind == "Service"]
@@ -265,10 +267,36 @@ class Helm(unittest.TestCase):
         self.assertFalse(services[0]["spec"]["selector"].items() <= test.items())
 
     def test_the_admin_port_is_never_exposed(self):
-        objects = self.render("service.type=LoadBalancer")
+        objects = self.render("service.type=LoadBalancer", "admin.service.enabled=true",
+                              "auth.adminTokensSecret=tokens")
         self.assertEqual(objects["Service", "release-tern"]["spec"]["type"], "LoadBalancer")
         self.assertEqual(objects["Service", "release-tern-admin"]["spec"]["type"], "ClusterIP")
-        self.assertNotIn(("Service", "release-tern-admin"), self.render("admin.service.enabled=false"))
+
+    def test_the_admin_service_needs_tokens_or_a_network_policy(self):
+        result = run("helm", "template", "release", str(chart()), "--set", "admin.service.enabled=true")
+        self.assertNotEqual(result.returncode, 0)
+        self.assertIn("auth.adminTokensSecret", result.stderr)
+
+    def test_tls_moves_the_probes_to_the_health_port(self):
+        objects = self.render("tls.secret=cert", "tls.clientCertificates=true")
+        pod = objects["Deployment", "release-tern"]["spec"]["template"]["spec"]
+        container = pod["containers"][0]
+        for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+            self.assertEqual(container[probe]["grpc"]["port"], 8503)
+        mount = {m["name"]: m["mountPath"] for m in container["volumeMounts"]}["tls"]
+        for flag in (f"--tls_cert={mount}/tls.crt", f"--tls_key={mount}/tls.key", f"--tls_client_ca={mount}/ca.crt",
+                     "--health_port=8503"):
+            self.assertIn(flag, container["args"])
+
+    def test_tokens_are_mounted_where_the_flags_look(self):
+        objects = self.render("auth.adminTokensSecret=a", "auth.dataTokensSecret=d")
+        pod = objects["Deployment", "release-tern"]["spec"]["template"]["spec"]
+        container = pod["containers"][0]
+        mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+        secrets = {v["name"]: v["secret"]["secretName"] for v in pod["volumes"] if "secret" in v}
+        self.assertEqual(secrets, {"admin-tokens": "a", "data-tokens": "d"})
+        self.assertIn(f"--admin_token_file={mounts['admin-tokens']}/tokens", container["args"])
+        self.assertIn(f"--data_token_file={mounts['data-tokens']}/tokens", container["args"])
 
     def test_everything_on(self):
         objects = self.render("autoscaling.enabled=true", "repository.seedClaim=models",

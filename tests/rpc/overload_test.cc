@@ -12,7 +12,7 @@
 #include "google/rpc/error_details.pb.h"
 #include "google/rpc/status.pb.h"
 #include "server/oip/inference.h"
-#include "server/rpc/client_identity.h"
+#include "server/rpc/identity.h"
 #include "server/rpc/server.h"
 #include "tern/v1/classifier.grpc.pb.h"
 #include "tests/serving/server_fixture.h"
