@@ -13,6 +13,7 @@ if(TERN_STATIC_DEPS)
 endif()
 find_package(dnnl CONFIG REQUIRED)  # needs ocl-icd-opencl-dev on bookworm: its config asks for OpenCL
 find_package(ONNX CONFIG REQUIRED)
+find_package(Boost REQUIRED)  # headers: Asio and Beast
 find_package(prometheus-cpp CONFIG REQUIRED)
 find_package(spdlog CONFIG REQUIRED)
 find_package(nlohmann_json CONFIG REQUIRED)

@@ -8,7 +8,7 @@ build=(g++ cmake ninja-build make pkgconf
   libgrpc++-dev libprotobuf-dev protobuf-compiler protobuf-compiler-grpc libabsl-dev libonnx-dev
   libdnnl-dev ocl-icd-opencl-dev libopencv-core-dev libopencv-imgproc-dev libtbb-dev libglx-dev
   libturbojpeg0-dev libpng-dev libwebp-dev libexif-dev
-  prometheus-cpp-dev libspdlog-dev nlohmann-json3-dev libcli11-dev libeigen3-dev libisal-dev libssl-dev)
+  libboost-dev prometheus-cpp-dev libspdlog-dev nlohmann-json3-dev libcli11-dev libeigen3-dev libisal-dev libssl-dev)
 demo=(curl)
 test=(libgtest-dev libgmock-dev libbenchmark-dev python3 python3-yaml python3-grpcio python3-protobuf libfaketime curl openssl)
 finetune=(libtorch-dev)

@@ -11,6 +11,9 @@ mkdir -p "$fixtures"
 # What waits for the network and for unpacking goes beside what computes.
 background=()
 "$source/tests/emulation/setup.sh" "$fixtures/emulation" & background+=($!)
+if [ -z "${TERN_CLIENTS_PYTHON:-}" ]; then
+  "$source/tests/interop/inference/make_venv.sh" "$fixtures/clients" & clients=$!
+fi
 if [ -z "${TERN_ORT_PYTHON:-}" ]; then
   "$source/tests/interop/onnxruntime/make_venv.sh" "$fixtures/onnxruntime" & background+=($!)
 fi
@@ -48,6 +51,13 @@ if [ -z "${TERN_ORT_PYTHON:-}" ]; then
     export TERN_ORT_PYTHON=$fixtures/onnxruntime/bin/python
   else
     echo "onnxruntime cannot be installed from PyPI: its tests are skipped"
+  fi
+fi
+if [ -z "${TERN_CLIENTS_PYTHON:-}" ]; then
+  if wait "$clients"; then
+    export TERN_CLIENTS_PYTHON=$fixtures/clients/bin/python
+  else
+    echo "tritonclient cannot be installed from PyPI: its tests are skipped"
   fi
 fi
 export TERN_TORCH_FIXTURES=$fixtures/torch TERN_PARITY_FIXTURES=$fixtures/parity

@@ -1,8 +1,7 @@
 // ternd: the server. Flags, wiring, signals; everything else lies in the folders below.
-#include <prometheus/exposer.h>
-#include <prometheus/registry.h>
 #include <signal.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
@@ -26,6 +25,8 @@
 #include "server/base/status_macros.h"
 #include "server/classify/top_k.h"
 #include "server/engine/plan.h"
+#include "server/http/routes.h"
+#include "server/http/server.h"
 #include "server/image/image.h"
 #include "server/kernels/choices_file.h"
 #include "server/kernels/dispatch.h"
@@ -67,7 +68,8 @@ ABSL_FLAG(
     "Port with health checks only, in plain text on --host, for probes that cannot do TLS; 0 = any "
     "free port, -1 = none.");
 ABSL_FLAG(std::string, metrics_host, "0.0.0.0", "Address of the metrics port.");
-ABSL_FLAG(int, metrics_port, 8502, "Prometheus metrics over HTTP on /metrics; 0 = any free port.");
+ABSL_FLAG(int, metrics_port, 8502,
+          "HTTP: /metrics for Prometheus, /v2 the Open Inference Protocol; 0 = any free port.");
 ABSL_FLAG(std::string, ports_file, "", "Gets the three ports as JSON once the server is ready.");
 ABSL_FLAG(bool, demo, false,
           "Put the embedded demo model into the repository as \"demo\", if it is not there.");
@@ -288,22 +290,24 @@ absl::Status Run() {
                         rpc::Server::Start(server_options, repository.get(), classifier.get(),
                                            &inference, &labels, &metrics));
 
-  std::unique_ptr<prometheus::Exposer> exposer;
-  int metrics_port = 0;
-  const std::string metrics_address =
-      absl::StrCat(absl::GetFlag(FLAGS_metrics_host), ":", absl::GetFlag(FLAGS_metrics_port));
-  try {  // prometheus-cpp reports a taken port by an exception
-    exposer = std::make_unique<prometheus::Exposer>(metrics_address, 1);
-    metrics_port = exposer->GetListeningPorts().at(0);
-  } catch (const std::exception& error) {
-    return absl::UnavailableError(
-        absl::StrCat("cannot listen on ", metrics_address, ": ", error.what()));
-  }
-  exposer->RegisterCollectable(metrics.registry());
+  http::Routes routes(&inference, &metrics);
+  http::ServerOptions web_options;
+  web_options.host = absl::GetFlag(FLAGS_metrics_host);
+  web_options.port = absl::GetFlag(FLAGS_metrics_port);
+  // An image of the largest size in base64, or a few smaller ones.
+  web_options.max_body_bytes =
+      2 * std::min<uint64_t>(classifier_options.limits.max_bytes, 1 << 30) + (64 << 10);
+  web_options.max_total_body_bytes = 8 * web_options.max_body_bytes;
+  web_options.refused = [&routes](int status) { routes.Refused(status); };
+  TERN_ASSIGN_OR_RETURN(
+      std::unique_ptr<http::Server> web,
+      http::Server::Start(web_options, [&routes](http::Request request, http::Respond respond) {
+        routes.Handle(std::move(request), std::move(respond));
+      }));
 
   nlohmann::json ports = {{"port", server->port()},
                           {"admin_port", server->admin_port()},
-                          {"metrics_port", metrics_port}};
+                          {"metrics_port", web->port()}};
   if (server->health_port() != 0) ports["health_port"] = server->health_port();
   if (!absl::GetFlag(FLAGS_ports_file).empty()) {
     TERN_RETURN_IF_ERROR(
@@ -315,7 +319,7 @@ absl::Status Run() {
     watcher->Start(poll_interval);
   }
   TERN_LOG_INFO("ready: data port {}, admin port {}, metrics http://{}:{}/metrics", server->port(),
-                server->admin_port(), absl::GetFlag(FLAGS_metrics_host), metrics_port);
+                server->admin_port(), absl::GetFlag(FLAGS_metrics_host), web->port());
 
   sigset_t signals;
   sigemptyset(&signals);
@@ -336,11 +340,14 @@ absl::Status Run() {
   watcher.reset();
   keep_choices();
   absl::SleepFor(absl::GetFlag(FLAGS_drain));
+  const absl::Time end = absl::Now() + absl::GetFlag(FLAGS_grace);
   server->Shutdown(absl::GetFlag(FLAGS_grace));
+  web->Shutdown(end - absl::Now());
   shadow.SetRepository(nullptr);
   repository->Shutdown();
   classifier.reset();
   server.reset();
+  web.reset();
   repository.reset();
   TERN_LOG_INFO("stopped");
   return absl::OkStatus();

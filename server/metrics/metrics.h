@@ -2,7 +2,7 @@
 //
 // Times are seconds, counters end in _total. Labels model, version (decimal), scheme where they
 // apply. All functions are thread safe. Call sites pass plain values; nobody else includes
-// prometheus-cpp (except app, for the exposer).
+// prometheus-cpp.
 #ifndef TERN_SERVER_METRICS_METRICS_H_
 #define TERN_SERVER_METRICS_METRICS_H_
 
@@ -154,7 +154,7 @@ class Metrics {
   void Machine(int budget_threads, absl::string_view version, absl::string_view isa,
                absl::string_view onednn);
 
-  // For the exposer. Every collection first refreshes the process and cgroup figures (CPU seconds,
+  // Every collection first refreshes the process and cgroup figures (CPU seconds,
   // throttling, resident bytes).
   std::shared_ptr<prometheus::Registry> registry() const;
   // The text that /metrics serves (Prometheus text format 0.0.4).

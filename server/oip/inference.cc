@@ -20,8 +20,9 @@ constexpr char kPlatform[] = "tern";
 constexpr size_t kMaxRequestIdBytes = 128;
 
 // Only what is true: tools choose their calls by it.
-constexpr const char* kExtensions[] = {"classification", "model_configuration", "parameters",
-                                       "schedule_policy", "statistics"};
+constexpr const char* kExtensions[] = {"binary_tensor_data",  "classification",
+                                       "model_configuration", "parameters",
+                                       "schedule_policy",     "statistics"};
 
 const char* NameOf(State state) {
   switch (state) {

@@ -21,7 +21,8 @@ SOURCES = {".cc", ".h", ".inc"}
 # Prefix of an include path -> the folders that may use the library (tests/ are free).
 OWNERS = [
     (("grpc/", "grpc++/", "grpcpp/"), {"server/rpc", "server/app", "client"}),
-    (("prometheus/",), {"server/metrics", "server/app"}),
+    (("prometheus/",), {"server/metrics"}),
+    (("boost/",), {"server/http"}),
     (("dnnl", "oneapi/"), {"server/engine"}),
     (("onnx/",), {"server/onnx"}),
     (("opencv2/", "turbojpeg.h", "jpeglib.h", "png.h", "webp/", "libexif/"), {"server/image"}),

@@ -1,0 +1,247 @@
+#include "server/http/routes.h"
+
+#include <algorithm>
+#include <initializer_list>
+#include <memory>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "absl/time/clock.h"
+#include "server/base/log.h"
+#include "server/http/inference_json.h"
+
+namespace tern::http {
+namespace {
+
+constexpr char kJsonBytes[] = "inference-header-content-length";
+
+int HttpStatus(absl::StatusCode code) {
+  switch (code) {
+    case absl::StatusCode::kOk:
+      return 200;
+    case absl::StatusCode::kInvalidArgument:
+    case absl::StatusCode::kFailedPrecondition:
+    case absl::StatusCode::kOutOfRange:
+      return 400;
+    case absl::StatusCode::kPermissionDenied:
+      return 403;
+    case absl::StatusCode::kNotFound:
+      return 404;
+    case absl::StatusCode::kResourceExhausted:
+      return 429;
+    case absl::StatusCode::kUnimplemented:
+      return 501;
+    case absl::StatusCode::kUnavailable:
+      return 503;
+    case absl::StatusCode::kDeadlineExceeded:
+      return 504;
+    default:
+      return 500;
+  }
+}
+
+Response StatusResponse(const absl::Status& status) {
+  return ErrorResponse(HttpStatus(status.code()), std::string(status.message()));
+}
+
+Response JsonResponse(std::string body) {
+  Response response;
+  response.body = std::move(body);
+  return response;
+}
+
+// One call under /v2, counted as an RPC is: in flight, duration and code.
+class Call {
+ public:
+  Call(metrics::Metrics* metrics, const char* name, Respond respond)
+      : metrics_(metrics),
+        method_(absl::StrCat("http.", name)),
+        start_(absl::Now()),
+        respond_(std::move(respond)) {
+    metrics_->InFlight(method_, 1);
+  }
+  Call(const Call&) = delete;
+  Call& operator=(const Call&) = delete;
+
+  // Call one of them once.
+  void Finish(Response response) { Finish(absl::OkStatus(), std::move(response)); }
+  void Finish(const absl::Status& status) { Finish(status, StatusResponse(status)); }
+  template <typename M>
+  void Finish(const absl::StatusOr<M>& message) {
+    if (!message.ok()) return Finish(message.status());
+    Finish(JsonResponse(MessageToJson(*message)));
+  }
+
+ private:
+  void Finish(const absl::Status& status, Response response) {
+    metrics_->InFlight(method_, -1);
+    metrics_->Request(method_, absl::StatusCodeToString(status.code()), absl::Now() - start_);
+    if (response.status == 500) TERN_LOG_ERROR("{}: {}", method_, status.ToString());
+    respond_(std::move(response));
+  }
+
+  metrics::Metrics* const metrics_;
+  const std::string method_;
+  const absl::Time start_;
+  const Respond respond_;
+};
+
+// What a path under /v2 says.
+struct Target {
+  const char* name = nullptr;  // the call, as in gRPC; null = there is no such path
+  const char* method = "GET";
+  std::string model, version;
+};
+
+Target ParsePath(absl::string_view path) {
+  std::vector<std::string> parts = absl::StrSplit(path, '/', absl::SkipEmpty());
+  parts.erase(parts.begin());  // v2
+  const auto is = [&](std::initializer_list<absl::string_view> want) {
+    return std::equal(parts.begin(), parts.end(), want.begin(), want.end());
+  };
+  if (parts.empty()) return {"ServerMetadata"};
+  if (is({"health", "live"})) return {"ServerLive"};
+  if (is({"health", "ready"})) return {"ServerReady"};
+  if (is({"models", "stats"})) return {"ModelStatistics"};
+  if (is({"repository", "index"})) return {"RepositoryIndex", "POST"};
+  Target target;
+  if (parts[0] != "models" || parts.size() < 2) return target;
+  target.model = parts[1];
+  size_t at = 2;
+  if (parts.size() >= 4 && parts[2] == "versions") {
+    target.version = parts[3];
+    at = 4;
+  }
+  if (parts.size() == at) {
+    target.name = "ModelMetadata";
+  } else if (parts.size() == at + 1) {
+    const std::string& what = parts[at];
+    target.name = what == "ready"    ? "ModelReady"
+                  : what == "config" ? "ModelConfig"
+                  : what == "stats"  ? "ModelStatistics"
+                  : what == "infer"  ? "ModelInfer"
+                                     : nullptr;
+    if (what == "infer") target.method = "POST";
+  }
+  return target;
+}
+
+// 200 or 503 for health checks, which read nothing else.
+Response Readiness(bool ready, const char* what) {
+  if (!ready) return ErrorResponse(503, absl::StrCat(what, " is not ready"));
+  return JsonResponse("{}");
+}
+
+absl::StatusOr<std::optional<uint64_t>> JsonBytes(const Request& request) {
+  const auto found = request.headers.find(kJsonBytes);
+  if (found == request.headers.end()) return std::nullopt;
+  uint64_t bytes = 0;
+  if (!absl::SimpleAtoi(found->second, &bytes)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "Inference-Header-Content-Length: got '", found->second.substr(0, 32), "', want a number"));
+  }
+  return bytes;
+}
+
+void Infer(const oip::Inference& inference, const Target& target, Request request,
+           std::shared_ptr<Call> call) {
+  const absl::StatusOr<std::optional<uint64_t>> json_bytes = JsonBytes(request);
+  if (!json_bytes.ok()) return call->Finish(json_bytes.status());
+  absl::StatusOr<InferBody> body = ParseInferBody(request.body, *json_bytes);
+  if (!body.ok()) return call->Finish(body.status());
+  std::string().swap(request.body);
+  body->request.set_model_name(target.model);
+  body->request.set_model_version(target.version);
+  inference.ModelInfer(body->request, {},
+                       [call, binary = std::move(body->binary)](
+                           const absl::StatusOr<inference::ModelInferResponse>& answer) {
+                         if (!answer.ok()) return call->Finish(answer.status());
+                         InferAnswer formatted = FormatInferAnswer(*answer, binary);
+                         Response response = JsonResponse(std::move(formatted.body));
+                         if (formatted.json_bytes.has_value()) {
+                           response.content_type = "application/octet-stream";
+                           response.headers.emplace_back("Inference-Header-Content-Length",
+                                                         absl::StrCat(*formatted.json_bytes));
+                         }
+                         call->Finish(std::move(response));
+                       });
+}
+
+}  // namespace
+
+Routes::Routes(const oip::Inference* inference, metrics::Metrics* metrics)
+    : inference_(inference), metrics_(metrics) {
+  AddPage("/metrics", "text/plain; version=0.0.4; charset=utf-8",
+          [metrics] { return metrics->Render(); });
+}
+
+void Routes::AddPage(std::string path, std::string content_type,
+                     std::function<std::string()> content) {
+  pages_[std::move(path)] = {std::move(content_type), std::move(content)};
+}
+
+void Routes::Refused(int status) const {
+  const absl::StatusCode code = status == 400   ? absl::StatusCode::kInvalidArgument
+                                : status == 503 ? absl::StatusCode::kUnavailable
+                                                : absl::StatusCode::kResourceExhausted;
+  metrics_->Request("http", absl::StatusCodeToString(code), absl::ZeroDuration());
+}
+
+void Routes::Handle(Request request, Respond respond) const {
+  const auto page = pages_.find(request.path);
+  const bool v2 = request.path == "/v2" || absl::StartsWith(request.path, "/v2/");
+  const Target target = v2 ? ParsePath(request.path) : Target();
+  if (page == pages_.end() && target.name == nullptr) {
+    return respond(
+        ErrorResponse(404, absl::StrCat("there is no path ", request.path.substr(0, 256))));
+  }
+  const char* method = page != pages_.end() ? "GET" : target.method;
+  if (request.method != method) {
+    Response response = ErrorResponse(
+        405, absl::StrCat("method: got ", request.method.substr(0, 32), ", want ", method));
+    response.headers.emplace_back("Allow", method);
+    return respond(std::move(response));
+  }
+  if (page != pages_.end()) {
+    Response response;
+    response.content_type = page->second.content_type;
+    response.body = page->second.content();
+    return respond(std::move(response));
+  }
+  const auto encoding = request.headers.find("content-encoding");
+  if (encoding != request.headers.end() && encoding->second != "identity") {
+    return respond(ErrorResponse(
+        415,
+        absl::StrCat("Content-Encoding: got '", encoding->second.substr(0, 32), "', want none")));
+  }
+  auto call = std::make_shared<Call>(metrics_, target.name, std::move(respond));
+  const absl::string_view name = target.name;
+  if (name == "ModelInfer") return Infer(*inference_, target, std::move(request), call);
+  if (name == "ServerLive") return call->Finish(Readiness(true, "the server"));
+  if (name == "ServerReady")
+    return call->Finish(Readiness(inference_->ServerReady(), "the server"));
+  if (name == "ServerMetadata")
+    return call->Finish(JsonResponse(MessageToJson(inference_->ServerMetadata())));
+  if (name == "ModelMetadata")
+    return call->Finish(inference_->ModelMetadata(target.model, target.version));
+  if (name == "ModelConfig")
+    return call->Finish(inference_->ModelConfig(target.model, target.version));
+  if (name == "ModelStatistics")
+    return call->Finish(inference_->ModelStatistics(target.model, target.version));
+  if (name == "RepositoryIndex") {
+    const absl::StatusOr<bool> only_ready = ParseIndexBody(request.body);
+    if (!only_ready.ok()) return call->Finish(only_ready.status());
+    return call->Finish(JsonResponse(IndexToJson(inference_->RepositoryIndex(*only_ready))));
+  }
+  const absl::StatusOr<bool> ready = inference_->ModelReady(target.model, target.version);
+  if (!ready.ok()) return call->Finish(ready.status());
+  call->Finish(Readiness(*ready, "the model"));
+}
+
+}  // namespace tern::http
