@@ -14,6 +14,7 @@
 #include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
 #include "server/base/log.h"
+#include "server/base/retry_after.h"
 #include "server/http/inference_json.h"
 
 namespace tern::http {
@@ -46,8 +47,19 @@ int HttpStatus(absl::StatusCode code) {
   }
 }
 
+// As gRPC names its peers, so that a host is one client over both.
+std::string ClientOf(const Request& request) {
+  const bool ipv6 = absl::StrContains(request.client, ':');
+  return ipv6 ? absl::StrCat("ipv6:[", request.client, "]") : absl::StrCat("ipv4:", request.client);
+}
+
 Response StatusResponse(const absl::Status& status) {
-  return ErrorResponse(HttpStatus(status.code()), std::string(status.message()));
+  Response response = ErrorResponse(HttpStatus(status.code()), std::string(status.message()));
+  if (const auto after = RetryAfterOf(status); after.has_value()) {
+    response.headers.emplace_back(
+        "Retry-After", absl::StrCat(absl::ToInt64Seconds(absl::Ceil(*after, absl::Seconds(1)))));
+  }
+  return response;
 }
 
 Response JsonResponse(std::string body) {
@@ -158,7 +170,7 @@ void Infer(const oip::Inference& inference, const Target& target, Request reques
   std::string().swap(request.body);
   body->request.set_model_name(target.model);
   body->request.set_model_version(target.version);
-  inference.ModelInfer(body->request, {},
+  inference.ModelInfer(body->request, {absl::InfiniteFuture(), nullptr, ClientOf(request)},
                        [call, binary = std::move(body->binary)](
                            const absl::StatusOr<inference::ModelInferResponse>& answer) {
                          if (!answer.ok()) return call->Finish(answer.status());

@@ -107,7 +107,10 @@ class Server::Impl {
 class Server::Impl::Session final : public std::enable_shared_from_this<Session> {
  public:
   Session(Impl* server, tcp::socket socket)
-      : server_(server), options_(server->options_), stream_(std::move(socket)) {}
+      : server_(server), options_(server->options_), stream_(std::move(socket)) {
+    error_code ignored;
+    client_ = stream_.socket().remote_endpoint(ignored).address().to_string();
+  }
 
   void Start() {
     asio::dispatch(stream_.get_executor(), [self = this->shared_from_this()] { self->Read(); });
@@ -201,6 +204,7 @@ class Server::Impl::Session final : public std::enable_shared_from_this<Session>
       request.headers[absl::AsciiStrToLower(ToString(field.name_string()))] =
           ToString(field.value());
     request.body = std::move(message.body());
+    request.client = client_;
     stream_.expires_never();
     busy_ = true;
     // Keeps the context running until the answer is there.
@@ -236,7 +240,9 @@ class Server::Impl::Session final : public std::enable_shared_from_this<Session>
                        [self = this->shared_from_this()](error_code error, size_t) {
                          std::string().swap(self->answer_.body());
                          if (error) return self->Close();
-                         if (!self->answer_.keep_alive()) return self->CloseGently();
+                         if (!self->answer_.keep_alive()) {
+                           return self->server_->stopping_ ? self->Close() : self->CloseGently();
+                         }
                          self->Read();
                        });
   }
@@ -269,6 +275,7 @@ class Server::Impl::Session final : public std::enable_shared_from_this<Session>
   Impl* const server_;
   const ServerOptions& options_;
   beast::tcp_stream stream_;
+  std::string client_;
   beast::flat_buffer buffer_;
   std::optional<bhttp::request_parser<bhttp::string_body>> parser_;
   bhttp::response<bhttp::empty_body> go_on_;

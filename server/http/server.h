@@ -21,6 +21,7 @@ struct Request {
   std::string path;                            // as sent, without the query
   std::map<std::string, std::string> headers;  // names in lower case; the last of equal ones
   std::string body;
+  std::string client;  // address of the peer
 };
 
 struct Response {

@@ -261,6 +261,15 @@ absl::StatusOr<InferPlan> ParseInfer(const inference::ModelInferRequest& request
       // The classifier refuses what is beyond its levels.
       plan.priority =
           static_cast<uint32_t>(std::min<uint64_t>(priority, std::numeric_limits<uint32_t>::max()));
+    } else if (name == "min_accuracy") {
+      if (parameter.parameter_choice_case() != InferParameter::kDoubleParam) {
+        return Invalid(absl::StrCat("parameters.min_accuracy: got {", parameter.ShortDebugString(),
+                                    "}, want a double_param"));
+      }
+      plan.wishes.min_accuracy = parameter.double_param();
+    } else if (name == "max_latency_us") {
+      TERN_ASSIGN_OR_RETURN(const uint64_t latency, NonNegative(name, parameter));
+      if (latency < kMaxTimeoutUs) plan.wishes.max_latency = absl::Microseconds(latency);
     } else if (name == "sequence_id") {
       return Invalid("parameters.sequence_id: got one, want none: a classifier keeps no state");
     }
@@ -311,6 +320,8 @@ inference::ModelInferResponse ToResponse(const InferPlan& plan, const std::strin
   auto& parameters = *response.mutable_parameters();
   parameters["scheme"].set_string_param(model.info.scheme);
   parameters["isa"].set_string_param(model.isa);
+  if (outputs.front().degradation != serving::Degradation::kNone)
+    parameters["degraded_from"].set_int64_param(outputs.front().degraded_from);
   const auto largest = [&](absl::string_view name, auto value) {
     int64_t most = 0;
     for (const serving::ClassifyOutput& output : outputs)

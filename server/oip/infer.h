@@ -37,11 +37,12 @@ struct OutputChoice {
 // A checked ModelInferRequest.
 struct InferPlan {
   std::vector<serving::ClassifyInput>
-      images;                         // without request id, priority and what a Caller says
+      images;                         // without request id, priority, wishes and what a Caller says
   bool batched = true;                // the input has the dimension N
   std::vector<OutputChoice> outputs;  // at least one
   std::optional<absl::Duration> timeout;
   uint32_t priority = 0;  // as serving::ClassifyInput's
+  serving::Wishes wishes;
 };
 
 // INVALID_ARGUMENT saying what, got and wanted; RESOURCE_EXHAUSTED for more than kMaxImages images.

@@ -204,6 +204,7 @@ void Inference::ModelInfer(const inference::ModelInferRequest& request, Caller c
     images[i].cancelled = caller.cancelled;
     images[i].client = caller.client;
     images[i].priority = plan->priority;
+    images[i].wishes = plan->wishes;
   }
   classifier_->ClassifyAll(request.model_name(), *version, std::move(images),
                            [plan, id = request.id(), done = std::move(done)](
