@@ -585,6 +585,9 @@ Metrics::Metrics() : impl_(std::make_unique<Impl>()) {
                             "default_refused", "unreadable"}) {
     impl_->watch_events.With({event}, [](Counter&) {});
   }
+  for (const char* port : {"data", "admin"}) {
+    impl_->refused_connections.With({port}, [](Counter&) {});
+  }
   for (const char* outcome : {"published", "dry_run", "rejected", "failed", "cancelled"}) {
     impl_->quantize_jobs.With({outcome}, [](Counter&) {});
   }

@@ -112,6 +112,7 @@ void TouchEverything(Metrics& metrics) {
   metrics.Waiting(1000, 2, 1);
   metrics.BrownoutLevel("demo", 1);
   metrics.Rejected("queue_full");
+  metrics.RefusedConnection("data");
   metrics.ShadowDropped("backlog");
   metrics.WatchEvent("loaded");
   metrics.Fallback("float_island");
@@ -267,6 +268,7 @@ TEST(MetricsTest, KnownReasonsArePresentBeforeTheFirstEvent) {
   Metrics metrics;
   const Scrape scrape(metrics.Render());
   EXPECT_EQ(scrape.Value(R"(tern_rejected_total{reason="deadline"})"), 0);
+  EXPECT_EQ(scrape.Value(R"(tern_refused_connections_total{port="data"})"), 0);
   EXPECT_EQ(scrape.Value(R"(tern_quantize_jobs_total{outcome="cancelled"})"), 0);
 }
 
