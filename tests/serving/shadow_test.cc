@@ -48,9 +48,11 @@ class ShadowComparerTest : public testing::PipelineTest {
       std::make_shared<monitoring::VersionMonitor>(
           metrics::ModelLabels{"tiny", 2, "int8"}, v1::QuantizationReport(), 3,
           std::vector<std::string>(), monitoring::MonitorOptions(), &metrics_, Clock::Real());
-  // The work is done by another thread: waits for it, at most ten seconds.
+  // The work is done by a thread that gets only what no other program wants, which on a busy
+  // machine is little: waits for it, ten minutes at most.
+  static constexpr int kLooks = 60'000;
   bool Reaches(int agree, int disagree) {
-    for (int i = 0; i < 1000; ++i) {
+    for (int i = 0; i < kLooks; ++i) {
       if (Count("agree") == agree && Count("disagree") == disagree) return true;
       std::this_thread::sleep_for(std::chrono::milliseconds(10));
     }
@@ -138,7 +140,7 @@ TEST_F(ShadowComparerTest, FloatVersionsAreLeftAloneAndAMissingFloatVersionIsCou
   model.info.model = "other";
   shadow.SetRepository(repository_.get());
   shadow.Offer(model, monitor_, Logits(0), Pixels(0));
-  for (int i = 0; i < 1000 && Dropped("no_float") == 0; ++i) {
+  for (int i = 0; i < kLooks && Dropped("no_float") == 0; ++i) {
     std::this_thread::sleep_for(std::chrono::milliseconds(10));
   }
   EXPECT_EQ(Dropped("no_float"), 1);
@@ -156,7 +158,7 @@ TEST_F(ShadowComparerTest, AnUnloadedFloatVersionsMemoryIsReleased) {
   shadow.Offer(Quantised(), monitor_, Logits(0), Pixels(0));
   EXPECT_TRUE(Reaches(1, 0));
   ASSERT_TRUE(repository_->Unload("tiny", 1).ok());
-  for (int i = 0; i < 1000 && !float_version.expired(); ++i) {
+  for (int i = 0; i < kLooks && !float_version.expired(); ++i) {
     std::this_thread::sleep_for(std::chrono::milliseconds(10));
   }
   EXPECT_TRUE(float_version.expired());
