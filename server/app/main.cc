@@ -290,7 +290,12 @@ absl::Status Run() {
                         rpc::Server::Start(server_options, repository.get(), classifier.get(),
                                            &inference, &labels, &metrics));
 
-  http::Routes routes(&inference, &metrics);
+  http::Routes routes(&inference, &metrics,
+                      [&server](absl::string_view method, const std::string* authorization) {
+                        std::vector<absl::string_view> values;
+                        if (authorization != nullptr) values.push_back(*authorization);
+                        return server->CheckDataCall(method, values);
+                      });
   http::ServerOptions web_options;
   web_options.host = absl::GetFlag(FLAGS_metrics_host);
   web_options.port = absl::GetFlag(FLAGS_metrics_port);

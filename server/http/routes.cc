@@ -30,6 +30,8 @@ int HttpStatus(absl::StatusCode code) {
     case absl::StatusCode::kFailedPrecondition:
     case absl::StatusCode::kOutOfRange:
       return 400;
+    case absl::StatusCode::kUnauthenticated:
+      return 401;
     case absl::StatusCode::kPermissionDenied:
       return 403;
     case absl::StatusCode::kNotFound:
@@ -59,6 +61,7 @@ Response StatusResponse(const absl::Status& status) {
     response.headers.emplace_back(
         "Retry-After", absl::StrCat(absl::ToInt64Seconds(absl::Ceil(*after, absl::Seconds(1)))));
   }
+  if (response.status == 401) response.headers.emplace_back("WWW-Authenticate", "Bearer");
   return response;
 }
 
@@ -187,8 +190,8 @@ void Infer(const oip::Inference& inference, const Target& target, Request reques
 
 }  // namespace
 
-Routes::Routes(const oip::Inference* inference, metrics::Metrics* metrics)
-    : inference_(inference), metrics_(metrics) {
+Routes::Routes(const oip::Inference* inference, metrics::Metrics* metrics, Authorize authorize)
+    : inference_(inference), metrics_(metrics), authorize_(std::move(authorize)) {
   AddPage("/metrics", "text/plain; version=0.0.4; charset=utf-8",
           [metrics] { return metrics->Render(); });
 }
@@ -234,6 +237,14 @@ void Routes::Handle(Request request, Respond respond) const {
   }
   auto call = std::make_shared<Call>(metrics_, target.name, std::move(respond));
   const absl::string_view name = target.name;
+  const bool health = name == "ServerLive" || name == "ServerReady" || name == "ModelReady";
+  if (authorize_ && !health) {
+    const auto header = request.headers.find("authorization");
+    const absl::Status allowed =
+        authorize_(absl::StrCat("/inference.GRPCInferenceService/", name),
+                   header == request.headers.end() ? nullptr : &header->second);
+    if (!allowed.ok()) return call->Finish(allowed);
+  }
   if (name == "ModelInfer") return Infer(*inference_, target, std::move(request), call);
   if (name == "ServerLive") return call->Finish(Readiness(true, "the server"));
   if (name == "ServerReady")

@@ -7,6 +7,8 @@
 #include <map>
 #include <string>
 
+#include "absl/status/status.h"
+#include "absl/strings/string_view.h"
 #include "server/http/server.h"
 #include "server/metrics/metrics.h"
 #include "server/oip/inference.h"
@@ -16,7 +18,15 @@ namespace tern::http {
 // Thread safe once AddPage() has been called for the last time. Nothing is owned.
 class Routes {
  public:
-  Routes(const oip::Inference* inference, metrics::Metrics* metrics);
+  // Whether a call under /v2 may go on: its gRPC method ("/package.Service/Method") and the value
+  // of its Authorization header, if it has one. UNAUTHENTICATED is answered with 401,
+  // PERMISSION_DENIED with 403. Health checks are not asked about, as on the gRPC ports, nor is
+  // /metrics.
+  using Authorize =
+      std::function<absl::Status(absl::string_view method, const std::string* authorization)>;
+
+  // `authorize` may be null: everything goes on.
+  Routes(const oip::Inference* inference, metrics::Metrics* metrics, Authorize authorize = nullptr);
 
   // GET `path` answers with what `content` returns; called on the server's threads, so it must not
   // block.
@@ -25,10 +35,10 @@ class Routes {
   // Counts an answer that the transport gave (ServerOptions::refused), with the method http.
   void Refused(int status) const;
 
-  // A Handler. Statuses: 400 bad request, 404 unknown path, model or version, 405 wrong method, 415
-  // compressed body, 429 queue full, 503 not ready, 504 deadline; errors have the body {"error":
-  // message}. Calls under /v2 count in tern_requests_total with the method http.NAME, NAME as in
-  // gRPC.
+  // A Handler. Statuses: 400 bad request, 401 and 403 (Authorize), 404 unknown path, model or
+  // version, 405 wrong method, 415 compressed body, 429 queue full, 503 not ready, 504 deadline;
+  // errors have the body {"error": message}. Calls under /v2 count in tern_requests_total with the
+  // method http.NAME, NAME as in gRPC.
   void Handle(Request request, Respond respond) const;
 
  private:
@@ -39,6 +49,7 @@ class Routes {
 
   const oip::Inference* const inference_;
   metrics::Metrics* const metrics_;
+  const Authorize authorize_;
   std::map<std::string, Page> pages_;
 };
 

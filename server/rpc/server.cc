@@ -138,6 +138,8 @@ struct Server::Impl {
   std::unique_ptr<grpc::Server> data, admin, health;
   const std::shared_ptr<CallCounts> counts = std::make_shared<CallCounts>();
   std::unique_ptr<Acceptor> data_port, admin_port, health_port;
+  std::shared_ptr<PortGuard> data_guard;
+  bool data_wants_certificates = false;
 
   std::vector<grpc::Server*> servers() const {
     std::vector<grpc::Server*> all;
@@ -168,6 +170,15 @@ int Server::health_port() const {
   return impl_->health_port == nullptr ? 0 : impl_->health_port->port();
 }
 
+absl::Status Server::CheckDataCall(absl::string_view method,
+                                   absl::Span<const absl::string_view> authorization) const {
+  if (impl_->data_wants_certificates) {
+    return absl::PermissionDeniedError(
+        "the data port wants client certificates, which this port cannot ask for");
+  }
+  return impl_->data_guard->Check(method, authorization);
+}
+
 absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& options,
                                                       repository::Repository* repository,
                                                       serving::Classifier* classifier,
@@ -187,6 +198,8 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
   std::unique_ptr<Server> server(new Server(std::make_unique<Impl>()));
   Impl& impl = *server->impl_;
   impl.repository = repository;
+  impl.data_guard = guards.data;
+  impl.data_wants_certificates = !options.tls_client_ca.empty();
   const auto changed = [raw = server.get()] { raw->UpdateHealth(); };
   impl.classifier = std::make_unique<ClassifierService>(classifier, labels, metrics);
   impl.oip = inference;

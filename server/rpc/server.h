@@ -8,8 +8,11 @@
 #include <optional>
 #include <string>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "absl/time/time.h"
+#include "absl/types/span.h"
 #include "server/image/image.h"
 #include "server/metrics/metrics.h"
 #include "server/monitoring/label_join.h"
@@ -56,6 +59,12 @@ class Server {
   int port() const;
   int admin_port() const;
   int health_port() const;  // 0: there is none
+
+  // Whether a call of one of the data port's methods ("/package.Service/Method") may go on that
+  // came another way, without TLS, with these values of the authorization header. PortGuard::Check
+  // of the data port; PERMISSION_DENIED if the port wants client certificates.
+  absl::Status CheckDataCall(absl::string_view method,
+                             absl::Span<const absl::string_view> authorization) const;
 
   // grpc.health.v1: the name "" and every model with a ready default version are SERVING, until
   // SetDraining().

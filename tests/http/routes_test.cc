@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/strings/escaping.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
@@ -144,6 +145,41 @@ TEST_F(RoutesTest, BinaryTensorsGoBothWays) {
   }
   ExpectRefused("{}", "the body has 2 bytes", {{"inference-header-content-length", "3"}});
   ExpectRefused("{}", "want a number", {{"inference-header-content-length", "x"}});
+}
+
+TEST_F(RoutesTest, AsksWhetherACallMayGoOnButForHealth) {
+  const Routes guarded(
+      inference_.get(), &metrics_,
+      [](absl::string_view method, const std::string* authorization) -> absl::Status {
+        EXPECT_TRUE(absl::StartsWith(method, "/inference.GRPCInferenceService/")) << method;
+        if (authorization == nullptr) return absl::UnauthenticatedError("no token");
+        if (*authorization != "Bearer good") return absl::PermissionDeniedError("another token");
+        return absl::OkStatus();
+      });
+  const auto ask = [&](const std::string& method, const std::string& path,
+                       std::map<std::string, std::string> headers) {
+    std::promise<Response> promise;
+    guarded.Handle({method, path, std::move(headers), "{}"},
+                   [&](Response response) { promise.set_value(std::move(response)); });
+    return promise.get_future().get();
+  };
+  for (const auto& [method, path] :
+       std::vector<std::pair<std::string, std::string>>{{"POST", kInfer},
+                                                        {"GET", "/v2"},
+                                                        {"GET", "/v2/models/tiny"},
+                                                        {"GET", "/v2/models/tiny/config"},
+                                                        {"GET", "/v2/models/stats"},
+                                                        {"POST", "/v2/repository/index"}}) {
+    const Response refused = ask(method, path, {});
+    EXPECT_EQ(refused.status, 401) << path;
+    EXPECT_THAT(refused.headers,
+                ::testing::Contains(::testing::Pair("WWW-Authenticate", "Bearer")));
+    EXPECT_EQ(ask(method, path, {{"authorization", "Bearer other"}}).status, 403) << path;
+    const int status = ask(method, path, {{"authorization", "Bearer good"}}).status;
+    EXPECT_EQ(status, path == kInfer ? 400 : 200) << path;
+  }
+  for (const char* path : {"/v2/health/live", "/v2/models/tiny/ready", "/metrics"})
+    EXPECT_EQ(ask("GET", path, {}).status, 200) << path;
 }
 
 TEST_F(RoutesTest, ABodyMayBeOneImage) {
