@@ -47,8 +47,11 @@ grpc_ssl_certificate_config_reload_status FetchCertificates(
   std::lock_guard<std::mutex> lock(state.mutex);
   if (current == state.in_use) return GRPC_SSL_CERTIFICATE_CONFIG_RELOAD_UNCHANGED;
   const grpc_ssl_pem_key_cert_pair pair = {current->key.c_str(), current->certificate.c_str()};
-  *config = grpc_ssl_server_certificate_config_create(
-      current->client_ca.empty() ? nullptr : current->client_ca.c_str(), &pair, 1);
+  // gRPC insists on authorities here (it asserts), also where no client is asked for a certificate
+  // and nothing is checked against them: the server's own stand in.
+  const std::string& authorities =
+      current->client_ca.empty() ? current->certificate : current->client_ca;
+  *config = grpc_ssl_server_certificate_config_create(authorities.c_str(), &pair, 1);
   state.in_use = std::move(current);
   return GRPC_SSL_CERTIFICATE_CONFIG_RELOAD_NEW;
 }
