@@ -89,7 +89,10 @@ absl::StatusOr<std::unique_ptr<Acceptor>> Acceptor::Listen(AcceptorOptions optio
   if (acceptor->port_ == 0 || acceptor->wake_ < 0) return failed(std::strerror(errno));
   acceptor->server_ = builder.experimental().AddExternalConnectionAcceptor(
       grpc::ServerBuilder::experimental_type::ExternalConnectionType::FROM_FD, options.credentials);
-  if (options.max_descriptor == 0) options.max_descriptor = DescriptorLimit() - kReserve;
+  if (options.max_descriptor == 0) {
+    const int limit = DescriptorLimit();
+    options.max_descriptor = limit - std::min(kReserve, limit / 4);
+  }
   acceptor->options_ = std::move(options);
   return acceptor;
 }

@@ -22,8 +22,8 @@ struct AcceptorOptions {
   int port = 0;      // 0 = any free one
   std::shared_ptr<grpc::ServerCredentials> credentials;
   // Connections that would get a descriptor of this number or a higher one are closed at once.
-  // Linux gives the lowest that is free, so this bounds how many there are. 0 = all but 256 of
-  // those that the process may have.
+  // Linux gives the lowest that is free, so this bounds how many there are. 0 = all that the
+  // process may have but 256, or but a quarter where that is less.
   int max_descriptor = 0;
   // Called on the acceptor's thread for each connection that was refused; may be empty.
   std::function<void()> refused;

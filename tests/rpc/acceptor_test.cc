@@ -96,6 +96,18 @@ TEST_F(AcceptorTest, HandsConnectionsToTheServer) {
   EXPECT_EQ(refused_, 0);
 }
 
+TEST_F(AcceptorTest, KeepsDescriptorsForConnectionsWhereThereAreFew) {
+  rlimit before{};
+  ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &before), 0);
+  rlimit low = before;
+  low.rlim_cur = 128;
+  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &low), 0);
+  Start(0);
+  EXPECT_TRUE(Serves());
+  EXPECT_EQ(refused_, 0);
+  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &before), 0);
+}
+
 TEST_F(AcceptorTest, RefusesConnectionsAboveTheLimitAndTakesThemOnceThereIsRoom) {
   Start(NextDescriptor() + 40);
   while (refused_ == 0) {
