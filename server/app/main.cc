@@ -139,7 +139,19 @@ absl::Status AddDemoModel(repository::Repository* repository) {
   return repository->Import("demo", models::DemoOnnx(), preprocessing, labels, true).status();
 }
 
+// The operating system would take a larger number modulo 65536. `least` is -1 where that means
+// none.
+absl::Status CheckPort(absl::string_view flag, int port, int least = 0) {
+  if (port >= least && port <= 65535) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("--", flag, ": got ", port, ", want ", least, "..65535"));
+}
+
 absl::Status Run() {
+  TERN_RETURN_IF_ERROR(CheckPort("port", absl::GetFlag(FLAGS_port)));
+  TERN_RETURN_IF_ERROR(CheckPort("admin_port", absl::GetFlag(FLAGS_admin_port)));
+  TERN_RETURN_IF_ERROR(CheckPort("metrics_port", absl::GetFlag(FLAGS_metrics_port)));
+  TERN_RETURN_IF_ERROR(CheckPort("health_port", absl::GetFlag(FLAGS_health_port), -1));
   TERN_ASSIGN_OR_RETURN(const LogFormat log_format,
                         ParseLogFormat(absl::GetFlag(FLAGS_log_format)));
   TERN_RETURN_IF_ERROR(InitLog(absl::GetFlag(FLAGS_log_level), log_format));

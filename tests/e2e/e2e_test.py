@@ -351,10 +351,12 @@ class Crashes(unittest.TestCase):
             server.stop()
 
     def test_wrong_flags_end_with_one_line(self):
-        result = subprocess.run([ARGS.ternd, "--repository", self.repository, "--max_isa", "avx9"], capture_output=True,
-                                timeout=60)
-        self.assertEqual(result.returncode, 2)
-        self.assertIn(b"avx2", result.stderr)
+        for flag, words in {"--max_isa=avx9": b"avx2", "--port=99999": b"--port: got 99999, want 0..65535",
+                            "--health_port=-2": b"want -1..65535", "--target_p99=-5ms": b"--target_p99",
+                            "--log_format=xml": b"text or json", "--tls_cert=/absent": b"a certificate and its key"}.items():
+            result = subprocess.run([ARGS.ternd, "--repository", self.repository, flag], capture_output=True, timeout=60)
+            self.assertEqual(result.returncode, 2, flag)
+            self.assertIn(words, result.stderr.splitlines()[-1])
 
 
 if __name__ == "__main__":

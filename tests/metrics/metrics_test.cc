@@ -15,6 +15,7 @@
 #include "absl/strings/strip.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "server/metrics/access_metrics.h"
 
 namespace tern::metrics {
 namespace {
@@ -119,6 +120,9 @@ void TouchEverything(Metrics& metrics) {
   metrics.ModelLoaded(kModel, "avx2", 1000, true, Report());
   metrics.QuantizeJob("published", absl::Seconds(3));
   metrics.Machine(2, "0.1.0", "avx2", "2.6.3");
+  AccessMetrics access(metrics);
+  access.Failure("data", "missing");
+  access.CertificateExpiry("data", absl::UnixEpoch());
 }
 
 TEST(MetricsTest, DocumentationEqualsWhatIsServed) {
