@@ -51,7 +51,7 @@ absl::StatusOr<std::vector<v1::ClassifyRequest>> Preload(const BenchArgs& args) 
 
 absl::StatusOr<LoadResult> BenchServer(const Cli& cli, const BenchArgs& args) {
   TERN_CLIENT_ASSIGN_OR_RETURN(const std::vector<v1::ClassifyRequest> requests, Preload(args));
-  TERN_CLIENT_ASSIGN_OR_RETURN(auto client, cli.Connect(args.channels));
+  TERN_CLIENT_ASSIGN_OR_RETURN(auto client, cli.Connect(args.channels, /*retry=*/false));
   // A server that is down or does not know the model ends the run here, not as a million errors.
   TERN_CLIENT_RETURN_IF_ERROR(client->Classify(requests[0]).status());
   Progress progress(cli.quiet);

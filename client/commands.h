@@ -24,12 +24,15 @@ enum ExitCode { kOk = 0, kFailed = 1, kUsage = 2, kGateNotMet = 3 };
 struct Cli {
   std::string server = "127.0.0.1:8500";
   std::string admin = "127.0.0.1:8501";
+  TlsOptions tls;
+  std::string token_file;
   bool json = false;
   bool quiet = false;
   double timeout_seconds = 0;  // 0 = the client's defaults
   std::function<int()> run;
 
-  absl::StatusOr<std::unique_ptr<Client>> Connect(int channels = 1) const;
+  // `retry` false: what fails counts as failed, for measurements.
+  absl::StatusOr<std::unique_ptr<Client>> Connect(int channels = 1, bool retry = true) const;
   // Prints `ternctl: CODE: message` on stderr; returns kFailed.
   int Fail(const absl::Status& status) const;
   // Prints JSON on stdout.

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "client/channel.h"
 #include "client/status.h"
 #include "grpc/health/v1/health.grpc.pb.h"
 #include "tern/v1/classifier.grpc.pb.h"
@@ -25,17 +26,39 @@ namespace {
 constexpr int kMaxMessageBytes = 64 << 20;
 constexpr size_t kChunkBytes = 1 << 20;
 
-std::shared_ptr<grpc::Channel> MakeChannel(const std::string& target, int index) {
+// Finds a peer that vanished during a long job. Servers refuse pings more often than every five
+// minutes unless told otherwise.
+constexpr int kKeepaliveMs = 330'000;
+// Among several, a vanished one must not be waited for; Tern's servers allow 10 s.
+constexpr int kBalancedKeepaliveMs = 30'000;
+constexpr int kKeepaliveTimeoutMs = 10'000;
+
+// `index` keeps channels apart: those with equal arguments would share one connection.
+std::shared_ptr<grpc::Channel> MakeChannel(
+    const Target& target, const std::shared_ptr<grpc::ChannelCredentials>& credentials,
+    const ClientOptions& options, bool balanced, int index) {
   grpc::ChannelArguments args;
   args.SetMaxReceiveMessageSize(kMaxMessageBytes);
   args.SetMaxSendMessageSize(kMaxMessageBytes);
-  // Finds a peer that vanished during a long job. Servers refuse pings more often than every
-  // five minutes unless told otherwise.
-  args.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 330'000);
-  args.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 20'000);
-  // Channels with equal arguments would share one connection.
+  args.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, balanced ? kBalancedKeepaliveMs : kKeepaliveMs);
+  args.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveTimeoutMs);
+  // gRPC's default of two minutes at most is how long a server that came back would stay unused.
+  args.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 200);
+  args.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 5'000);
+  // A request larger than this (256 KiB unless set) is not kept, and so is not retried.
+  args.SetInt(GRPC_ARG_PER_RPC_RETRY_BUFFER_SIZE, kMaxMessageBytes);
+  args.SetServiceConfigJSON(ServiceConfig(options.retry, balanced));
+  if (options.tls.enabled()) {
+    const std::string& name =
+        options.tls.server_name.empty() ? target.authority : options.tls.server_name;
+    if (!name.empty()) args.SetString(GRPC_ARG_DEFAULT_AUTHORITY, name);
+  }
   args.SetInt("tern.channel_index", index);
-  return grpc::CreateCustomChannel(target, grpc::InsecureChannelCredentials(), args);
+  return grpc::CreateCustomChannel(target.uri, credentials, args);
+}
+
+absl::Status Annotate(const absl::Status& status, const char* context) {
+  return absl::Status(status.code(), absl::StrCat(context, ": ", status.message()));
 }
 
 absl::Status FromGrpc(const grpc::Status& status, const std::string& address) {
@@ -45,12 +68,6 @@ absl::Status FromGrpc(const grpc::Status& status, const std::string& address) {
     return absl::Status(code, absl::StrCat("server at ", address, ": ", status.error_message()));
   }
   return absl::Status(code, status.error_message());
-}
-
-void SetDeadline(grpc::ClientContext& context, absl::Duration deadline) {
-  if (deadline < absl::InfiniteDuration()) {
-    context.set_deadline(absl::ToChronoTime(absl::Now() + deadline));
-  }
 }
 
 // Writes `first` (if any) and what `next` gives to `stream` on a thread of its own while the
@@ -127,6 +144,17 @@ constexpr int kNoWindow = 1 << 30;
 
 struct Client::Impl {
   ClientOptions options;
+  std::unique_ptr<TokenSource> token;  // null: none
+
+  // Before every call.
+  void Prepare(grpc::ClientContext& context, absl::Duration deadline) const {
+    if (deadline < absl::InfiniteDuration()) {
+      context.set_deadline(absl::ToChronoTime(absl::Now() + deadline));
+    }
+    if (token != nullptr) {
+      context.AddMetadata("authorization", absl::StrCat("Bearer ", token->Token()));
+    }
+  }
   std::vector<std::unique_ptr<v1::ImageClassifier::Stub>> classifiers;  // one per channel
   std::atomic<uint32_t> next_channel{0};
   std::unique_ptr<grpc::health::v1::Health::Stub> health;
@@ -141,7 +169,7 @@ struct Client::Impl {
                                                              Response*),
                                 const Request& request, absl::Duration deadline) {
     grpc::ClientContext context;
-    SetDeadline(context, deadline);
+    Prepare(context, deadline);
     Response response;
     TERN_CLIENT_RETURN_IF_ERROR(
         FromGrpc((stub.*method)(&context, request, &response), options.admin));
@@ -192,22 +220,40 @@ Client::Client(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Client::~Client() = default;
 
 absl::StatusOr<std::unique_ptr<Client>> Client::Connect(ClientOptions options) {
-  if (options.server.empty()) return absl::InvalidArgumentError("the server's address is empty");
-  if (options.admin.empty()) return absl::InvalidArgumentError("the admin address is empty");
+  const RetryOptions& retry = options.retry;
   if (options.channels < 1) {
     return absl::InvalidArgumentError(
         absl::StrCat("channels must be at least 1, got ", options.channels));
   }
-  auto impl = std::make_unique<Impl>();
-  for (int i = 0; i < options.channels; ++i) {
-    auto channel = MakeChannel(options.server, i);
-    impl->classifiers.push_back(v1::ImageClassifier::NewStub(channel));
-    if (i == 0) impl->health = grpc::health::v1::Health::NewStub(channel);
+  if (retry.max_attempts < 1 || retry.max_attempts > 5 || retry.budget < 1 || retry.budget > 1000 ||
+      !(retry.budget_per_success > 0 && retry.budget_per_success <= 1000)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "retry: got ", retry.max_attempts, " attempts (want 1..5), budget ", retry.budget,
+        " (want 1..1000), ", retry.budget_per_success, " per success (want more than 0)"));
   }
-  auto admin = MakeChannel(options.admin, 0);
-  impl->registry = v1::ModelRegistry::NewStub(admin);
-  impl->quantizer = v1::Quantizer::NewStub(admin);
-  impl->profiler = v1::Profiler::NewStub(admin);
+  if (retry.initial_backoff < absl::Milliseconds(1) || retry.max_backoff < retry.initial_backoff) {
+    return absl::InvalidArgumentError("retry: want 1 ms <= initial_backoff <= max_backoff");
+  }
+  const absl::StatusOr<Target> server = ParseTarget(options.server);
+  if (!server.ok()) return Annotate(server.status(), "the server's address");
+  const absl::StatusOr<Target> admin = ParseTarget(options.admin);
+  if (!admin.ok()) return Annotate(admin.status(), "the admin address");
+  TERN_CLIENT_ASSIGN_OR_RETURN(const auto credentials, MakeCredentials(options.tls));
+  auto impl = std::make_unique<Impl>();
+  if (!options.token_file.empty()) {
+    TERN_CLIENT_ASSIGN_OR_RETURN(impl->token, TokenSource::Open(options.token_file));
+  }
+  for (int i = 0; i < options.channels; ++i) {
+    impl->classifiers.push_back(v1::ImageClassifier::NewStub(
+        MakeChannel(*server, credentials, options, server->balanced, i)));
+  }
+  // Asks servers that are not serving, too.
+  impl->health = grpc::health::v1::Health::NewStub(
+      MakeChannel(*server, credentials, options, false, options.channels));
+  auto admin_channel = MakeChannel(*admin, credentials, options, admin->balanced, 0);
+  impl->registry = v1::ModelRegistry::NewStub(admin_channel);
+  impl->quantizer = v1::Quantizer::NewStub(admin_channel);
+  impl->profiler = v1::Profiler::NewStub(admin_channel);
   impl->options = std::move(options);
   return std::unique_ptr<Client>(new Client(std::move(impl)));
 }
@@ -222,7 +268,7 @@ absl::StatusOr<std::unique_ptr<Client>> Client::Connect(const std::string& serve
 
 absl::StatusOr<v1::ClassifyResponse> Client::Classify(const v1::ClassifyRequest& request) {
   grpc::ClientContext context;
-  SetDeadline(context, impl_->options.deadline);
+  impl_->Prepare(context, impl_->options.deadline);
   v1::ClassifyResponse response;
   TERN_CLIENT_RETURN_IF_ERROR(FromGrpc(
       impl_->classifiers[0]->Classify(&context, request, &response), impl_->options.server));
@@ -237,7 +283,7 @@ void Client::ClassifyAsync(const v1::ClassifyRequest& request,
     std::function<void(absl::StatusOr<v1::ClassifyResponse>)> done;
   };
   auto call = std::make_unique<Call>();
-  SetDeadline(call->context, impl_->options.deadline);
+  impl_->Prepare(call->context, impl_->options.deadline);
   call->done = std::move(done);
   auto& stub = *impl_->classifiers[impl_->next_channel++ % impl_->classifiers.size()];
   Call* raw = call.release();
@@ -258,7 +304,7 @@ absl::Status Client::ClassifyStream(const RequestSource& next, const ResponseSin
     return absl::InvalidArgumentError(absl::StrCat("window must be at least 1, got ", window));
   }
   grpc::ClientContext context;
-  SetDeadline(context, impl_->options.job_deadline);
+  impl_->Prepare(context, impl_->options.job_deadline);
   auto stream = impl_->classifiers[0]->ClassifyStream(&context);
   absl::Status sunk;
   absl::Status source;
@@ -281,7 +327,7 @@ absl::Status Client::ClassifyStream(const RequestSource& next, const ResponseSin
 absl::StatusOr<v1::ReportLabelResponse> Client::ReportLabel(const std::string& request_id,
                                                             uint32_t label) {
   grpc::ClientContext context;
-  SetDeadline(context, impl_->options.deadline);
+  impl_->Prepare(context, impl_->options.deadline);
   v1::ReportLabelRequest request;
   request.set_request_id(request_id);
   request.set_label(label);
@@ -293,7 +339,7 @@ absl::StatusOr<v1::ReportLabelResponse> Client::ReportLabel(const std::string& r
 
 absl::StatusOr<bool> Client::Healthy(const std::string& service) {
   grpc::ClientContext context;
-  SetDeadline(context, impl_->options.deadline);
+  impl_->Prepare(context, impl_->options.deadline);
   grpc::health::v1::HealthCheckRequest request;
   request.set_service(service);
   grpc::health::v1::HealthCheckResponse response;
@@ -304,7 +350,7 @@ absl::StatusOr<bool> Client::Healthy(const std::string& service) {
 
 absl::StatusOr<v1::ModelVersion> Client::Import(const v1::ImportStart& start, std::istream& file) {
   grpc::ClientContext context;
-  SetDeadline(context, impl_->options.transfer_deadline);
+  impl_->Prepare(context, impl_->options.transfer_deadline);
   v1::ImportResponse response;
   auto writer = impl_->registry->Import(&context, &response);
   v1::ImportRequest request;
@@ -370,7 +416,7 @@ absl::StatusOr<v1::DeleteResponse> Client::Delete(const std::string& model, uint
 absl::StatusOr<std::string> Client::Export(const std::string& model, uint64_t version,
                                            v1::ExportRequest::Format format, std::ostream& out) {
   grpc::ClientContext context;
-  SetDeadline(context, impl_->options.transfer_deadline);
+  impl_->Prepare(context, impl_->options.transfer_deadline);
   v1::ExportRequest request;
   request.set_model(model);
   request.set_version(version);
@@ -395,7 +441,7 @@ absl::StatusOr<QuantizeOutcome> Client::Quantize(const v1::QuantizeStart& start,
                                                  const SampleSource& images,
                                                  const ProgressCallback& progress) {
   grpc::ClientContext context;
-  SetDeadline(context, impl_->options.job_deadline);
+  impl_->Prepare(context, impl_->options.job_deadline);
   auto stream = impl_->quantizer->Quantize(&context);
   std::optional<v1::QuantizeResult> result;
   const absl::Status status = impl_->RunJob(context, *stream, start, images, progress, result);
@@ -409,7 +455,7 @@ absl::StatusOr<v1::EvaluateResult> Client::Evaluate(const v1::EvaluateStart& sta
                                                     const SampleSource& images,
                                                     const ProgressCallback& progress) {
   grpc::ClientContext context;
-  SetDeadline(context, impl_->options.job_deadline);
+  impl_->Prepare(context, impl_->options.job_deadline);
   auto stream = impl_->quantizer->Evaluate(&context);
   std::optional<v1::EvaluateResult> result;
   TERN_CLIENT_RETURN_IF_ERROR(impl_->RunJob(context, *stream, start, images, progress, result));

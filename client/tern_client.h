@@ -7,10 +7,15 @@
 //   request.set_image(jpeg_bytes);
 //   auto answer = (*client)->Classify(request);   // absl::StatusOr<tern::v1::ClassifyResponse>
 //
-// Channels are plain text and connect lazily: an unreachable server is UNAVAILABLE at the first
-// call. Messages of up to 64 MiB pass in both directions. Every method may also return what the
-// RPC's comment in proto/tern/v1 lists, DEADLINE_EXCEEDED, and UNAVAILABLE (with the address).
-// All methods are thread safe.
+// Channels connect lazily: an unreachable server is UNAVAILABLE at the first call. Messages of up
+// to 64 MiB pass in both directions. Every call has a deadline. Every method may also return what
+// the RPC's comment in proto/tern/v1 lists, DEADLINE_EXCEEDED, UNAVAILABLE (with the address), and
+// UNAUTHENTICATED or PERMISSION_DENIED for the token. All methods are thread safe.
+//
+// Several servers: "a:8500,b:8500" or "dns:///name:8500". Calls go round robin to those that are
+// connected and whose grpc.health.v1 says SERVING; one that fails is left out and comes back by
+// itself. Classify and the reading admin calls are retried (RetryOptions), elsewhere if there is an
+// elsewhere. Streams and calls that change something are not: their caller knows what was done.
 #ifndef TERN_CLIENT_TERN_CLIENT_H_
 #define TERN_CLIENT_TERN_CLIENT_H_
 
@@ -31,13 +36,43 @@
 
 namespace tern::client {
 
+// Retries are gRPC's (gRFC A6): UNAVAILABLE, and RESOURCE_EXHAUSTED unless the server says that it
+// makes no sense. The n-th waits initial_backoff * 2^(n-1), at most max_backoff, 20 % more or less
+// by chance, or what the server asked for; all attempts share the call's deadline.
+struct RetryOptions {
+  int max_attempts = 5;  // 1 = no retries; gRPC's limit is 5
+  absl::Duration initial_backoff = absl::Milliseconds(50);
+  absl::Duration max_backoff = absl::Seconds(2);
+  // Each failure takes one from the budget, each success gives budget_per_success back; below half
+  // of it nothing is retried, so that retries cannot keep overloaded servers down. 1..1000.
+  int budget = 200;
+  double budget_per_success = 0.1;
+};
+
+// PEM files, read by Connect.
+struct TlsOptions {
+  bool system_roots = false;     // TLS with the system's authorities, if `ca` is empty
+  std::string ca;                // authorities of the server
+  std::string certificate, key;  // for servers that want one of the client
+  // The name that the server's certificate must have; empty: the host of the address, of the first
+  // one in a list.
+  std::string server_name;
+
+  bool enabled() const { return system_roots || !ca.empty(); }
+};
+
 struct ClientOptions {
-  std::string server = "127.0.0.1:8500";                   // data port, any gRPC target
-  std::string admin = "127.0.0.1:8501";                    // admin port
-  absl::Duration deadline = absl::Seconds(30);             // RPCs that answer at once
-  absl::Duration transfer_deadline = absl::Minutes(10);    // Import, Load, Export
-  absl::Duration job_deadline = absl::InfiniteDuration();  // Quantize, Evaluate, streams
-  int channels = 1;  // connections to the data port; ClassifyAsync takes them in turn
+  // One endpoint, a list "HOST:PORT,HOST:PORT" (names are looked up once, by Connect), or any gRPC
+  // target.
+  std::string server = "127.0.0.1:8500";                 // data port
+  std::string admin = "127.0.0.1:8501";                  // admin port
+  absl::Duration deadline = absl::Seconds(30);           // RPCs that answer at once
+  absl::Duration transfer_deadline = absl::Minutes(10);  // Import, Load, Export
+  absl::Duration job_deadline = absl::Hours(24);         // Quantize, Evaluate, streams
+  int channels = 1;  // connections to each data port; ClassifyAsync takes them in turn
+  RetryOptions retry;
+  TlsOptions tls;          // of both ports
+  std::string token_file;  // its first token goes with every call; read again when it changes
 };
 
 // Gives the next item, nullopt at the end, or an error, which cancels the RPC and is what the
@@ -58,7 +93,9 @@ struct QuantizeOutcome {
 
 class Client {
  public:
-  // INVALID_ARGUMENT if an address is empty. Does not wait for a connection.
+  // INVALID_ARGUMENT if an address is empty or malformed, a number is out of its range or a file is
+  // not what it should be, NOT_FOUND if a file cannot be read, UNAVAILABLE if a name of a list has
+  // no address. Does not wait for a connection.
   static absl::StatusOr<std::unique_ptr<Client>> Connect(ClientOptions options);
   static absl::StatusOr<std::unique_ptr<Client>> Connect(const std::string& server,
                                                          const std::string& admin);

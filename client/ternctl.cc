@@ -11,11 +11,14 @@
 
 namespace tern::client {
 
-absl::StatusOr<std::unique_ptr<Client>> Cli::Connect(int channels) const {
+absl::StatusOr<std::unique_ptr<Client>> Cli::Connect(int channels, bool retry) const {
   ClientOptions options;
   options.server = server;
   options.admin = admin;
   options.channels = channels;
+  options.tls = tls;
+  options.token_file = token_file;
+  if (!retry) options.retry.max_attempts = 1;
   if (timeout_seconds > 0) {
     options.deadline = absl::Seconds(timeout_seconds);
     options.transfer_deadline = options.deadline;
@@ -60,8 +63,22 @@ int Main(int argc, char** argv) {
   CLI::App app("Talks to a Tern server: imports, quantises, evaluates and classifies.", "ternctl");
   app.footer(kFooter);
   app.option_defaults()->always_capture_default();
-  app.add_option("--server", cli.server, "Data port, HOST:PORT")->envname("TERN_SERVER");
+  app.add_option("--server", cli.server,
+                 "Data port: HOST:PORT, a list HOST:PORT,HOST:PORT or dns:///HOST:PORT")
+      ->envname("TERN_SERVER");
   app.add_option("--admin", cli.admin, "Admin port, HOST:PORT")->envname("TERN_ADMIN");
+  app.add_flag("--tls", cli.tls.system_roots, "TLS with the system's authorities");
+  app.add_option("--tls-ca", cli.tls.ca, "TLS; PEM file of the server's authorities")
+      ->envname("TERN_TLS_CA");
+  app.add_option("--tls-cert", cli.tls.certificate, "PEM file of the client's certificate")
+      ->envname("TERN_TLS_CERT");
+  app.add_option("--tls-key", cli.tls.key, "PEM file of the certificate's key")
+      ->envname("TERN_TLS_KEY");
+  app.add_option("--tls-server-name", cli.tls.server_name,
+                 "Name that the server's certificate must have; empty: the host of the address")
+      ->envname("TERN_TLS_SERVER_NAME");
+  app.add_option("--token-file", cli.token_file, "File with the bearer token")
+      ->envname("TERN_TOKEN_FILE");
   app.add_flag("--json", cli.json, "Print JSON on standard output");
   app.add_flag("--quiet,-q", cli.quiet, "No progress on standard error");
   app.add_option("--timeout", cli.timeout_seconds,

@@ -359,6 +359,95 @@ class Crashes(unittest.TestCase):
             self.assertIn(words, result.stderr.splitlines()[-1])
 
 
+@unittest.skipUnless(shutil.which("openssl"), "the program openssl is not installed")
+class Security(unittest.TestCase):
+    """TLS, client certificates and tokens between the real programs; certificates by openssl."""
+
+    def setUp(self):
+        self.folder = tempfile.mkdtemp(prefix="tern-e2e-security-")
+        self.addCleanup(shutil.rmtree, self.folder)
+        for authority in ("ca", "client-ca", "other-ca"):
+            self.openssl("req", "-x509", *self.new_key(authority), "-out", self.path(authority + ".crt"))
+        with open(self.path("san"), "w") as f:
+            f.write("subjectAltName=DNS:tern.test,IP:127.0.0.1\n")
+        self.issue("ca", "server")
+        self.issue("client-ca", "client")
+        with open(self.path("tokens"), "w") as f:
+            f.write("ops:correct-horse-battery\n")
+
+    def path(self, name):
+        return os.path.join(self.folder, name)
+
+    def openssl(self, *words):
+        subprocess.run(["openssl", *words], check=True, capture_output=True, timeout=60)
+
+    def new_key(self, name):
+        return ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-subj", f"/CN={name}", "-keyout",
+                self.path(name + ".key")]
+
+    def issue(self, authority, name):
+        self.openssl("req", *self.new_key(name), "-out", self.path("csr"))
+        self.openssl("x509", "-req", "-in", self.path("csr"), "-CA", self.path(authority + ".crt"), "-CAkey",
+                     self.path(authority + ".key"), "-CAcreateserial", "-days", "2", "-extfile", self.path("san"), "-out",
+                     self.path(name + ".crt"))
+
+    def refused(self, server, code, *words):
+        result = server.run(*words)
+        self.assertEqual(result.returncode, 1, result.stdout)
+        self.assertIn(code.encode(), result.stderr)
+
+    def test_ternctl_brings_certificate_and_token_and_checks_the_server(self):
+        server = Server(self.path("models"), "--demo", "--tls_cert", self.path("server.crt"), "--tls_key",
+                        self.path("server.key"), "--admin_tls_client_ca", self.path("client-ca.crt"),
+                        "--admin_token_file", self.path("tokens"), "--health_port=0")
+        try:
+            tls = ["--tls-ca", self.path("ca.crt")]
+            certificate = ["--tls-cert", self.path("client.crt"), "--tls-key", self.path("client.key")]
+            token = ["--token-file", self.path("tokens")]
+            photo = str(next(pathlib.Path(photos()).rglob("*.jpg")))
+            classify = ["classify", "--model", "demo", photo]
+            self.assertEqual(server.run(*classify, *tls).returncode, 0)
+            self.assertEqual(server.run(*classify, *tls, "--tls-server-name", "tern.test").returncode, 0)
+            self.assertEqual(server.run("models", *tls, *certificate, *token).returncode, 0)
+            self.refused(server, "UNAUTHENTICATED", "models", *tls, *certificate)
+            self.refused(server, "UNAVAILABLE", "models", *tls, *token)
+            self.refused(server, "UNAVAILABLE", *classify)
+            self.refused(server, "UNAVAILABLE", *classify, "--tls-ca", self.path("other-ca.crt"))
+            self.refused(server, "UNAVAILABLE", *classify, *tls, "--tls-server-name", "wrong.test")
+            # A list of endpoints: the second never answers, and the certificate is checked for the first.
+            both = ["--server", f"127.0.0.1:{server.ports['port']},127.0.0.1:1"]
+            self.assertEqual(server.run(*classify, *tls, *both).returncode, 0)
+            # Probes need neither.
+            health = ["health", "--server", f"127.0.0.1:{server.ports['health_port']}"]
+            self.assertEqual(server.run(*health).returncode, 0)
+            log = server.log_text()
+            self.assertIn('caller="token:ops"', log)
+            self.assertNotIn("correct-horse", log)
+        finally:
+            self.assertEqual(server.stop(), 0)
+
+    def test_new_connections_use_a_rotated_certificate(self):
+        server = Server(self.path("models"), "--demo", "--tls_cert", self.path("server.crt"), "--tls_key",
+                        self.path("server.key"))
+        try:
+            address = f"127.0.0.1:{server.ports['port']}"
+
+            def serial():
+                shown = subprocess.run(["openssl", "s_client", "-connect", address, "-alpn", "h2"], input=b"",
+                                       capture_output=True, timeout=60)
+                return subprocess.run(["openssl", "x509", "-noout", "-serial"], input=shown.stdout, check=True,
+                                      capture_output=True, timeout=60).stdout
+
+            before = serial()
+            self.issue("ca", "server")
+            deadline = time.monotonic() + 60
+            while serial() == before:
+                self.assertLess(time.monotonic(), deadline, "the old certificate is still in use")
+                time.sleep(0.2)
+        finally:
+            self.assertEqual(server.stop(), 0)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--ternd", required=True)
