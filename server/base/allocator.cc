@@ -1,6 +1,8 @@
 #include "server/base/allocator.h"
 
+#include <algorithm>
 #include <cstdlib>  // defines __GLIBC__
+#include <thread>
 
 #ifdef __GLIBC__
 #include <malloc.h>
@@ -12,6 +14,7 @@ void KeepFreedMemory() {
 #ifdef __GLIBC__
   mallopt(M_TRIM_THRESHOLD, 16 << 20);
   mallopt(M_MMAP_THRESHOLD, 4 << 20);
+  mallopt(M_ARENA_MAX, static_cast<int>(std::max(2u, std::thread::hardware_concurrency())));
 #endif
 }
 

@@ -21,6 +21,7 @@
 #include "server/finetune/network.h"
 #include "server/graph/passes.h"
 #include "server/onnx/import.h"
+#include "server/quant/self_test.h"
 #include "statistics/statistics.h"
 
 namespace tern::finetune {

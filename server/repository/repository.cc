@@ -13,6 +13,7 @@
 #include "absl/time/clock.h"
 #include "google/protobuf/text_format.h"
 #include "google/protobuf/util/message_differencer.h"
+#include "server/base/allocator.h"
 #include "server/base/file.h"
 #include "server/base/log.h"
 #include "server/base/status_macros.h"
@@ -409,7 +410,9 @@ uint64_t Repository::Impl::Drop(const std::string& name, uint64_t version, bool 
     DrainAndDrop(std::move(entry.servable));
     if (options.metrics != nullptr) options.metrics->ModelRemoved(LabelsOf(entry.info));
     TERN_LOG_INFO("{} {} version {}", word, name, entry.info.version);
+    entry.loaded = nullptr;
   }
+  ReturnFreedMemory();
   return removed.size();
 }
 
@@ -627,6 +630,8 @@ absl::StatusOr<VersionInfo> Repository::Impl::Drop(const std::string& name, uint
   }
   DrainAndDrop(std::move(servable));
   if (options.metrics != nullptr) options.metrics->ModelRemoved(LabelsOf(info));
+  loaded = nullptr;
+  ReturnFreedMemory();
   TERN_LOG_INFO("unloaded {} version {}", name, info.version);
   return info;
 }
