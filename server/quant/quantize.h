@@ -29,9 +29,6 @@ struct QuantizeOptions {
   std::function<void(const Progress&)> progress;
   // Set to true by anyone: Quantize returns CANCELLED within about a second. May be null.
   const std::atomic<bool>* cancelled = nullptr;
-  // What the walk may hold of the calibration images' activations. Where not all images fit, the
-  // first layers see fewer of them.
-  int64_t activation_bytes = int64_t{2304} << 20;
 };
 
 struct QuantizeResult {

@@ -26,10 +26,10 @@ using graph::Node;
 using graph::OpType;
 using graph::ValueId;
 
-// Views of the calibration images, each as it is and mirrored, while there are fewer than this.
-constexpr double kMostViews = 2000;
-// Multiply-accumulates of the network on all views; no mirrored ones beyond.
-constexpr double kViewWork = 1e12;
+// Activations of the calibration images may take this much memory; fewer images are used otherwise.
+constexpr int64_t kMemoryLimit = int64_t{2304} << 20;
+// Fewer calibration images than this are used twice, the second time mirrored.
+constexpr int64_t kFewImages = 1000;
 // Elements of the network's input in one batch, about.
 constexpr int64_t kBatchElements = int64_t{1} << 22;
 // Output positions that feed a layer's second moments.
@@ -226,23 +226,20 @@ void Walk::ReportProgress(const Node* node) {
 
 void Walk::Warn(std::string message) { result_.report.add_warnings(std::move(message)); }
 
-void Walk::ChooseViews() {
+void Walk::ChooseImages() {
   const int nodes = static_cast<int>(graph_.nodes.size());
-  // Bytes per view: a 16-bit and a u8 copy of each live value, and the layer's f32 result before
-  // its range is known.
+  // Bytes per image at the fullest moment: a 16-bit and a u8 copy of each live value, and the
+  // layer's f32 result before its range is known.
   const auto bytes = [&](ValueId id) {
     const int64_t quantised =
         placement_.values[id] == Codes::kFloat || placement_.values[id] == Codes::kConcat ? 4 : 1;
     return graph_.shape(id).elements() * (2 + quantised);
   };
-  int64_t live = bytes(graph_.input);
-  std::vector<int64_t> peak(nodes, live);  // by node; then the fullest moment from there on
-  double macs = 1;
+  int64_t live = bytes(graph_.input), peak = live;
   for (int i = 0; i < nodes; ++i) {
     const Node& node = graph_.nodes[i];
-    if (IsWeighted(node)) macs += static_cast<double>(MultiplyAccumulates(graph_, node));
     live += bytes(node.output);
-    peak[i] = live + 4 * graph_.shape(node.output).elements();
+    peak = std::max(peak, live + 4 * graph_.shape(node.output).elements());
     std::vector<ValueId> inputs = node.inputs;
     std::sort(inputs.begin(), inputs.end());
     inputs.erase(std::unique(inputs.begin(), inputs.end()), inputs.end());
@@ -250,41 +247,35 @@ void Walk::ChooseViews() {
       if (!graph_.values[id].constant && last_reader_[id] == i) live -= bytes(id);
     }
   }
-  for (int i = nodes - 2; i >= 0; --i) peak[i] = std::max(peak[i], peak[i + 1]);
-
   const int64_t available = calibration_.shape()[0];
-  const int64_t images = std::clamp<int64_t>(options_.activation_bytes / peak[0], 1, available);
+  int64_t images = std::clamp<int64_t>(kMemoryLimit / std::max<int64_t>(peak, 1), 1, available);
   if (images < available) {
-    Warn(absl::StrCat("the first layers use only ", images, " of ", available,
-                      " calibration images: the activations of all would take ",
-                      available * peak[0] >> 20, " MiB, more than ",
-                      options_.activation_bytes >> 20));
+    Warn(absl::StrCat("only ", images, " of ", available,
+                      " calibration images are used: the activations of all would take ",
+                      available * peak >> 20, " MiB, more than ", kMemoryLimit >> 20));
   }
+  images_.resize(images);
+  for (int64_t i = 0; i < images; ++i) images_[i] = {i * available / images, false};
   // Few images say more if they are also seen mirrored.
-  int64_t most = available;
-  if (recipe_.method() == v1::COMPENSATED) {
-    const int64_t affordable = static_cast<int64_t>(std::min(kMostViews, kViewWork / macs));
-    most = std::clamp(affordable, available, 2 * available);
+  if (recipe_.method() == v1::COMPENSATED && images == available && images < kFewImages &&
+      2 * images * peak <= kMemoryLimit) {
+    for (int64_t i = 0; i < available; ++i) images_.push_back({i, true});
+    images *= 2;
   }
-  int64_t count = images;
-  for (int i = 0; i < nodes; ++i) {
-    const int64_t affordable = std::min(most, options_.activation_bytes / peak[i]);
-    // A few more are not worth running the network so far again.
-    if (i == 0 || affordable >= 2 * count) count = std::max(count, affordable);
-    views_at_.push_back(static_cast<int>(count));
-  }
+  const int64_t batch =
+      std::clamp<int64_t>(kBatchElements / graph_.shape(graph_.input).elements(), 16, 128);
+  for (int64_t i = 0; i < images; i += batch) batches_.push_back(static_cast<int>(i));
+  batches_.push_back(static_cast<int>(images));
 
   const v1::Method method = recipe_.method();
-  for (int i = 0; i < nodes; ++i) {
-    const Node& node = graph_.nodes[i];
-    const double views = views_at_[i];
-    double cost = 2.0 * views * static_cast<double>(graph_.shape(node.output).elements());
+  for (const Node& node : graph_.nodes) {
+    double cost = 2.0 * static_cast<double>(images) * graph_.shape(node.output).elements();
     if (IsWeighted(node)) {
-      cost += 3.0 * views * static_cast<double>(MultiplyAccumulates(graph_, node));
+      cost += 3.0 * static_cast<double>(images) * MultiplyAccumulates(graph_, node);
       const double outputs = static_cast<double>(node.weight.shape()[0]);
       const double columns = static_cast<double>(node.weight.elements()) / outputs;
       const double positions =
-          static_cast<double>(graph_.shape(node.output).elements()) / outputs * views;
+          static_cast<double>(graph_.shape(node.output).elements()) / outputs * images;
       if (method == v1::COMPENSATED && node.conv.groups == 1 && columns <= kMaxCompensatedColumns) {
         cost += columns * columns *
                 (0.6 * std::min<double>(positions, kMaxPositions) + 10 * outputs + 8 * columns);
@@ -303,7 +294,7 @@ absl::StatusOr<QuantizeResult> Walk::Run() {
   } threads_restored;
   omp_set_num_threads(options_.threads);
 
-  ChooseViews();
+  ChooseImages();
   if (calibration_.shape()[0] < 100) {
     Warn(absl::StrCat("only ", calibration_.shape()[0],
                       " calibration images; 300 or more are advised"));
@@ -313,7 +304,6 @@ absl::StatusOr<QuantizeResult> Walk::Run() {
   for (int i = 0; i < static_cast<int>(graph_.nodes.size()); ++i) {
     TERN_RETURN_IF_ERROR(CheckCancelled());
     const Node& node = graph_.nodes[i];
-    if (views_at_[i] > static_cast<int>(views_.size())) TERN_RETURN_IF_ERROR(AddViews(i));
     if (IsWeighted(node)) {
       ReportProgress(&node);
       TERN_RETURN_IF_ERROR(Annotate(RunWeighted(i), node.name));
@@ -333,92 +323,26 @@ absl::StatusOr<QuantizeResult> Walk::Run() {
   return std::move(result_);
 }
 
-void Walk::ExtendViews(int count) {
-  const int64_t available = calibration_.shape()[0];
-  const int batch = static_cast<int>(
-      std::clamp<int64_t>(kBatchElements / graph_.shape(graph_.input).elements(), 16, 128));
-  // The first n < available of them are spread evenly over the images, for every n.
-  int64_t step = std::max<int64_t>(1, std::llround(static_cast<double>(available) * 0.618034));
-  while (std::gcd(step, available) != 1) ++step;
-  if (batches_.empty()) batches_.push_back(0);
-  for (int64_t i = static_cast<int64_t>(views_.size()); i < count; ++i) {
-    views_.push_back({i % available * step % available, i >= available});
-    const int end = static_cast<int>(i + 1);
-    if (end - batches_.back() == batch || end == count) batches_.push_back(end);
-  }
-}
-
-Tensor Walk::MakeBatch(int batch) const {
-  const Shape& sample = graph_.shape(graph_.input);
-  const int64_t elements = sample.elements(), width = sample[sample.rank() - 1];
-  const int count = batch_views(batch);
-  const absl::Span<const View> views = absl::MakeConstSpan(views_).subspan(batches_[batch], count);
-  Tensor result(DType::kF32, sample.WithBatch(count));
-  for (int i = 0; i < count; ++i) {
-    float* target = result.data<float>().data() + i * elements;
-    std::memcpy(target, calibration_.data<float>().data() + views[i].image * elements,
-                elements * sizeof(float));
-    for (int64_t row = 0; views[i].mirrored && row < elements; row += width)
-      std::reverse(target + row, target + row + width);
-  }
-  return result;
-}
-
 absl::Status Walk::StartWithInput() {
-  ExtendViews(views_at_[0]);
   Activation& input = live_[graph_.input];
+  const Shape& sample = graph_.shape(graph_.input);
+  const int64_t elements = sample.elements();
+  const float* source = calibration_.data<float>().data();
   for (int b = 0; b < batch_count(); ++b) {
-    input.quantised.push_back(MakeBatch(b));
-    input.reference.push_back(Pack(input.quantised.back()));
+    Tensor batch(DType::kF32, sample.WithBatch(batch_images(b)));
+    for (int i = 0; i < batch_images(b); ++i) {
+      const auto [image, mirrored] = images_[batches_[b] + i];
+      float* target = batch.data<float>().data() + i * elements;
+      std::memcpy(target, source + image * elements, elements * sizeof(float));
+      if (!mirrored) continue;
+      const int64_t width = sample[sample.rank() - 1];
+      for (int64_t row = 0; row < elements; row += width)
+        std::reverse(target + row, target + row + width);
+    }
+    input.quantised.push_back(batch);
+    input.reference.push_back(Pack(batch));
   }
   if (placement_.values[graph_.input] != Codes::kFloat) Observe(graph_.input);
-  return absl::OkStatus();
-}
-
-absl::Status Walk::AddViews(int index) {
-  const int first = batch_count();
-  ExtendViews(views_at_[index]);
-  std::vector<Node> quantised(result_.graph.nodes.begin(), result_.graph.nodes.begin() + index);
-  for (Node& node : quantised) {
-    if (!node.quantized) continue;
-    node.weight = Dequantize(*node.quantized);
-    node.quantized.reset();
-  }
-  const auto run = [&](const std::vector<Node>& nodes, bool reference, int batch,
-                       std::vector<Tensor>& values) -> absl::Status {
-    // What the walk holds as codes is rounded here too.
-    const auto round = [&](ValueId id) {
-      const auto& params = result_.graph.values[id].quant;
-      if (!reference && params) values[id] = ToReal(ToCodes(values[id], *params), *params);
-    };
-    values[graph_.input] = MakeBatch(batch);
-    round(graph_.input);
-    for (int i = 0; i < index; ++i) {
-      TERN_RETURN_IF_ERROR(CheckCancelled());
-      std::vector<const Tensor*> inputs;
-      for (ValueId id : nodes[i].inputs)
-        inputs.push_back(graph_.values[id].constant ? &*graph_.values[id].constant : &values[id]);
-      TERN_ASSIGN_OR_RETURN(values[nodes[i].output],
-                            engine::RunFloatNode(graph_, nodes[i], inputs, options_.threads));
-      round(nodes[i].output);
-      for (ValueId id : nodes[i].inputs) {
-        if (last_reader_[id] == i) values[id] = Tensor();
-      }
-    }
-    return absl::OkStatus();
-  };
-  const std::vector<Node> plain(graph_.nodes.begin(), graph_.nodes.begin() + index);
-  for (int b = first; b < batch_count(); ++b) {
-    std::vector<Tensor> wanted(graph_.values.size()), got(graph_.values.size());
-    TERN_RETURN_IF_ERROR(run(plain, true, b, wanted));
-    TERN_RETURN_IF_ERROR(run(quantised, false, b, got));
-    for (size_t id = 0; id < live_.size(); ++id) {
-      if (live_[id].reference.empty()) continue;
-      live_[id].reference.push_back(Pack(wanted[id]));
-      const auto& params = result_.graph.values[id].quant;
-      live_[id].quantised.push_back(params ? ToCodes(got[id], *params) : std::move(got[id]));
-    }
-  }
   return absl::OkStatus();
 }
 
@@ -477,7 +401,7 @@ absl::Status Walk::RunReference(LayerData& data, const ClusterLayout& layout, Mo
   const int64_t plane = graph_.shape(node.output).elements() / outputs;
   const double share =
       std::min(1.0, static_cast<double>(kMaxPositions) /
-                        static_cast<double>(plane * static_cast<int64_t>(views_.size())));
+                        static_cast<double>(plane * static_cast<int64_t>(images_.size())));
   const int64_t chunk = std::max<int64_t>(256, kGatherElements / layout.columns());
   std::mt19937_64 random(recipe_.seed() * 0x9E3779B97F4A7C15u + static_cast<uint64_t>(node.output));
   std::vector<float> x, z;
@@ -496,9 +420,9 @@ absl::Status Walk::RunReference(LayerData& data, const ClusterLayout& layout, Mo
       }
     }
     AddChannelSums(target, data.target_sum, data.target_square);
-    data.count += plane * batch_views(b);
+    data.count += plane * batch_images(b);
     if (moments != nullptr) {
-      const int64_t all = plane * batch_views(b);
+      const int64_t all = plane * batch_images(b);
       const int64_t keep =
           std::max<int64_t>(1, static_cast<int64_t>(share * static_cast<double>(all)));
       const Tensor input = Real(node.inputs[0], b);
@@ -719,7 +643,7 @@ Tensor Walk::Real(ValueId id, int batch) const {
 
 void Walk::Observe(ValueId id) {
   const std::vector<Tensor>& batches = live_[id].quantised;
-  Observer observer(graph_.shape(id).elements() * static_cast<int64_t>(views_.size()));
+  Observer observer(graph_.shape(id).elements() * static_cast<int64_t>(images_.size()));
   for (const Tensor& batch : batches) observer.Feed(batch.data<float>());
   SetParams(id, observer.Choose(recipe_.activations()));
 }
@@ -793,7 +717,7 @@ void Walk::FillReport() {
   v1::QuantizationReport& report = result_.report;
   *report.mutable_recipe() = recipe_;
   report.set_calibration_images(
-      std::min<int64_t>(calibration_.shape()[0], static_cast<int64_t>(views_.size())));
+      std::min<int64_t>(calibration_.shape()[0], static_cast<int64_t>(images_.size())));
   double weights = 0, bits = 0, macs = 0, removed = 0;
   int ternary_pointwise = 0;
   for (const v1::LayerReport& layer : report.layers()) {
@@ -821,13 +745,13 @@ void Walk::FillReport() {
     const float* got = real.data<float>().data();
     const Tensor reference = Unpack(output.reference[b]);
     const float* wanted = reference.data<float>().data();
-    for (int i = 0; i < batch_views(b); ++i, got += classes, wanted += classes) {
+    for (int i = 0; i < batch_images(b); ++i, got += classes, wanted += classes) {
       for (int64_t k = 0; k < classes; ++k) {
         signal += static_cast<double>(wanted[k]) * wanted[k];
         noise +=
             (static_cast<double>(got[k]) - wanted[k]) * (static_cast<double>(got[k]) - wanted[k]);
       }
-      if (views_[batches_[b] + i].mirrored) continue;
+      if (images_[batches_[b] + i].mirrored) continue;
       ++plain;
       same += std::max_element(got, got + classes) - got ==
               std::max_element(wanted, wanted + classes) - wanted;

@@ -83,15 +83,9 @@ class Walk {
   void ReportProgress(const graph::Node* node);
   void Warn(std::string message);
 
-  // Decides how many views of the calibration images every node sees.
-  void ChooseViews();
-  // Continues views_ and batches_ to `count` views.
-  void ExtendViews(int count);
-  // The network's input for a batch.
-  Tensor MakeBatch(int batch) const;
+  // Decides how many images fit in memory and splits them into batches_.
+  void ChooseImages();
   absl::Status StartWithInput();
-  // Takes more views in before node `index`, up to views_at_: runs what has been quantised on them.
-  absl::Status AddViews(int index);
   absl::Status RunOther(int index);
   absl::Status RunWeighted(int index);
 
@@ -124,7 +118,7 @@ class Walk {
   void FillLayerReport(int index, const LayerData& data);
   void FillReport();
 
-  int batch_views(int batch) const { return batches_[batch + 1] - batches_[batch]; }
+  int batch_images(int batch) const { return batches_[batch + 1] - batches_[batch]; }
   int batch_count() const { return static_cast<int>(batches_.size()) - 1; }
 
   const graph::Graph& graph_;
@@ -135,13 +129,12 @@ class Walk {
   QuantizeResult result_;
   std::vector<int> last_reader_;  // by ValueId: the last node that reads it
   std::vector<int> weighted_;     // node indices
-  struct View {
-    int64_t image;  // in calibration_
+  struct Image {
+    int64_t index;  // in calibration_
     bool mirrored;
   };
-  std::vector<View> views_;       // in use
-  std::vector<int> views_at_;     // by node: how many from there on
-  std::vector<int> batches_;      // batch b is views_[batches_[b]] .. views_[batches_[b + 1] - 1]
+  std::vector<Image> images_;     // in use
+  std::vector<int> batches_;      // batch b is images_[batches_[b]] .. images_[batches_[b + 1] - 1]
   std::vector<Activation> live_;  // by ValueId
   std::vector<int> report_of_;    // by ValueId: index of the layer report of its producer, or -1
   std::vector<double> cost_;  // by node, in multiply-accumulates or so, for the estimate of time

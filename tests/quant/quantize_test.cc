@@ -133,27 +133,6 @@ TEST(QuantizeTest, EndsAndGroupedLayersStayEightBit) {
   EXPECT_EQ(schemes(), wanted);
 }
 
-// Where the activations of all images do not fit, the first layers see fewer; the later ones, whose
-// values are smaller, see all of them, and mirrored too.
-TEST(QuantizeTest, ViewsJoinWhereThereIsRoomForThem) {
-  const graph::Graph graph = SmallNetwork();
-  const Tensor images = SmoothImages(200, kSample, 2);
-  for (const auto activations : {v1::AFFINE, v1::DFP8}) {
-    QuantizeOptions options = Options(v1::INT4_CLUSTER);
-    options.recipe.set_activations(activations);
-    const QuantizeResult plenty = MustQuantize(graph, images, options);
-    EXPECT_THAT(plenty.report.warnings(), IsEmpty());
-    EXPECT_EQ(plenty.report.calibration_agreement().total(), 200);
-    // About 17 kB per view at the widest place, and a tenth of that in the classifier.
-    options.activation_bytes = 17000 * 50;
-    const QuantizeResult little = MustQuantize(graph, images, options);
-    EXPECT_THAT(little.report.warnings(), ElementsAre(HasSubstr("the first layers use only")));
-    EXPECT_EQ(little.report.calibration_agreement().total(), 200);
-    EXPECT_GT(FreshSqnr(graph, little.graph), FreshSqnr(graph, plenty.graph) - 3);
-    EXPECT_TRUE(graph::Validate(little.graph).ok());
-  }
-}
-
 class ClusterSizeTest : public ::testing::TestWithParam<int> {};
 
 // Odd sizes, short last clusters, and sizes beyond the channels.
