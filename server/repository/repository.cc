@@ -199,6 +199,9 @@ struct Repository::Impl {
   // INVALID_ARGUMENT if a version of the model that has been read takes other images or has other
   // classes.
   absl::Status CheckFits(const std::string& name, const LoadedModel& loaded) const;
+  // Whether removing `version` (0 = all) removes the model. NOT_FOUND; FAILED_PRECONDITION for the
+  // default version while others exist.
+  absl::StatusOr<bool> RemovesWhole(const std::string& name, uint64_t version) const;
   // Takes a version (or all, `whole`: the model) out of memory. Returns how many there were.
   uint64_t Drop(const std::string& name, uint64_t version, bool whole, const char* word);
   // Reports the default's change to the metrics.
@@ -389,6 +392,19 @@ absl::StatusOr<VersionInfo> Repository::Impl::Install(std::shared_ptr<LoadedMode
                 info.file_bytes, info.is_default ? ", default" : "");
   if (is_default) TellDefault(name, before, version);
   return info;
+}
+
+absl::StatusOr<bool> Repository::Impl::RemovesWhole(const std::string& name,
+                                                    uint64_t version) const {
+  std::shared_lock<std::shared_mutex> lock(mutex);
+  TERN_ASSIGN_OR_RETURN(const Model* known, FindModel(name));
+  if (version == 0) return true;
+  TERN_RETURN_IF_ERROR(FindEntry(name, version).status());
+  if (known->versions.size() == 1) return true;
+  if (known->default_version != version) return false;
+  return absl::FailedPreconditionError(
+      absl::StrCat("version ", version, " is the default of '", name,
+                   "' and others exist; make another one the default first"));
 }
 
 uint64_t Repository::Impl::Drop(const std::string& name, uint64_t version, bool whole,
@@ -699,20 +715,7 @@ absl::StatusOr<uint64_t> Repository::Delete(absl::string_view model, uint64_t ve
   const std::string name(model);
   std::lock_guard<std::mutex> gate(impl_->GateOf(name));
   TERN_RETURN_IF_ERROR(impl_->CheckOpen());
-  bool whole = version == 0;
-  {
-    std::shared_lock<std::shared_mutex> lock(impl_->mutex);
-    TERN_ASSIGN_OR_RETURN(const Model* known, impl_->FindModel(name));
-    if (!whole) {
-      TERN_RETURN_IF_ERROR(impl_->FindEntry(name, version).status());
-      whole = known->versions.size() == 1;
-      if (!whole && known->default_version == version) {
-        return absl::FailedPreconditionError(
-            absl::StrCat("version ", version, " is the default of '", name,
-                         "' and others exist; make another one the default first"));
-      }
-    }
-  }
+  TERN_ASSIGN_OR_RETURN(const bool whole, impl_->RemovesWhole(name, version));
   TERN_RETURN_IF_ERROR(
       RemoveFolder(whole ? impl_->FolderOf(name) : impl_->FolderOf(name, version)));
   return impl_->Drop(name, version, whole, "deleted");
@@ -749,20 +752,7 @@ absl::StatusOr<uint64_t> Repository::Forget(absl::string_view model, uint64_t ve
   if (IsRealFolder(folder)) {
     return absl::FailedPreconditionError(absl::StrCat(folder, " exists"));
   }
-  bool whole = version == 0;
-  {
-    std::shared_lock<std::shared_mutex> lock(impl_->mutex);
-    TERN_ASSIGN_OR_RETURN(const Model* known, impl_->FindModel(name));
-    if (!whole) {
-      TERN_RETURN_IF_ERROR(impl_->FindEntry(name, version).status());
-      whole = known->versions.size() == 1;
-      if (!whole && known->default_version == version) {
-        return absl::FailedPreconditionError(
-            absl::StrCat("version ", version, " is the default of '", name,
-                         "' and stays in memory; make another one the default"));
-      }
-    }
-  }
+  TERN_ASSIGN_OR_RETURN(const bool whole, impl_->RemovesWhole(name, version));
   return impl_->Drop(name, version, whole, "folder gone, unloaded");
 }
 

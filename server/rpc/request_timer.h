@@ -6,7 +6,6 @@
 
 #include "grpcpp/support/status.h"
 #include "server/base/clock.h"
-#include "server/base/log.h"
 #include "server/metrics/metrics.h"
 #include "server/rpc/grpc_status.h"
 
@@ -25,10 +24,6 @@ class RequestTimer {
   grpc::Status Finish(grpc::Status status) {
     metrics_->InFlight(method_, -1);
     metrics_->Request(method_, CodeName(status), Clock::Real()->Now() - start_);
-    const bool ours = status.error_code() == grpc::StatusCode::INTERNAL ||
-                      status.error_code() == grpc::StatusCode::UNKNOWN ||
-                      status.error_code() == grpc::StatusCode::DATA_LOSS;
-    if (ours) TERN_LOG_ERROR("{}: {} {}", method_, CodeName(status), status.error_message());
     return status;
   }
   grpc::Status Finish(const absl::Status& status) { return Finish(ToGrpc(status)); }

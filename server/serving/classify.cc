@@ -328,13 +328,8 @@ absl::Status Check(const repository::LoadedModel& model, int priority_levels,
 }
 
 // "image 3: too large"; as it is if it is the only one.
-absl::Status NameImage(absl::Status status, size_t i, size_t images) {
-  if (images == 1) return status;
-  absl::Status named = Annotate(status, absl::StrCat("image ", i));
-  status.ForEachPayload([&](absl::string_view type, const absl::Cord& payload) {
-    named.SetPayload(type, payload);  // a RetryAfter hint
-  });
-  return named;
+absl::Status NameImage(const absl::Status& status, size_t i, size_t images) {
+  return images == 1 ? status : Annotate(status, absl::StrCat("image ", i));
 }
 
 // The slowest image of a request, stage by stage.

@@ -4,9 +4,12 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <utility>
 #include <vector>
+
+#include "tests/fuzz/fuzzer.h"
 
 // Provided by libFuzzer.
 extern "C" size_t LLVMFuzzerMutate(uint8_t* data, size_t size, size_t max_size);
@@ -184,6 +187,20 @@ void MutateBytes(size_t max_size, std::string& bytes) {
   const size_t size = std::min(bytes.size(), max_size);
   bytes.resize(max_size);
   bytes.resize(LLVMFuzzerMutate(reinterpret_cast<uint8_t*>(bytes.data()), size, max_size));
+}
+
+size_t MutateInput(const google::protobuf::Descriptor& type, uint8_t* data, size_t size,
+                   size_t max_size, unsigned int seed) {
+  std::mt19937 random(seed);
+  std::string bytes(Text(data, size));
+  if (random() % 8 == 0) {
+    MutateBytes(max_size, bytes);
+  } else {
+    MutateMessage(type, random, bytes);
+  }
+  if (bytes.size() > max_size) bytes.resize(max_size);
+  std::memcpy(data, bytes.data(), bytes.size());
+  return bytes.size();
 }
 
 }  // namespace tern::fuzz

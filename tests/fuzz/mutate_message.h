@@ -5,6 +5,8 @@
 
 #include <google/protobuf/descriptor.h>
 
+#include <cstddef>
+#include <cstdint>
 #include <random>
 #include <string>
 
@@ -19,6 +21,11 @@ void MutateMessage(const google::protobuf::Descriptor& type, std::mt19937& rando
 
 // libFuzzer's own mutations of `bytes`; the result has at most `max_size` (1 or more) of them.
 void MutateBytes(size_t max_size, std::string& bytes);
+
+// LLVMFuzzerCustomMutator of a target whose inputs are messages of type `type`: they stay messages
+// under most mutations.
+size_t MutateInput(const google::protobuf::Descriptor& type, uint8_t* data, size_t size,
+                   size_t max_size, unsigned int seed);
 
 }  // namespace tern::fuzz
 
