@@ -20,6 +20,9 @@ using inference::InferParameter;
 using nlohmann::json;
 using Parameters = google::protobuf::Map<std::string, InferParameter>;
 
+// Of a whole body: a tensor's innermost array lies on level 7. What writes and destroys JSON recurses
+// once per level.
+constexpr int kMaxJsonLevels = 16;
 constexpr int kMaxDepth = 4;  // of nested arrays in "data": no tensor has more dimensions
 
 absl::Status Invalid(absl::string_view what) { return absl::InvalidArgumentError(what); }
@@ -30,6 +33,22 @@ std::string Dump(const json& value) {
 
 // How a value looks in an error message.
 std::string Short(const json& value) { return Dump(value).substr(0, 60); }
+
+absl::StatusOr<json> ParseObject(absl::string_view text) {
+  bool deep = false;
+  json object = json::parse(
+      text.begin(), text.end(),
+      [&](int depth, json::parse_event_t, json&) {
+        deep |= depth > kMaxJsonLevels;
+        return !deep;
+      },
+      /*allow_exceptions=*/false);
+  if (deep) {
+    return Invalid(absl::StrCat("body: more than ", kMaxJsonLevels, " levels of JSON"));
+  }
+  if (!object.is_object()) return Invalid("body: is not a JSON object");
+  return object;
+}
 
 json ToJson(const Message& message);
 
@@ -295,8 +314,7 @@ std::string IndexToJson(const inference::RepositoryIndexResponse& index) {
 
 absl::StatusOr<bool> ParseIndexBody(absl::string_view body) {
   if (body.empty()) return false;
-  const json object = json::parse(body.begin(), body.end(), nullptr, /*allow_exceptions=*/false);
-  if (!object.is_object()) return Invalid("body: is not a JSON object");
+  TERN_ASSIGN_OR_RETURN(const json object, ParseObject(body));
   const auto ready = object.find("ready");
   if (ready == object.end()) return false;
   if (!ready->is_boolean())
@@ -313,8 +331,7 @@ absl::StatusOr<InferBody> ParseInferBody(absl::string_view body,
   }
   const absl::string_view text = body.substr(0, json_bytes.value_or(body.size()));
   absl::string_view rest = body.substr(text.size());
-  const json object = json::parse(text.begin(), text.end(), nullptr, /*allow_exceptions=*/false);
-  if (!object.is_object()) return Invalid("body: is not a JSON object");
+  TERN_ASSIGN_OR_RETURN(const json object, ParseObject(text));
   InferBody parsed;
   inference::ModelInferRequest& request = parsed.request;
   TERN_ASSIGN_OR_RETURN(*request.mutable_id(), StringOf(object, "id", ""));

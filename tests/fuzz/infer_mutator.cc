@@ -3,5 +3,6 @@
 
 extern "C" size_t LLVMFuzzerCustomMutator(uint8_t* data, size_t size, size_t max_size,
                                           unsigned int seed) {
-  return tern::fuzz::MutateInput(*inference::ModelInferRequest::descriptor(), data, size, max_size, seed);
+  return tern::fuzz::MutateInput(*inference::ModelInferRequest::descriptor(), data, size, max_size,
+                                 seed);
 }

@@ -229,7 +229,10 @@ TEST_F(RoutesTest, RefusesBodiesSayingWhatIsWrong) {
   }
   ExpectRefused("{\"id\":\"" + std::string(1, '\xff') + "\"}", "not a JSON object");
   // Deep nesting costs no stack.
-  ExpectRefused(std::string(1 << 20, '['), "not a JSON object");
+  ExpectRefused(std::string(1 << 20, '['), "levels of JSON");
+  const std::string deep = std::string(1 << 20, '[') + std::string(1 << 20, ']');
+  for (const char* field : {"id", "inputs", "outputs", "parameters"})
+    ExpectRefused(absl::StrCat("{\"", field, "\":", deep, "}"), "levels of JSON");
 }
 
 TEST_F(RoutesTest, PathsAnswerWithTheirStatus) {
