@@ -84,6 +84,7 @@ absl::StatusOr<Target> ParseTarget(const std::string& endpoints) {
   }
   Target target;
   std::vector<std::string> v4, v6;
+  absl::string_view only_v6;  // an entry
   std::vector<absl::string_view> entries = absl::StrSplit(endpoints, ',');
   for (absl::string_view& entry : entries) {
     entry = absl::StripAsciiWhitespace(entry);
@@ -91,10 +92,21 @@ absl::StatusOr<Target> ParseTarget(const std::string& endpoints) {
   }
   for (absl::string_view entry : entries) {
     TERN_CLIENT_ASSIGN_OR_RETURN(const std::vector<std::string> addresses, LookUp(entry));
-    for (const std::string& address : addresses) (address[0] == '[' ? v6 : v4).push_back(address);
+    bool has_v4 = false;
+    for (const std::string& address : addresses) {
+      has_v4 |= address[0] != '[';
+      (address[0] == '[' ? v6 : v4).push_back(address);
+    }
+    if (!has_v4) only_v6 = entry;
     if (target.authority.empty()) target.authority = std::string(entry);
   }
   // gRPC's address lists are of one family.
+  if (!v4.empty() && !only_v6.empty()) {
+    return absl::UnavailableError(
+        absl::StrCat(only_v6,
+                     ": has IPv6 addresses only and others of the list IPv4: a list is of one "
+                     "family"));
+  }
   if (!v4.empty()) {
     target.uri = absl::StrCat("ipv4:", absl::StrJoin(v4, ","));
   } else {

@@ -19,6 +19,7 @@
 #include "absl/time/clock.h"
 #include "models/embedded.h"
 #include "server/base/allocator.h"
+#include "server/base/clock.h"
 #include "server/base/cpu_budget.h"
 #include "server/base/file.h"
 #include "server/base/log_fields.h"
@@ -332,7 +333,8 @@ absl::Status Run() {
   }
   std::unique_ptr<repository::Watcher> watcher;
   if (poll_interval > absl::ZeroDuration()) {
-    watcher = std::make_unique<repository::Watcher>(repository.get(), root, &metrics);
+    watcher = std::make_unique<repository::Watcher>(repository.get(), root, &metrics,
+                                                    [&server] { server->UpdateHealth(); });
     watcher->Start(poll_interval);
   }
   TERN_LOG_INFO("ready: data port {}, admin port {}, metrics http://{}:{}/metrics", server->port(),
@@ -357,9 +359,9 @@ absl::Status Run() {
   watcher.reset();
   keep_choices();
   absl::SleepFor(absl::GetFlag(FLAGS_drain));
-  const absl::Time end = absl::Now() + absl::GetFlag(FLAGS_grace);
+  const absl::Time end = Clock::Real()->Now() + absl::GetFlag(FLAGS_grace);
   server->Shutdown(absl::GetFlag(FLAGS_grace));
-  web->Shutdown(end - absl::Now());
+  web->Shutdown(end - Clock::Real()->Now());
   shadow.SetRepository(nullptr);
   repository->Shutdown();
   classifier.reset();

@@ -12,7 +12,8 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
-#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "server/base/clock.h"
 #include "server/base/log.h"
 #include "server/base/retry_after.h"
 #include "server/http/inference_json.h"
@@ -20,6 +21,9 @@
 namespace tern::http {
 namespace {
 
+// Of an inference. HTTP brings no deadline, and a client that hangs up is not noticed before the
+// answer is written; `timeout` in the request's parameters shortens it.
+constexpr absl::Duration kInferDeadline = absl::Seconds(30);
 constexpr char kJsonBytes[] = "inference-header-content-length";
 
 int HttpStatus(absl::StatusCode code) {
@@ -49,10 +53,11 @@ int HttpStatus(absl::StatusCode code) {
   }
 }
 
-// As gRPC names its peers, so that a host is one client over both.
+// As rpc::Caller names an address, so that a host is one client over both.
 std::string ClientOf(const Request& request) {
   const bool ipv6 = absl::StrContains(request.client, ':');
-  return ipv6 ? absl::StrCat("ipv6:[", request.client, "]") : absl::StrCat("ipv4:", request.client);
+  return ipv6 ? absl::StrCat("address:ipv6:%5B", request.client, "%5D")
+              : absl::StrCat("address:ipv4:", request.client);
 }
 
 Response StatusResponse(const absl::Status& status) {
@@ -77,7 +82,7 @@ class Call {
   Call(metrics::Metrics* metrics, const char* name, Respond respond)
       : metrics_(metrics),
         method_(absl::StrCat("http.", name)),
-        start_(absl::Now()),
+        start_(Clock::Real()->Now()),
         respond_(std::move(respond)) {
     metrics_->InFlight(method_, 1);
   }
@@ -96,7 +101,8 @@ class Call {
  private:
   void Finish(const absl::Status& status, Response response) {
     metrics_->InFlight(method_, -1);
-    metrics_->Request(method_, absl::StatusCodeToString(status.code()), absl::Now() - start_);
+    metrics_->Request(method_, absl::StatusCodeToString(status.code()),
+                      Clock::Real()->Now() - start_);
     if (response.status == 500) TERN_LOG_ERROR("{}: {}", method_, status.ToString());
     respond_(std::move(response));
   }
@@ -173,7 +179,8 @@ void Infer(const oip::Inference& inference, const Target& target, Request reques
   std::string().swap(request.body);
   body->request.set_model_name(target.model);
   body->request.set_model_version(target.version);
-  inference.ModelInfer(body->request, {absl::InfiniteFuture(), nullptr, ClientOf(request)},
+  inference.ModelInfer(body->request,
+                       {Clock::Real()->Now() + kInferDeadline, nullptr, ClientOf(request)},
                        [call, binary = std::move(body->binary)](
                            const absl::StatusOr<inference::ModelInferResponse>& answer) {
                          if (!answer.ok()) return call->Finish(answer.status());

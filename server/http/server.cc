@@ -22,6 +22,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "nlohmann/json.hpp"
+#include "server/base/clock.h"
 #include "server/base/log.h"
 
 namespace tern::http {
@@ -222,6 +223,7 @@ class Server::Impl::Session final : public std::enable_shared_from_this<Session>
   void WriteAndClose(Response response) {
     server_->Refused(response.status);
     keep_alive_ = false;
+    parser_.reset();  // what was received, before Write gives its bytes back to the budget
     Write(std::move(response));
   }
 
@@ -329,8 +331,8 @@ void Server::Impl::Shutdown(absl::Duration grace) {
     std::lock_guard<std::mutex> lock(mutex_);
     for (const std::shared_ptr<Session>& session : sessions_) session->Stop();
   }
-  const absl::Time deadline = absl::Now() + grace;
-  while (absl::Now() < deadline) {
+  const absl::Time deadline = Clock::Real()->Now() + grace;
+  while (Clock::Real()->Now() < deadline) {
     {
       std::lock_guard<std::mutex> lock(mutex_);
       if (sessions_.empty()) break;

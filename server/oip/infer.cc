@@ -308,7 +308,9 @@ inference::ModelInferResponse ToResponse(const InferPlan& plan, const std::strin
   response.set_model_name(model.info.model);
   response.set_model_version(absl::StrCat(model.info.version));
   response.set_id(id);
-  for (const OutputChoice& choice : plan.outputs) {
+  for (OutputChoice choice : plan.outputs) {
+    // The version that answered may have fewer classes than the one that was checked against.
+    choice.classes = std::min(choice.classes, static_cast<int>(model.plan->classes()));
     auto* tensor = response.add_outputs();
     tensor->set_name(choice.logits ? kLogits : kProbabilities);
     tensor->set_datatype(choice.classes > 0 ? "BYTES" : "FP32");

@@ -303,6 +303,10 @@ absl::Status Repository::Impl::Activate(const std::string& name, uint64_t versio
   }
   if (status.ok()) {
     DrainAndDrop(std::move(old_servable));
+    if (old_loaded != nullptr) {
+      old_loaded = nullptr;
+      ReturnFreedMemory();
+    }
     TERN_LOG_INFO("loaded {} version {}: {}, {} bytes, in {}", name, version, info.scheme,
                   info.file_bytes, absl::FormatDuration(absl::Now() - start));
   } else {

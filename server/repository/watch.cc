@@ -45,8 +45,12 @@ bool IsGone(const std::string& path) {
 
 }  // namespace
 
-Watcher::Watcher(Repository* repository, std::string root, metrics::Metrics* metrics)
-    : repository_(repository), root_(std::move(root)), metrics_(metrics) {
+Watcher::Watcher(Repository* repository, std::string root, metrics::Metrics* metrics,
+                 std::function<void()> changed)
+    : repository_(repository),
+      root_(std::move(root)),
+      metrics_(metrics),
+      changed_(std::move(changed)) {
   for (const VersionInfo& info : repository_->List("")) {
     // A version that failed at start may have been half copied then: it is tried once more.
     if (info.state == State::kUnavailable) continue;
@@ -78,6 +82,7 @@ void Watcher::Start(absl::Duration interval) {
 }
 
 void Watcher::Event(const char* event) {
+  events_ = true;
   if (metrics_ != nullptr) metrics_->WatchEvent(event);
 }
 
@@ -99,6 +104,7 @@ void Watcher::Poll() {
     if (IsRealFolder(absl::StrCat(root_, "/", name))) LookAt(name, present);
   }
   DropMissing(present);
+  if (std::exchange(events_, false) && changed_) changed_();
 }
 
 void Watcher::LookAt(const std::string& model, std::set<Key>& present) {

@@ -2,12 +2,12 @@
 // and the default pointers. Polls, so that it works on every file system, network ones included.
 //
 // - A version folder is loaded once its files (and the model's config.textproto and labels file)
-// have had
-//   the same names, sizes and times for two polls, and one of them is a network: a copy in progress
-//   changes in between, and what a pause leaves half copied fails to parse and is tried again when
-//   it changes. A version that serves is replaced without a gap, and a new one that fails never
-//   displaces it. Versions that the server itself published are left as they are, and so are those
-//   that were unloaded by request, until their files change.
+// have
+//   had the same names, sizes and times for two polls, and one of them is a network: a copy in
+//   progress changes in between, and what a pause leaves half copied fails to parse and is tried
+//   again when it changes. A version that serves is replaced without a gap, and a new one that
+//   fails never displaces it. Versions that the server itself published are left as they are, and
+//   so are those that were unloaded by request, until their files change.
 // - A version whose folder has been gone for two polls is unloaded. The default version is kept in
 //   memory while others exist: move the default first. A model whose folder is gone goes as a
 //   whole.
@@ -20,6 +20,7 @@
 
 #include <condition_variable>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <mutex>
 #include <set>
@@ -36,8 +37,10 @@ namespace tern::repository {
 class Watcher {
  public:
   // Remembers what lies there now and is in memory already. Nothing is owned; `metrics` may be
-  // null.
-  Watcher(Repository* repository, std::string root, metrics::Metrics* metrics);
+  // null. `changed`, if not null, is called at the end of each poll that tried to load, unload or
+  // move something, on its thread.
+  Watcher(Repository* repository, std::string root, metrics::Metrics* metrics,
+          std::function<void()> changed = nullptr);
   // Ends the thread of Start(), after a load that it is in.
   ~Watcher();
 
@@ -64,6 +67,8 @@ class Watcher {
   Repository* const repository_;
   const std::string root_;
   metrics::Metrics* const metrics_;
+  const std::function<void()> changed_;
+  bool events_ = false;       // in this poll
   std::map<Key, Seen> seen_;  // of the folders that exist
   std::set<Key> missing_;     // known to the repository, without a folder at the last poll
   // Why a pointer was not followed, or a version not dropped: said once.

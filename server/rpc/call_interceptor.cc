@@ -12,9 +12,9 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "absl/time/clock.h"
 #include "google/rpc/error_details.pb.h"
 #include "google/rpc/status.pb.h"
+#include "server/base/clock.h"
 #include "server/base/log_fields.h"
 #include "server/rpc/grpc_status.h"
 #include "server/rpc/identity.h"
@@ -95,7 +95,7 @@ class CallInterceptor final : public grpc::experimental::Interceptor {
         info_(info),
         audit_(audit && ours),
         ours_(ours),
-        start_(absl::Now()) {}
+        start_(Clock::Real()->Now()) {}
 
   void Intercept(InterceptorBatchMethods* methods) override {
     if (methods->QueryInterceptionHookPoint(InterceptionHookPoints::POST_RECV_INITIAL_METADATA)) {
@@ -177,8 +177,8 @@ class CallInterceptor final : public grpc::experimental::Interceptor {
                         {"method", info_->method()}};
     if (audit_) fields.emplace_back("request", what_);
     fields.emplace_back("result", CodeName(status));
-    fields.emplace_back("seconds",
-                        absl::StrFormat("%.6f", absl::ToDoubleSeconds(absl::Now() - start_)));
+    fields.emplace_back(
+        "seconds", absl::StrFormat("%.6f", absl::ToDoubleSeconds(Clock::Real()->Now() - start_)));
     if (!status.ok()) fields.emplace_back("error", status.error_message());
     if (!request_id_.empty()) fields.emplace_back("request_id", request_id_);
     if (!traceparent_.empty()) fields.emplace_back("trace_id", TraceIdOf(traceparent_));

@@ -4,7 +4,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
+#include "server/base/clock.h"
 #include "server/base/log_fields.h"
 
 namespace tern::rpc {
@@ -70,7 +70,7 @@ absl::Status PortGuard::Refuse(absl::string_view method, absl::string_view reaso
   {
     // Whoever hammers the port must not fill the disk.
     std::lock_guard<std::mutex> lock(mutex_);
-    const absl::Time now = absl::Now();
+    const absl::Time now = Clock::Real()->Now();
     if (now - last_logged_ < absl::Seconds(1)) {
       ++not_logged_;
       return status;

@@ -196,7 +196,10 @@ Brownout::Model* Brownout::Find(absl::string_view name) {
   if (it != models_.end() && now - it->second->read < kReadAgain) return it->second.get();
   const auto current = repository_->Find(name, 0);
   if (!current.ok()) {
-    if (it != models_.end()) models_.erase(it);
+    if (it != models_.end()) {
+      TellLevel(name, *it->second, 0);
+      models_.erase(it);
+    }
     return nullptr;
   }
   const v1::ModelConfig::Brownout& config = (*current)->config.brownout();
@@ -206,6 +209,7 @@ Brownout::Model* Brownout::Find(absl::string_view name) {
     for (auto old = models_.begin(); models_.size() >= kManyModels && old != models_.end();) {
       old = now - old->second->read > absl::Minutes(1) ? models_.erase(old) : std::next(old);
     }
+    if (it != models_.end()) TellLevel(name, *it->second, 0);
     it = models_.insert_or_assign(std::string(name), std::make_unique<Model>(queue_wait)).first;
   }
   Model& model = *it->second;
@@ -272,7 +276,14 @@ absl::StatusOr<Brownout::Choice> Brownout::Choose(
             ? std::string("has no published top-1 beside the default version's")
             : absl::StrCat("has ", ladder[place].top1_low, " (lower end of its 95 % interval)")));
   }
-  return ChooseRung(ladder, default_version, level, max_top1_drop, wishes, expected);
+  absl::StatusOr<Choice> choice =
+      ChooseRung(ladder, default_version, level, max_top1_drop, wishes, expected);
+  // Not whatever is the default when the image runs: that may be less accurate.
+  if (choice.ok() && choice->version == 0 && wishes.min_accuracy.has_value() &&
+      PlaceOf(ladder, default_version) < ladder.size()) {
+    choice->version = default_version;
+  }
+  return choice;
 }
 
 void Brownout::Observe(absl::string_view name, absl::Duration wait) {

@@ -193,19 +193,22 @@ void ModelRunner::Run(int instance, std::vector<scheduler::Queued<ClassifyTask>>
                 per_image * sizeof(float));
   }
   const int64_t before = batches_[instance]++;
-  const auto is_turn = [before](int every) { return every > 0 && before % every == 0; };
+  // Each kind of batch has its own turns: one may divide the other.
+  const auto is_turn = [before](int every, int64_t phase) {
+    return every > 0 && (before + phase) % every == 0;
+  };
   engine::RunTimes times;
   std::vector<engine::CodeCount> codes;
   const absl::StatusOr<absl::Span<const float>> logits =
-      is_turn(profile_every_)       ? session.RunProfiled(images, times)
-      : is_turn(count_codes_every_) ? session.RunCounted(images, codes)
-                                    : session.Run(images);
+      is_turn(profile_every_, 0)       ? session.RunProfiled(images, times)
+      : is_turn(count_codes_every_, 1) ? session.RunCounted(images, codes)
+                                       : session.Run(images);
   const absl::Time end = clock_->Now();
   const absl::Duration inference = end - start;
   absl::Duration preparation;
   for (const scheduler::Queued<ClassifyTask>& queued : batch)
     preparation += queued.task.decode + queued.task.preprocess;
-  statistics_.Execution(images, preparation, inference, end);
+  if (logits.ok()) statistics_.Execution(images, preparation, inference, end);
   metrics_->Batch(model_->metric_labels, images);
   const auto learned = batcher_->learned(images);
   metrics_->BatchLearned(model_->metric_labels, images, learned.batch_time, learned.batch_limit,
@@ -439,12 +442,15 @@ void Classifier::ClassifyAll(absl::string_view model, uint64_t version,
   // More urgent images wait less than the others: they say nothing about overload.
   const bool observed =
       version == 0 && (terms.priority == 0 || terms.priority >= (options_.priority_levels + 1) / 2);
+  // What stands in for a version that is gone meanwhile: nothing, where the accuracy was asked for.
+  const uint64_t asked = inputs[0].wishes.min_accuracy.has_value() ? choice->version : version;
   Runner runner;
+  std::vector<std::shared_ptr<Admission::Ticket>> tickets;
   absl::Status reserved = absl::UnavailableError("not tried");
   // A version that is replaced between lookup and now accepts nothing more: again with its
   // successor. Ends when nothing is put in its place.
   while (absl::IsUnavailable(reserved)) {
-    absl::StatusOr<Runner> found = AcquireFor(model, choice->version, version);
+    absl::StatusOr<Runner> found = AcquireFor(model, choice->version, asked);
     if (!found.ok()) return done(found.status());
     if (*found == runner) break;
     runner = *std::move(found);
@@ -455,6 +461,20 @@ void Classifier::ClassifyAll(absl::string_view model, uint64_t version,
         return done(NameImage(status, i, images));
       }
     }
+    // Before places in the queue, which may displace the images of others.
+    for (size_t i = tickets.size(); i < images; ++i) {
+      // An encoded image is in the message, too.
+      const size_t copies = inputs[i].form == ImageForm::kEncoded ? 2 : 1;
+      const size_t bytes = copies * inputs[i].image.size() +
+                           runner->model().plan->input_shape().elements() * sizeof(float);
+      auto ticket = admission_.Admit(inputs[i].client, static_cast<int64_t>(bytes));
+      if (!ticket.ok()) {
+        tickets.clear();
+        runner->statistics().Failure(clock_->Now() - arrived);
+        return done(ticket.status());
+      }
+      tickets.push_back(*std::move(ticket));
+    }
     for (size_t i = 0; i < images; ++i) {
       reserved = runner->Reserve(terms, decode_->Expect(terms));
       if (reserved.ok()) continue;
@@ -462,27 +482,12 @@ void Classifier::ClassifyAll(absl::string_view model, uint64_t version,
       break;
     }
   }
-  std::vector<std::shared_ptr<Admission::Ticket>> tickets;
-  if (reserved.ok()) {
-    for (size_t i = 0; i < images && reserved.ok(); ++i) {
-      // An encoded image is in the message, too.
-      const size_t copies = inputs[i].form == ImageForm::kEncoded ? 2 : 1;
-      const size_t bytes = copies * inputs[i].image.size() +
-                           runner->model().plan->input_shape().elements() * sizeof(float);
-      auto ticket = admission_.Admit(inputs[i].client, static_cast<int64_t>(bytes));
-      if (ticket.ok()) tickets.push_back(*std::move(ticket));
-      reserved = ticket.status();
-    }
-    if (!reserved.ok()) {
-      for (size_t i = 0; i < images; ++i) runner->Unreserve();
-    }
-  } else {
+  if (!reserved.ok()) {
+    tickets.clear();
     if (observed && absl::IsResourceExhausted(reserved)) {
       brownout_.Observe(model, absl::InfiniteDuration());
     }
     metrics_->Rejected(Reason(reserved));
-  }
-  if (!reserved.ok()) {
     runner->statistics().Failure(clock_->Now() - arrived);
     return done(reserved);
   }
@@ -490,7 +495,7 @@ void Classifier::ClassifyAll(absl::string_view model, uint64_t version,
   for (size_t i = 0; i < images; ++i) {
     DecodeTask decode;
     decode.runner = runner;
-    decode.asked = version;
+    decode.asked = asked;
     decode.chosen = choice->version;
     ClassifyTask& task = decode.task;
     task.input = std::move(inputs[i]);

@@ -68,8 +68,12 @@ void ShadowComparer::Offer(const repository::LoadedModel& model,
     if (!lock.owns_lock()) return metrics_->ShadowDropped("contended");
     if (stopping_) return;
     if (waiting_.size() >= kMaxWaiting) return metrics_->ShadowDropped("backlog");
-    waiting_.push_back(
-        {model.info.model, monitor, {logits.begin(), logits.end()}, std::move(pixels)});
+    const bool own = model.report.source_model() == model.info.model;
+    waiting_.push_back({model.info.model,
+                        own ? model.report.source_version() : 0,
+                        monitor,
+                        {logits.begin(), logits.end()},
+                        std::move(pixels)});
   }
   wake_.notify_one();
 }
@@ -111,6 +115,7 @@ void ShadowComparer::Compare(const Item& item) {
   if (repository_ == nullptr) return metrics_->ShadowDropped("no_float");
   for (const repository::VersionInfo& info : repository_->List(item.model)) {
     if (info.scheme != "fp32" || info.state != repository::State::kReady) continue;
+    if (item.source != 0 && info.version != item.source) continue;
     const auto model = repository_->Find(info.model, info.version);
     if (!model.ok()) continue;
     const engine::Plan& plan = *(*model)->plan;

@@ -72,6 +72,7 @@ class ShadowComparer {
  private:
   struct Item {
     std::string model;
+    uint64_t source;  // the float version that it was quantised from; 0 = unknown, any
     std::weak_ptr<monitoring::VersionMonitor> monitor;
     std::vector<float> logits;
     std::vector<float> pixels;

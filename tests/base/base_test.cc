@@ -146,6 +146,8 @@ TEST(StatusMacrosTest, ErrorsTravelUp) {
   EXPECT_EQ(Annotate(Quarter(6).status(), "six").message(), "six: odd");
   EXPECT_EQ(Annotate(Quarter(6).status(), "six").code(), absl::StatusCode::kInvalidArgument);
   EXPECT_TRUE(Annotate(absl::OkStatus(), "fine").ok());
+  const absl::Status hinted = RetryAfter(absl::ResourceExhaustedError("full"), absl::Seconds(1));
+  EXPECT_EQ(RetryAfterOf(Annotate(hinted, "image 3")), absl::Seconds(1));
 }
 
 TEST(RetryAfterTest, TheHintTravelsInThePayloadAndInTheMessage) {

@@ -33,6 +33,7 @@ TEST(ParseTargetTest, AListBecomesNumericAddresses) {
   const auto v6 = ParseTarget("[::1]:1,[::1]:2");
   ASSERT_TRUE(v6.ok()) << v6.status();
   EXPECT_EQ(v6->uri, "ipv6:[::1]:1,[::1]:2");
+  EXPECT_TRUE(absl::IsUnavailable(ParseTarget("127.0.0.1:1,[::1]:2").status()));
   for (const char* bad : {"", "a:1,", ",a:1", "127.0.0.1:1,127.0.0.1", "127.0.0.1:1,127.0.0.1:x"}) {
     EXPECT_TRUE(absl::IsInvalidArgument(ParseTarget(bad).status())) << bad;
   }

@@ -32,7 +32,8 @@ class WatcherTest : public testing::FolderTest {
     ASSERT_TRUE(opened.ok()) << opened.status();
     repository_ = *std::move(opened);
     ASSERT_TRUE(repository_->Import("tiny", TinyOnnx(1), Contract(), {}, true).ok());
-    watcher_ = std::make_unique<Watcher>(repository_.get(), root_, &metrics_);
+    watcher_ =
+        std::make_unique<Watcher>(repository_.get(), root_, &metrics_, [this] { ++changes_; });
   }
   void Polls(int count) {
     for (int i = 0; i < count; ++i) watcher_->Poll();
@@ -64,6 +65,7 @@ class WatcherTest : public testing::FolderTest {
   metrics::Metrics metrics_;
   std::unique_ptr<Repository> repository_;
   std::unique_ptr<Watcher> watcher_;
+  int changes_ = 0;
 };
 
 TEST_F(WatcherTest, AnUntouchedFolderIsLeftAlone) {
@@ -71,6 +73,7 @@ TEST_F(WatcherTest, AnUntouchedFolderIsLeftAlone) {
   Polls(5);
   EXPECT_EQ(InMemory(1), before);
   EXPECT_EQ(Events("loaded"), 0);
+  EXPECT_EQ(changes_, 0);
 }
 
 TEST_F(WatcherTest, ANewVersionIsLoadedOnceItWasTheSameForTwoPolls) {
@@ -83,6 +86,7 @@ TEST_F(WatcherTest, ANewVersionIsLoadedOnceItWasTheSameForTwoPolls) {
   EXPECT_EQ(Events("loaded"), 1);
   Polls(3);
   EXPECT_EQ(Events("loaded"), 1);
+  EXPECT_EQ(changes_, 1);
 }
 
 TEST_F(WatcherTest, ACopyInProgressWaitsUntilItStandsStill) {

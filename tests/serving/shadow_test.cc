@@ -51,12 +51,16 @@ class ShadowComparerTest : public testing::PipelineTest {
   // The work is done by a thread that gets only what no other program wants, which on a busy
   // machine is little: waits for it, ten minutes at most.
   static constexpr int kLooks = 60'000;
-  bool Reaches(int agree, int disagree) {
+  template <typename Condition>
+  bool Becomes(Condition condition) {
     for (int i = 0; i < kLooks; ++i) {
-      if (Count("agree") == agree && Count("disagree") == disagree) return true;
+      if (condition()) return true;
       std::this_thread::sleep_for(std::chrono::milliseconds(10));
     }
     return false;
+  }
+  bool Reaches(int agree, int disagree) {
+    return Becomes([&] { return Count("agree") == agree && Count("disagree") == disagree; });
   }
 };
 
@@ -74,6 +78,21 @@ TEST_F(ShadowComparerTest, ComparesTheBestClassAndTheOutputsWithTheFloatVersions
   EXPECT_EQ(Value("tern_shadow_divergence_nats_count" + labels), 3);
   EXPECT_NEAR(Value("tern_shadow_divergence_nats_sum" + labels), 9.998638, 1e-5);
   EXPECT_NEAR(Value("tern_live_agreement_ratio" + labels), 2.0 / 3, 1e-6);
+  shadow.SetRepository(nullptr);
+}
+
+TEST_F(ShadowComparerTest, ComparesWithTheVersionThatItWasQuantisedFrom) {
+  ShadowComparer shadow(1.0, &metrics_);
+  shadow.SetRepository(repository_.get());
+  repository::LoadedModel model = Quantised();
+  model.report.set_source_model(model.info.model);
+  model.report.set_source_version(1);
+  shadow.Offer(model, monitor_, Logits(0), Pixels(0));
+  EXPECT_TRUE(Reaches(1, 0));
+  model.report.set_source_version(7);  // gone, and version 1 is of other weights
+  shadow.Offer(model, monitor_, Logits(0), Pixels(0));
+  EXPECT_TRUE(Becomes([&] { return Dropped("no_float") == 1; }));
+  EXPECT_EQ(Count("agree"), 1);
   shadow.SetRepository(nullptr);
 }
 
