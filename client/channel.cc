@@ -128,8 +128,10 @@ std::string ServiceConfig(const RetryOptions& retry, bool balanced) {
       return absl::StrFormat("%.3fs", absl::ToDoubleSeconds(duration));
     };
     // Calls that change nothing. UNAVAILABLE: the call did not reach a server, or the server ended
-    // meanwhile. RESOURCE_EXHAUSTED: Tern answers each with its hint when to come back, or that it
-    // makes no sense (grpc-retry-pushback-ms), which gRPC obeys.
+    // meanwhile. CANCELLED: a server of gRPC 1.51 says so to a call that arrives in the very moment
+    // of its closing, before looking at it; who cancels a call himself gets no retry.
+    // RESOURCE_EXHAUSTED: Tern answers each with its hint when to come back, or that it makes no
+    // sense (grpc-retry-pushback-ms), which gRPC obeys.
     config["methodConfig"] = {
         {{"name",
           {{{"service", "tern.v1.ImageClassifier"}, {"method", "Classify"}},
@@ -140,7 +142,7 @@ std::string ServiceConfig(const RetryOptions& retry, bool balanced) {
            {"initialBackoff", seconds(retry.initial_backoff)},
            {"maxBackoff", seconds(retry.max_backoff)},
            {"backoffMultiplier", 2.0},
-           {"retryableStatusCodes", {"UNAVAILABLE", "RESOURCE_EXHAUSTED"}}}}}};
+           {"retryableStatusCodes", {"UNAVAILABLE", "CANCELLED", "RESOURCE_EXHAUSTED"}}}}}};
     config["retryThrottling"] = {{"maxTokens", retry.budget},
                                  {"tokenRatio", retry.budget_per_success}};
   }

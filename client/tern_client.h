@@ -36,9 +36,10 @@
 
 namespace tern::client {
 
-// Retries are gRPC's (gRFC A6): UNAVAILABLE, and RESOURCE_EXHAUSTED unless the server says that it
-// makes no sense. The n-th waits initial_backoff * 2^(n-1), at most max_backoff, 20 % more or less
-// by chance, or what the server asked for; all attempts share the call's deadline.
+// Retries are gRPC's (gRFC A6): UNAVAILABLE, CANCELLED by the server (it is closing), and
+// RESOURCE_EXHAUSTED unless the server says that it makes no sense. The n-th waits initial_backoff
+// * 2^(n-1), at most max_backoff, 20 % more or less by chance, or what the server asked for; all
+// attempts share the call's deadline.
 struct RetryOptions {
   int max_attempts = 5;  // 1 = no retries; gRPC's limit is 5
   absl::Duration initial_backoff = absl::Milliseconds(50);
