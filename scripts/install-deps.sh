@@ -10,7 +10,8 @@ build=(g++ cmake ninja-build make pkgconf
   libturbojpeg0-dev libpng-dev libwebp-dev libexif-dev
   libboost-dev prometheus-cpp-dev libspdlog-dev nlohmann-json3-dev libcli11-dev libeigen3-dev libisal-dev libssl-dev)
 demo=(curl)
-test=(libgtest-dev libgmock-dev libbenchmark-dev python3 python3-yaml python3-grpcio python3-protobuf libfaketime curl openssl)
+test=(libgtest-dev libgmock-dev libbenchmark-dev python3 python3-yaml python3-grpcio python3-protobuf libfaketime curl openssl
+  python3-jsonschema busybox-static)
 finetune=(libtorch-dev)
 # The versions that belong to Debian's clang: its sanitizers and OpenMP. llvm: the symbolizer and the coverage tools.
 fuzz=(clang libclang-rt-dev libomp-dev llvm)
@@ -18,7 +19,7 @@ full=(python3-torch python3-torchvision python3-pil python3-numpy python3-venv l
   buildah podman runc ca-certificates)
 if [ "$(dpkg --print-architecture)" = amd64 ]; then
   # The emulated CPU of tests/emulation, which also unpacks a kernel package.
-  full+=(bochs bochs-term vgabios xorriso isolinux syslinux-common busybox-static)
+  full+=(bochs bochs-term vgabios xorriso isolinux syslinux-common)
 fi
 
 case "${1:-build}" in

@@ -17,6 +17,9 @@ fi
 if [ -z "${TERN_ORT_PYTHON:-}" ]; then
   "$source/tests/interop/onnxruntime/make_venv.sh" "$fixtures/onnxruntime" & background+=($!)
 fi
+if [ -z "${TERN_DEPLOY_TOOLS:-}" ]; then
+  "$source/tests/deploy/make_tools.sh" "$fixtures/deploy" & deploy=$!
+fi
 if [ ! -e "$fixtures/torch/.done" ]; then
   echo "exporting torchvision's architectures with random weights (a few minutes)"
   "$python" "$source/tests/interop/torch/export_torchvision.py" "$fixtures/torch"
@@ -58,6 +61,13 @@ if [ -z "${TERN_CLIENTS_PYTHON:-}" ]; then
     export TERN_CLIENTS_PYTHON=$fixtures/clients/bin/python
   else
     echo "tritonclient cannot be installed from PyPI: its tests are skipped"
+  fi
+fi
+if [ -z "${TERN_DEPLOY_TOOLS:-}" ]; then
+  if wait "$deploy"; then
+    export TERN_DEPLOY_TOOLS=$fixtures/deploy
+  else
+    echo "helm and the API's types cannot be had as Go modules: the tests of the manifests are skipped"
   fi
 fi
 export TERN_TORCH_FIXTURES=$fixtures/torch TERN_PARITY_FIXTURES=$fixtures/parity

@@ -1,0 +1,56 @@
+{{/* What a schema cannot say: values that contradict each other. Each message names what to change. */}}
+{{- define "tern.validate" -}}
+{{- $repository := .Values.repository }}
+{{- $seeds := list }}
+{{- if $repository.seed.claim }}{{ $seeds = append $seeds "repository.seed.claim" }}{{ end }}
+{{- if $repository.seed.image.reference }}{{ $seeds = append $seeds "repository.seed.image.reference" }}{{ end }}
+{{- if $repository.seed.archive.url }}{{ $seeds = append $seeds "repository.seed.archive.url" }}{{ end }}
+{{- if gt (len $seeds) 1 }}
+{{- fail (printf "%s exclude each other: a repository is copied from one place." (join ", " $seeds)) }}
+{{- end }}
+{{- if $repository.persistence.enabled }}
+{{- if or .Values.autoscaling.enabled (gt (int .Values.replicaCount) 1) }}
+{{- fail "repository.persistence.enabled is for one replica: a repository is locked by the server that uses it. Use repository.seed for several." }}
+{{- end }}
+{{- if $seeds }}
+{{- fail (printf "repository.persistence.enabled and %s exclude each other." (first $seeds)) }}
+{{- end }}
+{{- else if or $repository.persistence.existingClaim $repository.persistence.storageClass }}
+{{- fail "repository.persistence.existingClaim and .storageClass say nothing without repository.persistence.enabled." }}
+{{- end }}
+{{- if ne (empty $repository.seed.archive.url) (empty $repository.seed.archive.sha256) }}
+{{- fail "repository.seed.archive wants url and sha256: nothing is served that was not checked." }}
+{{- end }}
+{{- if and $repository.seed.image.reference (eq $repository.seed.image.as "volume") (semverCompare "<1.31.0-0" .Capabilities.KubeVersion.Version) }}
+{{- fail (printf "repository.seed.image.as: Kubernetes %s has no image volumes (1.31 or later has); use container." .Capabilities.KubeVersion.Version) }}
+{{- end }}
+{{- if .Values.admin.service.enabled }}
+{{- if not (or .Values.auth.adminTokensSecret .Values.tls.clientCertificates) }}
+{{- fail "admin.service.enabled lets the cluster reach the admin port, where models are replaced and deleted: set auth.adminTokensSecret or tls.clientCertificates." }}
+{{- end }}
+{{- if and .Values.networkPolicy.enabled (not .Values.networkPolicy.adminFrom) }}
+{{- fail "admin.service.enabled: nobody can reach it, because networkPolicy.adminFrom is empty." }}
+{{- end }}
+{{- else if .Values.networkPolicy.adminFrom }}
+{{- fail "networkPolicy.adminFrom says nothing without admin.service.enabled: the admin port is on the pod's loopback." }}
+{{- end }}
+{{- if and (not .Values.tls.secret) (or .Values.tls.clientCertificates .Values.tls.serverName) }}
+{{- fail "tls.clientCertificates and tls.serverName need tls.secret, with the keys tls.crt, tls.key and ca.crt." }}
+{{- end }}
+{{- if .Values.autoscaling.enabled }}
+{{- if gt (int .Values.autoscaling.minReplicas) (int .Values.autoscaling.maxReplicas) }}
+{{- fail (printf "autoscaling.minReplicas is %v, more than maxReplicas, %v." .Values.autoscaling.minReplicas .Values.autoscaling.maxReplicas) }}
+{{- end }}
+{{- if not (or .Values.autoscaling.queueWaitMilliseconds .Values.autoscaling.imagesPerWorker .Values.autoscaling.cpuUtilizationPercent) }}
+{{- fail "autoscaling wants one of queueWaitMilliseconds, imagesPerWorker and cpuUtilizationPercent, all are 0." }}
+{{- end }}
+{{- if and (eq .Values.autoscaling.type "keda") (not .Values.autoscaling.prometheusAddress) (or .Values.autoscaling.queueWaitMilliseconds .Values.autoscaling.imagesPerWorker) }}
+{{- fail "autoscaling.type keda asks Prometheus: set autoscaling.prometheusAddress." }}
+{{- end }}
+{{- end }}
+{{- range .Values.server.extraArgs }}
+{{- if regexMatch "^--(repository|host|port|admin_host|admin_port|metrics_host|metrics_port|health_port|tls_cert|tls_key|tls_client_ca|admin_token_file|data_token_file|max_isa|threads|log_level|log_format|max_image_bytes|max_pixels|drain|grace|demo|ports_file)(=|$)" . }}
+{{- fail (printf "server.extraArgs: %s is the chart's to set; README.md names the value." .) }}
+{{- end }}
+{{- end }}
+{{- end }}

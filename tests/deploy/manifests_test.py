@@ -1,0 +1,377 @@
+#!/usr/bin/env python3
+"""The manifests: the chart rendered by helm for each file in values/, and deploy/kserve.
+
+Are they what Kubernetes takes (kubeconform and, where there is one, a real kube-apiserver, with the custom resources' own
+definitions), do they keep the security rules, and does a wrong or contradictory value say so? The tools are those that make_tools.sh
+makes, in TERN_DEPLOY_TOOLS, or on the path. A tool that is not there skips its tests and says so; without helm the exit status is 77.
+"""
+
+import functools
+import json
+import pathlib
+import re
+import shutil
+import sys
+import tempfile
+import unittest
+
+try:
+    import yaml
+except ImportError:
+    print("manifests_test ... skipped 'python3-yaml is not installed'")
+    sys.exit(77)
+
+import manifests
+from manifests import CHART, SOURCE, by_name, documents, helm_template, run, settings, tool, values_files
+
+
+@functools.lru_cache(maxsize=None)
+def rendered(name):
+    """Objects of the chart with values/<name>.yaml, and what NOTES.txt says."""
+    result = helm_template("--values", values_files()[0].parent / f"{name}.yaml")
+    if result.returncode != 0:
+        raise RuntimeError(f"helm template with {name}.yaml: {result.stderr}")
+    return by_name(documents(result.stdout))
+
+
+def names():
+    return [path.stem for path in values_files()]
+
+
+def pods(objects):
+    """(name, spec) of everything that becomes a pod."""
+    for (kind, name), o in objects.items():
+        if kind == "Deployment":
+            yield f"Deployment {name}", o["spec"]["template"]["spec"]
+        elif kind == "Pod":
+            yield f"Pod {name}", o["spec"]
+
+
+def containers(spec):
+    return spec.get("initContainers", []) + spec["containers"]
+
+
+def server(objects):
+    return objects["Deployment", "release-tern"]["spec"]["template"]["spec"]["containers"][0]
+
+
+class Security(unittest.TestCase):
+    """Of every values file."""
+
+    def each_pod(self):
+        for name in names():
+            for pod, spec in pods(rendered(name)):
+                yield f"{name}: {pod}", spec
+
+    def test_pods_are_restricted(self):
+        seen = 0
+        for pod, spec in self.each_pod():
+            seen += 1
+            with self.subTest(pod=pod):
+                context = spec["securityContext"]
+                self.assertIs(context["runAsNonRoot"], True)
+                self.assertGreaterEqual(context["runAsUser"], 10000)
+                self.assertEqual(context["seccompProfile"], {"type": "RuntimeDefault"})
+                self.assertIs(spec["automountServiceAccountToken"], False)
+                self.assertIs(spec["enableServiceLinks"], False)
+                for forbidden in ("hostNetwork", "hostPID", "hostIPC"):
+                    self.assertNotIn(forbidden, spec)
+                for container in containers(spec):
+                    self.assertEqual(container["securityContext"],
+                                     {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True,
+                                      "capabilities": {"drop": ["ALL"]}})
+                    for port in container.get("ports", []):
+                        self.assertNotIn("hostPort", port)
+        self.assertGreater(seen, len(names()))
+
+    def test_no_volume_reaches_the_node(self):
+        allowed = {"configMap", "emptyDir", "image", "persistentVolumeClaim", "secret"}
+        for pod, spec in self.each_pod():
+            for volume in spec.get("volumes", []):
+                self.assertLessEqual(set(volume) - {"name"}, allowed, pod)
+                if "emptyDir" in volume:
+                    self.assertIn("sizeLimit", volume["emptyDir"], pod)
+
+    def test_secrets_and_seeds_are_mounted_read_only(self):
+        for pod, spec in self.each_pod():
+            volumes = {volume["name"]: volume for volume in spec.get("volumes", [])}
+            for container in containers(spec):
+                for mount in container.get("volumeMounts", []):
+                    if "secret" in volumes[mount["name"]] or mount["name"] == "seed":
+                        self.assertIs(mount["readOnly"], True, pod)
+
+    def test_the_admin_port_is_behind_loopback_or_tokens_or_certificates(self):
+        for name in names():
+            with self.subTest(values=name):
+                objects = rendered(name)
+                arguments = server(objects)["args"]
+                services = [o for (kind, _), o in objects.items() if kind == "Service"]
+                exposing = [s for s in services if any(p["targetPort"] in ("grpc-admin", 8501) for p in s["spec"]["ports"])]
+                if not exposing:
+                    self.assertIn("--admin_host=127.0.0.1", arguments)
+                    continue
+                self.assertEqual([s["spec"]["type"] for s in exposing], ["ClusterIP"])
+                self.assertTrue(any(a.startswith(("--admin_token_file", "--tls_client_ca")) for a in arguments))
+
+    def test_only_the_data_port_leaves_the_cluster(self):
+        types = set()
+        for name in names():
+            for (kind, service), o in rendered(name).items():
+                if kind == "Service" and o["spec"]["type"] != "ClusterIP":
+                    types.add(o["spec"]["type"])
+                    self.assertEqual([p["targetPort"] for p in o["spec"]["ports"]], ["grpc"], f"{name}: {service}")
+        self.assertEqual(types, {"LoadBalancer"})
+
+    def test_the_network_policy_closes_the_admin_port_and_all_egress(self):
+        opened = []
+        for name in names():
+            if name == "plain":
+                continue
+            with self.subTest(values=name):
+                objects = rendered(name)
+                policy = objects["NetworkPolicy", "release-tern"]["spec"]
+                labels = objects["Deployment", "release-tern"]["spec"]["template"]["metadata"]["labels"]
+                self.assertLessEqual(policy["podSelector"]["matchLabels"].items(), labels.items())
+                self.assertEqual(policy["policyTypes"], ["Ingress", "Egress"])
+                for rule in policy["ingress"]:
+                    self.assertEqual(len(rule["ports"]), 1)
+                    if rule["ports"][0]["port"] == "grpc-admin":
+                        self.assertTrue(rule["from"])
+                        opened.append(name)
+                if name == "seed-archive":
+                    self.assertEqual(policy["egress"], [{}])
+                else:
+                    self.assertEqual(policy["egress"], [])
+        self.assertEqual(opened, ["mutual-tls-admin"])
+        self.assertNotIn(("NetworkPolicy", "release-tern"), rendered("plain"))
+
+    def test_requests_equal_limits_with_whole_cpus(self):
+        for name in names():
+            if name == "plain":
+                continue
+            spec = rendered(name)["Deployment", "release-tern"]["spec"]["template"]["spec"]
+            for container in containers(spec):
+                with self.subTest(values=name, container=container["name"]):
+                    resources = container["resources"]
+                    self.assertEqual(resources["requests"], resources["limits"])
+                    self.assertEqual(set(resources["limits"]), {"cpu", "memory"})
+                    self.assertRegex(str(resources["limits"]["cpu"]), r"^[1-9][0-9]*$")
+
+
+class Rendered(unittest.TestCase):
+
+    def test_lint(self):
+        result = run(tool("helm"), "lint", "--strict", CHART, "--kube-version", manifests.KUBERNETES)
+        self.assertEqual(result.returncode, 0, result.stdout + result.stderr)
+
+    def test_the_package_has_rules_dashboard_and_script(self):
+        objects = rendered("monitoring")
+        rules = documents((SOURCE / "deploy/prometheus/rules.yml").read_text())[0]
+        self.assertEqual(objects["PrometheusRule", "release-tern"]["spec"], rules)
+        dashboard = objects["ConfigMap", "release-tern-dashboard"]
+        self.assertEqual(json.loads(dashboard["data"]["tern.json"]),
+                         json.loads((SOURCE / "deploy/grafana/tern.json").read_text()))
+        self.assertEqual(dashboard["metadata"]["labels"]["grafana_dashboard"], "1")
+        script = rendered("seed-claim")["Deployment", "release-tern"]["spec"]["template"]["spec"]["initContainers"][0]
+        self.assertEqual(script["command"][2].strip(), (CHART / "files/copy-models.sh").read_text().strip())
+
+    def test_probes_ask_the_health_port(self):
+        for name in names():
+            container = server(rendered(name))
+            with self.subTest(values=name):
+                self.assertIn("--health_port=8503", container["args"])
+                self.assertIn({"name": "health", "containerPort": 8503}, container["ports"])
+                for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+                    self.assertEqual(container[probe]["grpc"]["port"], 8503)
+        self.assertEqual(server(rendered("seed-claim"))["readinessProbe"]["grpc"], {"port": 8503, "service": "resnet50"})
+
+    def test_the_grace_period_outlasts_drain_and_grace(self):
+        for name, wanted in (("minimal", 35), ("tls-tokens", 85)):
+            pod = rendered(name)["Deployment", "release-tern"]["spec"]["template"]["spec"]
+            self.assertEqual(pod["terminationGracePeriodSeconds"], wanted)
+            seconds = [int(re.search(rf"--{flag}=(\d+)s", " ".join(pod["containers"][0]["args"]))[1])
+                       for flag in ("drain", "grace")]
+            self.assertEqual(sum(seconds) + 10, wanted)
+
+    def test_numbers_stay_integers(self):
+        self.assertIn("--max_pixels=40000000", server(rendered("minimal"))["args"])  # not 4e+07
+
+    def test_services_select_the_pods_and_name_their_ports(self):
+        for name in names():
+            objects = rendered(name)
+            template = objects["Deployment", "release-tern"]["spec"]["template"]
+            ports = {p["name"] for p in template["spec"]["containers"][0]["ports"]}
+            for (kind, service), o in objects.items():
+                if kind != "Service":
+                    continue
+                with self.subTest(values=name, service=service):
+                    self.assertLessEqual(o["spec"]["selector"].items(), template["metadata"]["labels"].items())
+                    self.assertLessEqual({p["targetPort"] for p in o["spec"]["ports"]}, ports)
+                    if ("Pod", "release-tern-test") in objects:
+                        test = objects["Pod", "release-tern-test"]["metadata"]["labels"]
+                        self.assertFalse(o["spec"]["selector"].items() <= test.items())
+
+    def test_the_headless_service_has_no_address(self):
+        self.assertEqual(rendered("minimal")["Service", "release-tern-headless"]["spec"]["clusterIP"], "None")
+
+    def test_tls_and_tokens_are_mounted_where_the_flags_look(self):
+        pod = rendered("tls-tokens")["Deployment", "release-tern"]["spec"]["template"]["spec"]
+        container = pod["containers"][0]
+        mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+        secrets = {v["name"]: v["secret"]["secretName"] for v in pod["volumes"] if "secret" in v}
+        self.assertEqual(secrets, {"tls": "tern-tls", "admin-tokens": "tern-admin-tokens",
+                                   "data-tokens": "tern-data-tokens"})
+        for flag in (f"--tls_cert={mounts['tls']}/tls.crt", f"--tls_key={mounts['tls']}/tls.key",
+                     f"--admin_token_file={mounts['admin-tokens']}/tokens",
+                     f"--data_token_file={mounts['data-tokens']}/tokens"):
+            self.assertIn(flag, container["args"])
+        self.assertIn(f"--tls_client_ca={mounts['tls']}/ca.crt", server(rendered("mutual-tls-admin"))["args"])
+
+    def test_a_digest_pins_the_image(self):
+        self.assertRegex(server(rendered("tls-tokens"))["image"], r"^registry\.example/tern:0\.1\.0@sha256:[0-9a-f]{64}$")
+
+    def test_every_source_of_models_reaches_the_script(self):
+        wanted = {"seed-claim": {"SEED": "/seed"}, "seed-image": {"SEED": "/seed/models"},
+                  "seed-image-container": {"SEED": "/repository"},
+                  "seed-archive": {"ARCHIVE_URL": "https://models.example/repository.tar.gz",
+                                   "ARCHIVE_SHA256": "0123456789abcdef" * 4}}
+        for name, environment in wanted.items():
+            with self.subTest(values=name):
+                pod = rendered(name)["Deployment", "release-tern"]["spec"]["template"]["spec"]
+                container = pod["initContainers"][0]
+                self.assertEqual({e["name"]: e["value"] for e in container["env"]}, {**environment, "MODELS": "/models"})
+                volumes = {volume["name"]: volume for volume in pod["volumes"]}
+                self.assertEqual("seed" in volumes, environment.get("SEED", "").startswith("/seed"))
+                for mount in container["volumeMounts"]:
+                    self.assertIn(mount["name"], volumes)
+        self.assertEqual(rendered("seed-image-container")["Deployment", "release-tern"]["spec"]["template"]["spec"]
+                         ["initContainers"][0]["image"], "registry.example/models:7")
+
+    def test_a_claim_belongs_to_one_server(self):
+        objects = rendered("claim")
+        deployment = objects["Deployment", "release-tern"]["spec"]
+        self.assertEqual(deployment["strategy"], {"type": "Recreate"})
+        claim = deployment["template"]["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"]
+        self.assertEqual(objects["PersistentVolumeClaim", claim]["metadata"]["annotations"],
+                         {"helm.sh/resource-policy": "keep"})
+
+    def test_autoscalers_own_the_number_of_replicas(self):
+        for name, kind in (("autoscaled-hpa", "HorizontalPodAutoscaler"), ("autoscaled-keda", "ScaledObject")):
+            objects = rendered(name)
+            self.assertNotIn("replicas", objects["Deployment", "release-tern"]["spec"])
+            self.assertEqual([k for k, _ in objects if k in ("HorizontalPodAutoscaler", "ScaledObject")], [kind])
+            self.assertEqual(objects[kind, "release-tern"]["spec"]["scaleTargetRef"]["name"], "release-tern")
+
+    def test_the_autoscaler_reads_what_the_adapter_offers(self):
+        adapter = documents((SOURCE / "deploy/prometheus/adapter.yml").read_text())[0]
+        offered = {rule["name"]["as"] for rule in adapter["rules"]}
+        metrics = rendered("autoscaled-hpa")["HorizontalPodAutoscaler", "release-tern"]["spec"]["metrics"]
+        wanted = {m["pods"]["metric"]["name"]: m["pods"]["target"]["averageValue"] for m in metrics if m["type"] == "Pods"}
+        self.assertEqual(wanted, {"tern_queue_wait_seconds": "20m", "tern_images_per_worker": "4"})
+        self.assertEqual(set(wanted), offered)
+
+    def test_one_scrape_of_each_pod(self):
+        annotations = rendered("minimal")["Deployment", "release-tern"]["spec"]["template"]["metadata"]["annotations"]
+        self.assertEqual(annotations["prometheus.io/port"], "8502")
+        objects = rendered("monitoring")
+        self.assertEqual(objects["Deployment", "release-tern"]["spec"]["template"]["metadata"]["annotations"],
+                         {"example.org/team": "vision"})
+        monitor = objects["ServiceMonitor", "release-tern"]["spec"]["selector"]["matchLabels"]
+        matched = [name for (kind, name), o in objects.items()
+                   if kind == "Service" and monitor.items() <= o["metadata"]["labels"].items()]
+        self.assertEqual(matched, ["release-tern-metrics"])
+
+    def test_helm_test_does_what_it_can(self):
+        wanted = {"minimal": ["health", "classify"], "seed-claim": ["health", "classify"], "claim": ["health"],
+                  "tls-tokens": ["health"]}
+        for name, calls in wanted.items():
+            pod = rendered(name)["Pod", "release-tern-test"]["spec"]
+            self.assertEqual([c["name"] for c in pod["containers"]], calls, name)
+            for container in pod["containers"]:
+                self.assertEqual(container["command"][:2], ["/usr/local/bin/ternctl", container["name"]])
+        pod = rendered("tls-tokens")["Pod", "release-tern-test"]["spec"]
+        environment = {e["name"]: e["value"] for e in pod["containers"][0]["env"]}
+        self.assertEqual(environment["TERN_TLS_SERVER_NAME"], "tern.example.org")
+        self.assertNotIn(("Pod", "release-tern-test"), rendered("mutual-tls-admin"))
+
+    def notes(self, name):
+        """helm shows NOTES.txt only where it installs: a template that includes it shows it here."""
+        with tempfile.TemporaryDirectory(prefix="tern-chart-") as folder:
+            chart = pathlib.Path(folder) / "tern"
+            shutil.copytree(CHART, chart)
+            (chart / "templates/notes.yaml").write_text(
+                'notes: {{ include (print .Template.BasePath "/NOTES.txt") . | quote }}\n')
+            result = run(tool("helm"), "template", "release", chart, "--show-only", "templates/notes.yaml",
+                         "--values", values_files()[0].parent / f"{name}.yaml", "--kube-version", manifests.KUBERNETES)
+            self.assertEqual(result.returncode, 0, result.stderr)
+            return documents(result.stdout)[0]["notes"]
+
+    def test_notes_say_what_to_run_and_warn(self):
+        for name, wanted, unwanted in (("minimal", ["ternctl classify --model demo", "is lost"], ["WARNING"]),
+                                       ("claim", ["ternctl import"], ["is lost", "WARNING"]),
+                                       ("plain", ["WARNING: the pods do not get", "WARNING: no NetworkPolicy"], []),
+                                       ("autoscaled-hpa", ["custom.metrics.k8s.io"], ["WARNING"])):
+            notes = self.notes(name)
+            for text in wanted:
+                self.assertIn(text, notes, name)
+            for text in unwanted:
+                self.assertNotIn(text, notes, name)
+
+
+class Refused(unittest.TestCase):
+
+    def refused(self, word, *values, kubernetes=manifests.KUBERNETES):
+        with self.subTest(values=values):
+            result = helm_template(*settings(values), kubernetes=kubernetes)
+            self.assertNotEqual(result.returncode, 0, "it was rendered")
+            self.assertIn(word, result.stderr)
+
+    def test_unknown_keys(self):
+        self.refused("replicas", "replicas=2")
+        self.refused("portt", "service.portt=1")
+        self.refused("gpu", "resources.limits.gpu=1")
+        self.refused("seedClaim", "repository.seedClaim=models")
+        self.refused("namespaces", "networkPolicy.dataFrom[0].namespaces=x")
+
+    def test_wrong_types(self):
+        self.refused("replicaCount", "replicaCount=two")
+        self.refused("drainSeconds", "server.drainSeconds=5s")
+        self.refused("tolerations", "tolerations=x")
+        self.refused("demo", "server.demo=maybe")
+
+    def test_values_out_of_range(self):
+        self.refused("maxIsa", "server.maxIsa=avx9")
+        self.refused("port", "metrics.port=0")
+        self.refused("maxUnavailable", "podDisruptionBudget.maxUnavailable=0")
+        self.refused("sha256", "repository.seed.archive.url=https://x/y", "repository.seed.archive.sha256=abc")
+        self.refused("extraArgs", "server.extraArgs[0]=-v")
+        self.refused("type", "service.type=ExternalName")
+
+    def test_contradictions(self):
+        claim = "repository.persistence.enabled=true"
+        self.refused("repository.seed for several", claim, "replicaCount=2")
+        self.refused("repository.seed for several", claim, "autoscaling.enabled=true")
+        self.refused("exclude each other", claim, "repository.seed.claim=models")
+        self.refused("exclude each other", "repository.seed.claim=a", "repository.seed.image.reference=b")
+        self.refused("nothing without repository.persistence.enabled", "repository.persistence.existingClaim=a")
+        self.refused("url and sha256", "repository.seed.archive.url=https://x/y")
+        self.refused("auth.adminTokensSecret or tls.clientCertificates", "admin.service.enabled=true")
+        self.refused("adminFrom is empty", "admin.service.enabled=true", "auth.adminTokensSecret=a")
+        self.refused("nothing without admin.service.enabled", "networkPolicy.adminFrom[0].podSelector.matchLabels.a=b")
+        self.refused("need tls.secret", "tls.clientCertificates=true")
+        self.refused("more than maxReplicas", "autoscaling.enabled=true", "autoscaling.minReplicas=9")
+        self.refused("all are 0", "autoscaling.enabled=true", "autoscaling.queueWaitMilliseconds=0",
+                     "autoscaling.cpuUtilizationPercent=0")
+        self.refused("prometheusAddress", "autoscaling.enabled=true", "autoscaling.type=keda")
+        self.refused("--drain=1s is the chart's to set", "server.extraArgs[0]=--drain=1s")
+        self.refused("use container", "repository.seed.image.reference=a", kubernetes="1.30.0")
+
+    def test_a_cluster_that_is_too_old(self):
+        self.refused("kubeVersion", kubernetes="1.26.0")
+
+
+if __name__ == "__main__":
+    if tool("helm") is None:
+        print("manifests_test ... skipped 'helm is not there: tests/deploy/make_tools.sh, or on the path'")
+        sys.exit(77)
+    unittest.main(verbosity=2)
