@@ -6,7 +6,7 @@ set -euo pipefail
 
 build=(g++ cmake ninja-build make pkgconf
   libgrpc++-dev libprotobuf-dev protobuf-compiler protobuf-compiler-grpc libabsl-dev libonnx-dev
-  libdnnl-dev ocl-icd-opencl-dev libopencv-core-dev libopencv-imgproc-dev libtbb-dev libglx-dev
+  libdnnl-dev ocl-icd-opencl-dev libopencv-core-dev libopencv-imgproc-dev libtbb-dev
   libturbojpeg0-dev libpng-dev libwebp-dev libexif-dev
   libboost-dev prometheus-cpp-dev libspdlog-dev nlohmann-json3-dev libcli11-dev libeigen3-dev libisal-dev libssl-dev)
 demo=(curl)
