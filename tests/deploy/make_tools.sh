@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # make_tools.sh FOLDER: what tests/deploy/manifests_test.py checks manifests with, from Go modules: FOLDER/bin/helm,
-# FOLDER/bin/kubeconform, and in FOLDER/apis Kubernetes' OpenAPI document and the definitions of the custom resources.
+# FOLDER/bin/kubeconform, for compose_checks.py FOLDER/bin/compose (reads a compose file as compose does), and in FOLDER/apis Kubernetes' OpenAPI document and the definitions of the custom resources.
 #   make_tools.sh FOLDER --apiserver    also FOLDER/bin/kube-apiserver: a quarter of an hour of processor time, once
 # Needs go. Repeating it is cheap.
 set -euo pipefail
@@ -22,6 +22,10 @@ chartutil=helm.sh/helm/v3/pkg/chartutil
   -ldflags "-s -w -X $chartutil.k8sVersionMajor=1 -X $chartutil.k8sVersionMinor=${minor%%.*}" \
   "helm.sh/helm/v3/cmd/helm@$helm"
 [ -x "$GOBIN/kubeconform" ] || go install -p "$jobs" -ldflags "-s -w" github.com/yannh/kubeconform/cmd/kubeconform@v0.7.0
+if [ ! -x "$GOBIN/compose" ]; then
+  go install -p "$jobs" -ldflags "-s -w" github.com/compose-spec/compose-go/v2/cmd@v2.16.2
+  mv "$GOBIN/cmd" "$GOBIN/compose"
+fi
 
 if [ ! -e "$folder/apis/.done" ]; then
   mkdir -p "$folder/apis"
