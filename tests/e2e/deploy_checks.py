@@ -39,7 +39,7 @@ if yaml:
         """YAML takes the last of two equal keys without a word; Kubernetes does not."""
 
         def construct_mapping(self, node, deep=False):
-            keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
+            keys = [self.construct_object(key, deep=deep) for key, _ in node.value if not key.tag.endswith(":merge")]
             for key in keys:
                 if keys.count(key) > 1:
                     raise yaml.constructor.ConstructorError(None, None, f"key {key!r} twice", node.start_mark)
