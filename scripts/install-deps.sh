@@ -10,7 +10,7 @@ build=(g++ cmake ninja-build make pkgconf
   libturbojpeg0-dev libpng-dev libwebp-dev libexif-dev
   libboost-dev prometheus-cpp-dev libspdlog-dev nlohmann-json3-dev libcli11-dev libeigen3-dev libisal-dev libssl-dev)
 demo=(curl)
-test=(libgtest-dev libgmock-dev libbenchmark-dev python3 python3-yaml python3-grpcio python3-protobuf libfaketime curl openssl
+test=(libgtest-dev libgmock-dev libbenchmark-dev python3 python3-yaml python3-grpcio python3-protobuf python3-h2 libfaketime curl openssl
   python3-jsonschema busybox-static)
 finetune=(libtorch-dev)
 # The versions that belong to Debian's clang: its sanitizers and OpenMP. llvm: the symbolizer and the coverage tools.

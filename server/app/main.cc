@@ -16,6 +16,7 @@
 #include "absl/flags/parse.h"
 #include "absl/flags/usage.h"
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "models/embedded.h"
 #include "server/base/allocator.h"
@@ -93,6 +94,8 @@ ABSL_FLAG(int, max_queue, 256,
 ABSL_FLAG(int, max_waiting, 1024, "Images that wait to be decoded, of all models.");
 ABSL_FLAG(int64_t, max_waiting_bytes, int64_t{512} << 20,
           "What images that wait or run may hold together: encoded, and as network input.");
+ABSL_FLAG(uint64_t, max_receive_bytes, 256ull << 20,
+          "What requests that have not arrived completely may hold together, for each gRPC port.");
 ABSL_FLAG(int, max_client_images, 0,
           "Images of one client (authenticated identity, else address) at once; 0 = no limit.");
 ABSL_FLAG(uint64_t, max_image_bytes, 16ull << 20, "Largest encoded image.");
@@ -298,6 +301,7 @@ absl::Status Run() {
   }
   server_options.cpu_threads = budget.threads;
   server_options.limits = classifier_options.limits;
+  server_options.max_receive_bytes = absl::GetFlag(FLAGS_max_receive_bytes);
   server_options.plan = plan_options;
   TERN_ASSIGN_OR_RETURN(std::unique_ptr<rpc::Server> server,
                         rpc::Server::Start(server_options, repository.get(), classifier.get(),
@@ -377,6 +381,9 @@ absl::Status Run() {
 
 int main(int argc, char** argv) {
   tern::KeepFreedMemory();
+  // gRPC's locks are Abseil's, and Debian builds it with the search for lock cycles, a
+  // twentieth of what a call costs.
+  absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
   tern::rpc::RaiseDescriptorLimit(tern::kDescriptors);
   // Blocked before any thread starts, so that every thread inherits it and only sigwait sees them.
   sigset_t signals;

@@ -185,6 +185,12 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
                                                       oip::Inference* inference,
                                                       monitoring::LabelJoin* labels,
                                                       metrics::Metrics* metrics) {
+  const uint64_t largest = MaxMessageBytes(options.limits);
+  if (options.max_receive_bytes < largest) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("max_receive_bytes: got ", options.max_receive_bytes,
+                     ", want at least one message of the largest size, ", largest));
+  }
   const auto access = std::make_shared<metrics::AccessMetrics>(*metrics);
   TERN_ASSIGN_OR_RETURN(const Guards guards, MakeGuards(options, access, metrics));
   TERN_ASSIGN_OR_RETURN(const auto data_tls,
@@ -219,6 +225,9 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
   {
     grpc::ServerBuilder builder;
     SetCommon(&builder, options.limits);
+    grpc::ResourceQuota quota("tern-data");
+    quota.Resize(options.max_receive_bytes);
+    builder.SetResourceQuota(quota);
     TERN_ASSIGN_OR_RETURN(impl.data_port, Listen(options.host, options.port,
                                                  MakePortCredentials(guards.data, data_tls), "data",
                                                  metrics, builder));
@@ -234,6 +243,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
     SetCommon(&builder, options.limits);
     grpc::ResourceQuota quota("tern-admin");
     quota.SetMaxThreads(kAdminThreads);
+    quota.Resize(options.max_receive_bytes);
     builder.SetResourceQuota(quota);
     builder.SetSyncServerOption(grpc::ServerBuilder::SyncServerOption::NUM_CQS, 1);
     builder.SetSyncServerOption(grpc::ServerBuilder::SyncServerOption::MIN_POLLERS, 1);

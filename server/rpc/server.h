@@ -38,6 +38,9 @@ struct ServerOptions {
   std::optional<int> health_port;
   int cpu_threads = 1;
   image::Limits limits;
+  // What gRPC may hold of requests that have not arrived completely, for each of the two ports; at
+  // least one message of the largest size.
+  uint64_t max_receive_bytes = 256ull << 20;
   engine::PlanOptions plan;
   uint64_t max_onnx_bytes = 1ull << 30;
 };
@@ -47,7 +50,7 @@ class Server {
  public:
   // Starts both. UNAVAILABLE if a port cannot be bound (names it), the errors of TokenFile::Open
   // and TlsFiles::Open for their files, INVALID_ARGUMENT for a certificate without a key or the
-  // reverse. Nothing is owned; all must outlive the server.
+  // reverse, and for max_receive_bytes below its minimum. Nothing is owned; all must outlive the server.
   static absl::StatusOr<std::unique_ptr<Server>> Start(const ServerOptions& options,
                                                        repository::Repository* repository,
                                                        serving::Classifier* classifier,

@@ -239,7 +239,7 @@ class BatchQueue {
   static constexpr absl::Duration kLongAgo = absl::Hours(1);
   // A full queue is searched for dead tasks no more often, or under overload each refusal would
   // cost as much as the queue is long.
-  static constexpr absl::Duration kSearchEvery = absl::Milliseconds(1);
+  static constexpr absl::Duration kSearchEvery = absl::Milliseconds(10);
   // Capacity kept in hand over the arrival rate: queues of a server that is busier grow without
   // bound even if it is fast enough on average.
   static constexpr double kHeadroom = 1.25;
@@ -388,6 +388,10 @@ class BatchQueue {
   // Removes cancelled and late tasks, keeps the order of the others.
   void DropDead(absl::Time now, std::vector<Rejection>& rejections) {
     searched_ = now;
+    if (std::all_of(queue_.begin(), queue_.end(),
+                    [&](const Queued<T>& queued) { return Alive(queued, now).ok(); })) {
+      return;  // as nearly always
+    }
     std::deque<Queued<T>> alive;
     for (Queued<T>& queued : queue_) {
       absl::Status status = Alive(queued, now);

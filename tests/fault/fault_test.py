@@ -12,6 +12,7 @@ not, 77 if this machine lacks what the program needs.
 
 import argparse
 import collections
+import concurrent.futures
 import os
 import pathlib
 import random
@@ -24,6 +25,13 @@ import tempfile
 import threading
 import time
 import zlib
+
+try:
+    import h2.config
+    import h2.connection
+    import h2.events
+except ImportError:
+    h2 = None
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "testing"))
 import ternd as harness  # noqa: E402
@@ -280,6 +288,72 @@ def slow_clients(context):
     finally:
         for s in held:
             s.close()
+
+
+def unfinished(address, streams, size, seconds):
+    """A connection with calls whose messages of `size` bytes never end. Returns the bytes sent and the calls that the server ended."""
+    connection = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
+    connection.initiate_connection()
+    left = {}
+    for _ in range(streams):
+        stream = connection.get_next_available_stream_id()
+        connection.send_headers(stream, [(":method", "POST"), (":scheme", "http"), (":authority", "x"),
+                                         (":path", "/tern.v1.ImageClassifier/Classify"), ("te", "trailers"),
+                                         ("content-type", "application/grpc")])
+        connection.send_data(stream, b"\0" + struct.pack(">I", size))
+        left[stream] = size - 1000
+    sent = ended = 0
+    end = time.monotonic() + seconds
+    with socket.create_connection(address, timeout=5) as s:
+        while left and time.monotonic() < end:
+            for stream in left:
+                room = min(connection.local_flow_control_window(stream), connection.max_outbound_frame_size, left[stream])
+                if room > 0:
+                    connection.send_data(stream, bytes(room))
+                    left[stream] -= room
+                    sent += room
+            try:
+                s.settimeout(5)
+                s.sendall(connection.data_to_send())
+                s.settimeout(0.2)
+                received = s.recv(1 << 16)
+            except socket.timeout:
+                continue
+            except OSError:
+                received = b""
+            if not received:
+                return sent, ended + len(left)
+            for event in connection.receive_data(received):
+                if isinstance(event, (h2.events.StreamReset, h2.events.StreamEnded)):
+                    ended += left.pop(event.stream_id, None) is not None
+                elif isinstance(event, h2.events.ConnectionTerminated):
+                    return sent, ended + len(left)
+    return sent, ended
+
+
+@case(own_server=True)
+def unfinished_requests(context):
+    """Own server that may hold 64 MiB of unfinished requests: 64 calls that stop just before the end of 8 MB each."""
+    if h2 is None:
+        raise Skip("python3-h2 is missing")
+    repository = tempfile.mkdtemp(prefix="tern-fault-")
+    server = harness.Ternd(context.args.ternd, repository, "--demo", f"--max_image_bytes={8 << 20}", f"--max_receive_bytes={64 << 20}")
+    try:
+        before = server.resources().rss_kib
+        with concurrent.futures.ThreadPoolExecutor(16) as pool:
+            results = list(pool.map(lambda _: unfinished(("127.0.0.1", server.port), 4, 8_000_000, 10), range(16)))
+        most = server.peak_kib() - before
+        sent, ended = (sum(column) for column in zip(*results))
+        check(sent > 100e6, f"only {sent} bytes could be sent")
+        # What lies in buffers between the check and the reset comes on top.
+        check(most < 160 << 10, f"{most} KiB for unfinished requests, {sent} bytes sent")
+        api = harness.Api(server, context.protos)
+        check(context.answer(api) == context.expected, "a wrong answer afterwards")
+        api.close()
+        return f"{sent / 1e6:.0f} MB sent, {most / 1024:.0f} MiB held at most, {ended} calls ended by the server"
+    finally:
+        server.stop()
+        shutil.rmtree(repository, ignore_errors=True)
 
 
 @case()

@@ -88,6 +88,11 @@ class Ternd:
                     return int(line.split()[1])
         raise OSError(f"/proc/{self.pid}/status has no {field}: the process has ended")
 
+    def peak_kib(self):
+        """The most memory that was ever resident."""
+        with open(f"/proc/{self.pid}/status") as f:
+            return next(int(line.split()[1]) for line in f if line.startswith("VmHWM"))
+
     def resources(self):
         return Resources(self.status("VmRSS"), len(os.listdir(f"/proc/{self.pid}/fd")), self.status("Threads"))
 
