@@ -72,7 +72,7 @@ ABSL_FLAG(
 ABSL_FLAG(std::string, metrics_host, "0.0.0.0", "Address of the metrics port.");
 ABSL_FLAG(int, metrics_port, 8502,
           "HTTP: /metrics for Prometheus, /v2 the Open Inference Protocol; 0 = any free port.");
-ABSL_FLAG(std::string, ports_file, "", "Gets the three ports as JSON once the server is ready.");
+ABSL_FLAG(std::string, ports_file, "", "Gets the ports as JSON once the server is ready.");
 ABSL_FLAG(bool, demo, false,
           "Put the embedded demo model into the repository as \"demo\", if it is not there.");
 ABSL_FLAG(std::string, max_isa, "native",

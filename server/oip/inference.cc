@@ -17,7 +17,6 @@ using repository::State;
 using repository::VersionInfo;
 
 constexpr char kPlatform[] = "tern";
-constexpr size_t kMaxRequestIdBytes = 128;
 
 // Only what is true: tools choose their calls by it.
 constexpr const char* kExtensions[] = {"binary_tensor_data",  "classification",
@@ -182,9 +181,9 @@ inference::RepositoryIndexResponse Inference::RepositoryIndex(bool only_ready) c
 void Inference::ModelInfer(const inference::ModelInferRequest& request, Caller caller,
                            InferDone done) const {
   if (request.model_name().empty()) return done(absl::InvalidArgumentError("model_name: is empty"));
-  if (request.id().size() > kMaxRequestIdBytes) {
-    return done(absl::InvalidArgumentError(
-        absl::StrCat("id: ", request.id().size(), " bytes, the limit is ", kMaxRequestIdBytes)));
+  if (request.id().size() > serving::kMaxRequestIdBytes) {
+    return done(absl::InvalidArgumentError(absl::StrCat(
+        "id: ", request.id().size(), " bytes, the limit is ", serving::kMaxRequestIdBytes)));
   }
   const absl::StatusOr<uint64_t> version = ParseVersion(request.model_version());
   if (!version.ok()) return done(version.status());

@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <climits>
 #include <cstring>
 
@@ -24,6 +25,7 @@ namespace {
 constexpr int kReserve = 256;
 // Between attempts while accept() fails: descriptors come back when clients go.
 constexpr int kPauseMs = 50;
+constexpr std::chrono::seconds kWarnEvery(10);
 
 int DescriptorLimit() {
   rlimit limit{};
@@ -117,7 +119,15 @@ void Acceptor::Stop() {
 }
 
 void Acceptor::Run() {
-  bool failing = false, full = false;
+  bool failing = false;
+  // Under attack every accept may end like that, or every second one.
+  using Clock = std::chrono::steady_clock;
+  Clock::time_point quiet_until = Clock::now();
+  const auto warn = [&](const std::string& what) {
+    if (Clock::now() < quiet_until) return;
+    quiet_until = Clock::now() + kWarnEvery;
+    TERN_LOG_WARN("port {}: {}", port_, what);
+  };
   for (;;) {
     pollfd fds[] = {{wake_, POLLIN, 0}, {socket_, POLLIN, 0}};
     // While accept() fails the socket stays readable: the wake-up alone is waited for.
@@ -127,20 +137,18 @@ void Acceptor::Run() {
     if (fd < 0) {
       const bool transient = errno == EAGAIN || errno == EINTR || errno == ECONNABORTED;
       if (!transient && !failing) {
-        TERN_LOG_WARN("port {}: accept: {}; trying again", port_, std::strerror(errno));
+        warn(absl::StrCat("accept: ", std::strerror(errno), "; trying again"));
       }
       failing = !transient;
       continue;
     }
     failing = false;
     if (fd >= options_.max_descriptor) {
-      if (!full) TERN_LOG_WARN("port {}: too many connections; new ones are refused", port_);
-      full = true;
+      warn("too many connections; new ones are refused");
       ::close(fd);
       if (options_.refused) options_.refused();
       continue;
     }
-    full = false;
     grpc::experimental::ExternalConnectionAcceptor::NewConnectionParameters connection;
     connection.listener_fd = socket_;
     connection.fd = fd;

@@ -19,6 +19,7 @@
 #include "server/rpc/grpc_status.h"
 #include "server/rpc/identity.h"
 #include "server/rpc/trace_context.h"
+#include "server/serving/classify.h"
 
 namespace tern::rpc {
 namespace {
@@ -27,7 +28,6 @@ using ::grpc::experimental::InterceptionHookPoints;
 using ::grpc::experimental::InterceptorBatchMethods;
 
 constexpr size_t kMaxWhatBytes = 512;
-constexpr size_t kMaxRequestIdBytes = 128;
 constexpr char kTraceHeader[] = "traceparent";
 // gRPC's clients retry no earlier than this many milliseconds, and never if it is negative (gRFC
 // A6).
@@ -43,7 +43,7 @@ std::vector<absl::string_view> Values(const Metadata& metadata, const char* key)
 }
 
 bool IsRequestId(absl::string_view id) {
-  return !id.empty() && id.size() <= kMaxRequestIdBytes &&
+  return !id.empty() && id.size() <= serving::kMaxRequestIdBytes &&
          std::all_of(id.begin(), id.end(), [](char c) { return c > ' ' && c <= '~'; });
 }
 

@@ -17,8 +17,6 @@
 namespace tern::rpc {
 namespace {
 
-constexpr size_t kMaxRequestIdBytes = 128;
-
 std::string MakeRequestId() {
   thread_local std::mt19937_64 random{std::random_device{}()};
   return absl::StrFormat("%016x%016x", random(), random());
@@ -32,9 +30,10 @@ absl::StatusOr<serving::ClassifyInput> ToInput(const v1::ClassifyRequest& reques
     return absl::InvalidArgumentError(
         absl::StrCat("top_k: got ", request.top_k(), ", want at most 100000"));
   }
-  if (request.request_id().size() > kMaxRequestIdBytes) {
+  if (request.request_id().size() > serving::kMaxRequestIdBytes) {
     return absl::InvalidArgumentError(absl::StrCat("request_id: ", request.request_id().size(),
-                                                   " bytes, the limit is ", kMaxRequestIdBytes));
+                                                   " bytes, the limit is ",
+                                                   serving::kMaxRequestIdBytes));
   }
   serving::ClassifyInput input;
   input.image = request.image();

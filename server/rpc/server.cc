@@ -1,6 +1,7 @@
 #include "server/rpc/server.h"
 
 #include <algorithm>
+#include <chrono>
 #include <condition_variable>
 #include <mutex>
 #include <set>
@@ -52,8 +53,7 @@ absl::StatusOr<std::unique_ptr<Acceptor>> Listen(
 }
 
 bool IsLoopback(absl::string_view host) {
-  return host == "localhost" || host == "::1" || host == "[::1]" ||
-         absl::StartsWith(host, "127.") || absl::StartsWith(host, "unix:");
+  return host == "localhost" || host == "::1" || host == "[::1]" || absl::StartsWith(host, "127.");
 }
 
 absl::StatusOr<std::shared_ptr<TokenFile>> OpenTokens(const std::string& path,
@@ -316,7 +316,11 @@ void Server::Shutdown(absl::Duration grace) {
     impl_->draining = true;
   }
   for (Acceptor* port : impl_->ports()) port->Stop();
-  const auto deadline = absl::ToChronoTime(absl::Now() + grace);
+  // By clocks that nobody sets.
+  const auto steady = std::chrono::steady_clock::now() + absl::ToChronoNanoseconds(grace);
+  const gpr_timespec deadline =
+      gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC),
+                   gpr_time_from_nanos(absl::ToInt64Nanoseconds(grace), GPR_TIMESPAN));
   // Side by side: an idle connection may make each take its whole grace.
   std::vector<std::thread> closing;
   for (grpc::Server* server : impl_->servers()) {
@@ -328,7 +332,7 @@ void Server::Shutdown(absl::Duration grace) {
   bool done = false;
   std::thread watch([&] {
     std::unique_lock<std::mutex> lock(mutex);
-    if (!closed.wait_until(lock, deadline, [&] { return done; })) impl_->counts->closing = true;
+    if (!closed.wait_until(lock, steady, [&] { return done; })) impl_->counts->closing = true;
   });
   for (std::thread& thread : closing) thread.join();
   {

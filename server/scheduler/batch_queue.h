@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <numeric>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -123,6 +124,7 @@ class BatchQueue {
     options_.priority_levels = std::max(1, options_.priority_levels);
     options_.max_delay = std::max(absl::ZeroDuration(), options_.max_delay);
     options_.target = std::max(absl::ZeroDuration(), options_.target);
+    reserved_.assign(options_.priority_levels, 0);
     limit_ = options_.max_batch;
     delay_ = options_.max_delay;
     if (options_.target > absl::ZeroDuration()) {
@@ -137,7 +139,7 @@ class BatchQueue {
   absl::Status Submit(T& task, const Terms& terms, absl::Time now,
                       std::vector<Rejection>& rejections, bool reserved = false) {
     if (reserved) {
-      Unreserve();
+      Unreserve(terms);
     } else {
       rate_.Add(now);
     }
@@ -153,18 +155,23 @@ class BatchQueue {
 
   // Keeps a place for a task that needs about `ready_in` more before it can be submitted, or says
   // why Submit would refuse it: the same checks, as of then. A reservation ends with Submit or
-  // Unreserve.
+  // Unreserve, with terms of the same priority. Reserved places of its own and more urgent levels
+  // count as ahead of a task.
   absl::Status Reserve(const Terms& terms, absl::Duration ready_in, absl::Time now,
                        std::vector<Rejection>& rejections) {
     rate_.Add(now);
     const Key key{Level(terms.priority), terms.deadline, next_number_++};
-    absl::Status status = Admit(key, Arrived(terms, now), ready_in, reserved_, now, rejections);
+    absl::Status status =
+        Admit(key, Arrived(terms, now), ready_in, ReservedUpTo(key.level), now, rejections);
     if (!status.ok()) return status;
-    ++reserved_;
+    ++reserved_[key.level - 1];
     Displace(now, rejections);
     return status;
   }
-  void Unreserve() { reserved_ = std::max(0, reserved_ - 1); }
+  void Unreserve(const Terms& terms) {
+    int& reserved = reserved_[Level(terms.priority) - 1];
+    reserved = std::max(0, reserved - 1);
+  }
 
   // Expected time from `now` to the end of a task submitted in `ready_in`; with a free worker only
   // `ready_in`.
@@ -272,7 +279,10 @@ class BatchQueue {
         queue_.begin());
   }
 
-  int held() const { return size() + reserved_; }
+  int ReservedUpTo(int level) const {
+    return std::accumulate(reserved_.begin(), reserved_.begin() + level, 0);
+  }
+  int held() const { return size() + ReservedUpTo(options_.priority_levels); }
 
   // `coming`: tasks not queued yet that count as ahead.
   absl::Status Admit(const Key& key, absl::Time arrived, absl::Duration ready_in, int coming,
@@ -468,7 +478,7 @@ class BatchQueue {
   int limit_ = 1;
   absl::Duration delay_;
   absl::Time searched_ = absl::InfinitePast();  // for dead tasks
-  int reserved_ = 0;                            // places kept for tasks that will come
+  std::vector<int> reserved_;                   // places kept for tasks that will come, by level
   uint64_t next_number_ = 0;
   uint64_t places_ = 0;  // given out so far
   bool draining_ = false;

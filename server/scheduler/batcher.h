@@ -83,8 +83,8 @@ class Batcher {
   }
 
   // Keeps a place for a task that will be submitted in about `ready_in`, or says as Submit why it
-  // would not be taken. Each OK is followed by one Submit(..., true) or Unreserve(). Does not hold
-  // up Drain().
+  // would not be taken. Each OK is followed by one Submit(..., true) or Unreserve() with terms of
+  // the same priority. Does not hold up Drain().
   absl::Status Reserve(const Terms& terms, absl::Duration ready_in) {
     Rejections rejections;
     std::unique_lock<std::mutex> lock(mutex_);
@@ -93,9 +93,9 @@ class Batcher {
     Deliver(std::move(lock), std::move(rejections));
     return status;
   }
-  void Unreserve() {
+  void Unreserve(const Terms& terms) {
     std::lock_guard<std::mutex> lock(mutex_);
-    queue_.Unreserve();
+    queue_.Unreserve(terms);
   }
 
   // Expected time from now to the end of a task that is submitted in `ready_in`; just `ready_in` if

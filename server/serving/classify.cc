@@ -274,7 +274,7 @@ Classifier::Classifier(const repository::Repository* repository, monitoring::Lab
     Prepare(std::move(batch.front().task));
   };
   callbacks.reject = [this](scheduler::Queued<DecodeTask> queued, absl::Status status) {
-    queued.task.runner->Unreserve();
+    queued.task.runner->Unreserve(TermsOf(queued.task.task));
     metrics_->Rejected(Reason(status));
     queued.task.task.done(std::move(status));
   };
@@ -478,7 +478,7 @@ void Classifier::ClassifyAll(absl::string_view model, uint64_t version,
     for (size_t i = 0; i < images; ++i) {
       reserved = runner->Reserve(terms, decode_->Expect(terms));
       if (reserved.ok()) continue;
-      for (; i > 0; --i) runner->Unreserve();
+      for (; i > 0; --i) runner->Unreserve(terms);
       break;
     }
   }
@@ -516,7 +516,7 @@ void Classifier::ClassifyAll(absl::string_view model, uint64_t version,
     const absl::Status queued =
         decode_->Submit(decode, {.deadline = task.input.deadline, .priority = terms.priority});
     if (queued.ok()) continue;
-    runner->Unreserve();
+    runner->Unreserve(terms);
     metrics_->Rejected(Reason(queued));
     task.done(queued);
   }
@@ -613,7 +613,7 @@ void Classifier::Prepare(DecodeTask decode) {
   const absl::Time start = clock_->Now();
   task.queued = start - task.arrived;
   const auto refuse = [&](const char* reason, absl::Status status) {
-    first->Unreserve();
+    first->Unreserve(TermsOf(task));
     metrics_->Rejected(reason);
     task.done(std::move(status));
   };

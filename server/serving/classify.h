@@ -34,6 +34,9 @@
 
 namespace tern::serving {
 
+// Of ids that callers choose: they are remembered for ReportLabel, logged and sent back.
+inline constexpr size_t kMaxRequestIdBytes = 128;
+
 // What ClassifyInput::image holds; h x w is the network's input.
 enum class ImageForm {
   kEncoded,  // JPEG, PNG, WebP or BMP
@@ -46,8 +49,8 @@ struct ClassifyInput {
   ImageForm form = ImageForm::kEncoded;
   int top_k = 0;             // 1..classes; 0 = the smaller of 5 and classes
   bool want_logits = false;  // fill ClassifyOutput::logits
-  std::string request_id;
-  std::string client;  // whom ClassifierOptions::admission counts it for
+  std::string request_id;    // at most kMaxRequestIdBytes
+  std::string client;        // whom ClassifierOptions::admission counts it for
   std::optional<uint32_t> label;
   // 1 = first, up to RunnerOptions::priority_levels; 0 = the middle level (scheduler::Terms).
   uint32_t priority = 0;
@@ -120,7 +123,7 @@ class ModelRunner final : public repository::Servable {
   absl::Status Reserve(const scheduler::Terms& terms, absl::Duration ready_in) {
     return batcher_->Reserve(terms, ready_in);
   }
-  void Unreserve() { batcher_->Unreserve(); }
+  void Unreserve(const scheduler::Terms& terms) { batcher_->Unreserve(terms); }
   absl::Duration Expect(const scheduler::Terms& terms, absl::Duration ready_in) const {
     return batcher_->Expect(terms, ready_in);
   }

@@ -458,7 +458,7 @@ TEST_F(BatchQueueTest, AReservedPlaceCountsAndIsSureForItsTask) {
   EXPECT_EQ(Submit(4, 0).code(), absl::StatusCode::kResourceExhausted);
   EXPECT_EQ(Tasks(queue_->Next(At(0))).size(), 2u);
   ASSERT_TRUE(queue_->Reserve({}, absl::ZeroDuration(), At(0), dropped_).ok());
-  queue_->Unreserve();
+  queue_->Unreserve({});
   ASSERT_TRUE(Submit(5, 0).ok());
   ASSERT_TRUE(Submit(6, 0).ok());
   EXPECT_THAT(dropped_, IsEmpty());
@@ -473,6 +473,27 @@ TEST_F(BatchQueueTest, AReservationMakesRoomForAHigherPriorityToo) {
   // Nothing waits that could go; reserved places stay.
   EXPECT_EQ(queue_->Reserve({.priority = 1}, absl::ZeroDuration(), At(0), dropped_).code(),
             absl::StatusCode::kResourceExhausted);
+}
+
+TEST_F(BatchQueueTest, AReservationIsNotHeldUpByLessUrgentOnes) {
+  Make(1, 0, 100, 1);
+  Measure(10);
+  ASSERT_TRUE(Submit(1, 100).ok());
+  ASSERT_EQ(Tasks(queue_->Next(At(100))).size(), 1u);  // runs until 110
+  for (int i = 0; i < 5; ++i) {
+    ASSERT_TRUE(queue_->Reserve({.priority = 3}, absl::ZeroDuration(), At(100), dropped_).ok());
+  }
+  const auto reserve = [this](int priority) {
+    return queue_->Reserve({.deadline = At(135), .priority = priority}, absl::ZeroDuration(),
+                           At(100), dropped_);
+  };
+  // Five before it end at 160; nobody before it, and it ends at 120.
+  EXPECT_EQ(reserve(3).code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_TRUE(reserve(1).ok());
+  EXPECT_TRUE(reserve(2).ok());  // after that one
+  EXPECT_EQ(reserve(2).code(), absl::StatusCode::kDeadlineExceeded);
+  queue_->Unreserve({.priority = 1});
+  EXPECT_TRUE(reserve(2).ok());
 }
 
 TEST_F(BatchQueueTest, AReservationIsRefusedIfItsDeadlineCannotBeMetAfterDecoding) {
