@@ -8,71 +8,35 @@
 #include <sstream>
 #include <thread>
 
-#include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "server/base/cgroup.h"
 
 namespace tern {
 namespace {
 
-std::string FirstLine(const std::string& path) {
-  std::ifstream in(path);
-  std::string line;
-  std::getline(in, line);
-  return line;
-}
-
-// This process's cgroup folder, "" if there is none: under v2 (`controller` empty) or under v1's
-// hierarchy of `controller`. Lines are "<id>:<controllers, comma-separated>:<folder>"; v2's is
-// "0::<folder>".
-std::string CgroupFolder(const std::string& root, const std::string& controller) {
-  std::ifstream in(root + "/proc/self/cgroup");
-  std::string line;
-  while (std::getline(in, line)) {
-    const size_t first = line.find(':');
-    if (first == std::string::npos) continue;
-    const size_t second = line.find(':', first + 1);
-    if (second == std::string::npos) continue;
-    const std::string controllers =
-        absl::StrCat(",", line.substr(first + 1, second - first - 1), ",");
-    if (controllers.find(absl::StrCat(",", controller, ",")) == std::string::npos) continue;
-    return line.substr(second + 1);
-  }
-  return "";
-}
-
-// The folder above, "" for the root.
-std::string Parent(const std::string& folder) {
-  const size_t slash = folder.find_last_of('/');
-  return slash == std::string::npos ? "" : folder.substr(0, slash);
-}
-
-// Quota in CPUs over the path from the process's own cgroup up to the root: any ancestor may limit.
-// Inside a container the path is the host's and may not exist here; then only the root, which is
-// the container's own group, counts.
+// Quota in CPUs: the smallest of those that limit this process; 0 = none.
 double QuotaV2(const std::string& root) {
   double quota = 0;
-  for (std::string folder = CgroupFolder(root, "");; folder = Parent(folder)) {
-    std::istringstream line(FirstLine(root + "/sys/fs/cgroup" + folder + "/cpu.max"));
+  VisitCgroups(root, "/sys/fs/cgroup", "", [&](const std::string& folder) {
+    std::istringstream line(FirstLine(folder + "/cpu.max"));
     std::string limit;
     double period = 0;
     if (line >> limit >> period && limit != "max" && period > 0) {
       const double cpus = std::atof(limit.c_str()) / period;
       if (cpus > 0 && (quota == 0 || cpus < quota)) quota = cpus;
     }
-    if (folder.empty()) return quota;
-  }
+  });
+  return quota;
 }
 
 double QuotaV1(const std::string& root) {
   for (const char* mount : {"/sys/fs/cgroup/cpu", "/sys/fs/cgroup/cpu,cpuacct"}) {
     double quota = 0;
-    for (std::string folder = CgroupFolder(root, "cpu");; folder = Parent(folder)) {
-      const std::string group = root + mount + folder;
-      const double limit = std::atof(FirstLine(group + "/cpu.cfs_quota_us").c_str());
-      const double period = std::atof(FirstLine(group + "/cpu.cfs_period_us").c_str());
+    VisitCgroups(root, mount, "cpu", [&](const std::string& folder) {
+      const double limit = std::atof(FirstLine(folder + "/cpu.cfs_quota_us").c_str());
+      const double period = std::atof(FirstLine(folder + "/cpu.cfs_period_us").c_str());
       if (limit > 0 && period > 0 && (quota == 0 || limit / period < quota)) quota = limit / period;
-      if (folder.empty()) break;
-    }
+    });
     if (quota > 0) return quota;
   }
   return 0;
@@ -116,9 +80,10 @@ CpuThrottling ReadCpuThrottling(const std::string& root) {
     double value = 0;
     bool found = false;
     while (in >> key >> value) {
-      if (key == "nr_throttled") result.periods = value, found = true;
-      if (key == "throttled_usec") result.seconds = value * 1e-6;
-      if (key == "throttled_time") result.seconds = value * 1e-9;
+      if (key == "nr_periods") result.periods = value, found = true;
+      if (key == "nr_throttled") result.throttled_periods = value;
+      if (key == "throttled_usec") result.throttled_seconds = value * 1e-6;
+      if (key == "throttled_time") result.throttled_seconds = value * 1e-9;
     }
     if (found) break;
   }

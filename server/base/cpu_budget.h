@@ -21,10 +21,11 @@ struct CpuBudget {
 // Never fails: what cannot be read does not limit.
 CpuBudget ReadCpuBudget(const std::string& root = "");
 
-// nr_throttled and throttled seconds of the cgroup's cpu.stat; zeros where absent.
+// The cgroup's cpu.stat (v2, or v1's cpu controller); zeros where absent, as without a quota.
 struct CpuThrottling {
-  double periods = 0;
-  double seconds = 0;
+  double periods = 0;            // in which the group ran and had a quota
+  double throttled_periods = 0;  // of them: in which it ran out of it
+  double throttled_seconds = 0;  // its threads were held back, added up over CPUs
 };
 CpuThrottling ReadCpuThrottling(const std::string& root = "");
 

@@ -21,6 +21,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "prometheus/counter.h"
 #include "prometheus/family.h"
 #include "prometheus/gauge.h"
@@ -29,6 +30,7 @@
 #include "prometheus/text_serializer.h"
 #include "server/base/cpu_budget.h"
 #include "server/base/log.h"
+#include "server/base/memory_limit.h"
 #include "server/metrics/access_metrics.h"
 
 namespace tern::metrics {
@@ -63,6 +65,12 @@ constexpr Spec kBatchDelay{
     "tern_batch_delay_seconds",
     "How long a batch that is not full waits for company, as configured or chosen."};
 constexpr Spec kImages{"tern_images_total", "Images that went through the network."};
+constexpr Spec kVersionRequests{
+    "tern_version_requests_total",
+    "Requests that a version took, by gRPC status code; an image of a stream is a request."};
+constexpr Spec kVersionRequestDuration{
+    "tern_version_request_duration_seconds",
+    "Time from the arrival of a request to its answer by a version, successful requests only."};
 constexpr Spec kQueueDepth{"tern_queue_depth", "Images that wait for a batch."};
 constexpr Spec kDecodeQueueDepth{"tern_decode_queue_depth", "Images that wait to be decoded."};
 constexpr Spec kWaitingImages{"tern_waiting_images",
@@ -141,6 +149,9 @@ constexpr Spec kModelInfo{
     "1 for every version in memory, with its instruction set and whether it is the default."};
 constexpr Spec kModelReady{"tern_model_ready",
                            "1 if the version serves, 0 if it cannot be loaded."};
+constexpr Spec kModelSelfTest{
+    "tern_model_self_test",
+    "1 if the version's stored images gave the stored answers when it was loaded last, 0 if not."};
 constexpr Spec kModelBytes{"tern_model_bytes", "Bytes of the version's packed weights in memory."};
 constexpr Spec kTop1Ratio{
     "tern_quantization_top1_ratio",
@@ -180,6 +191,13 @@ constexpr Spec kBuildInfo{"tern_build_info",
 constexpr Spec kProcessCpu{"process_cpu_seconds_total", "User and system CPU time of the process."};
 constexpr Spec kProcessRss{"process_resident_memory_bytes", "Resident memory of the process."};
 constexpr Spec kProcessFds{"process_open_fds", "Open file descriptors of the process."};
+constexpr Spec kProcessMaxFds{"process_max_fds", "Most file descriptors that the process may open."};
+constexpr Spec kProcessStart{"process_start_time_seconds",
+                             "When the process started, seconds since 1970."};
+constexpr Spec kMemoryLimit{"tern_memory_limit_bytes",
+                            "Memory that the server may use: the cgroup's limit, or the machine's."};
+constexpr Spec kPeriods{"tern_cgroup_periods_total",
+                        "Scheduling periods in which the cgroup ran and had a CPU quota."};
 constexpr Spec kThrottledPeriods{
     "tern_cgroup_throttled_periods_total",
     "Scheduling periods in which the cgroup ran out of its CPU quota."};
@@ -198,7 +216,8 @@ constexpr const Spec* kSpecs[] = {
     &kClipped,          &kAtLimit,          &kWatchEvents,   &kQuantizeJobs,   &kQuantizeSeconds,
     &kBudget,           &kBuildInfo,        &kProcessCpu,    &kProcessRss,     &kProcessFds,
     &kThrottledPeriods, &kThrottledSeconds,
-    &kRefusedConnections,
+    &kRefusedConnections, &kVersionRequests, &kVersionRequestDuration, &kModelSelfTest,
+    &kProcessMaxFds, &kProcessStart, &kMemoryLimit, &kPeriods,
 };
 
 // Five per decade (x1.585) from 0.25 ms to 2.5 s: a percentile read from them is within 30 %.
@@ -402,10 +421,15 @@ class SelfRefreshingRegistry final : public prometheus::Registry {
                  .Register(*this)
                  .Add({})),
         periods_(prometheus::BuildCounter()
-                     .Name(kThrottledPeriods.name)
-                     .Help(kThrottledPeriods.help)
+                     .Name(kPeriods.name)
+                     .Help(kPeriods.help)
                      .Register(*this)
                      .Add({})),
+        throttled_periods_(prometheus::BuildCounter()
+                               .Name(kThrottledPeriods.name)
+                               .Help(kThrottledPeriods.help)
+                               .Register(*this)
+                               .Add({})),
         throttled_(prometheus::BuildCounter()
                        .Name(kThrottledSeconds.name)
                        .Help(kThrottledSeconds.help)
@@ -420,7 +444,24 @@ class SelfRefreshingRegistry final : public prometheus::Registry {
                  .Name(kProcessFds.name)
                  .Help(kProcessFds.help)
                  .Register(*this)
-                 .Add({})) {}
+                 .Add({})),
+        max_fds_(prometheus::BuildGauge()
+                     .Name(kProcessMaxFds.name)
+                     .Help(kProcessMaxFds.help)
+                     .Register(*this)
+                     .Add({})),
+        memory_limit_(prometheus::BuildGauge()
+                          .Name(kMemoryLimit.name)
+                          .Help(kMemoryLimit.help)
+                          .Register(*this)
+                          .Add({})) {
+    prometheus::BuildGauge()
+        .Name(kProcessStart.name)
+        .Help(kProcessStart.help)
+        .Register(*this)
+        .Add({})
+        .Set(absl::ToDoubleSeconds(absl::Now() - absl::UnixEpoch()));  // made at the start
+  }
 
   int AddRefresh(std::function<void()> refresh) {
     std::lock_guard<std::mutex> lock(refresh_mutex_);
@@ -455,13 +496,20 @@ class SelfRefreshingRegistry final : public prometheus::Registry {
     const std::filesystem::directory_iterator descriptors("/proc/self/fd", error);
     const auto open = error ? 0 : std::distance(std::filesystem::begin(descriptors), {});
 
+    rlimit descriptor_limit{};
+    ::getrlimit(RLIMIT_NOFILE, &descriptor_limit);
+    const uint64_t memory_limit = ReadMemoryLimit();
+
     std::lock_guard<std::mutex> lock(mutex_);
     RaiseTo(cpu_, seconds(usage.ru_utime) + seconds(usage.ru_stime));
     RaiseTo(periods_, throttling.periods);
-    RaiseTo(throttled_, throttling.seconds);
+    RaiseTo(throttled_periods_, throttling.throttled_periods);
+    RaiseTo(throttled_, throttling.throttled_seconds);
     resident_.Set(static_cast<double>(resident_pages) *
                   static_cast<double>(::sysconf(_SC_PAGESIZE)));
     fds_.Set(static_cast<double>(open));
+    max_fds_.Set(static_cast<double>(descriptor_limit.rlim_cur));
+    memory_limit_.Set(static_cast<double>(memory_limit));
   }
 
  private:
@@ -475,9 +523,12 @@ class SelfRefreshingRegistry final : public prometheus::Registry {
   mutable std::mutex mutex_;
   Counter& cpu_;
   Counter& periods_;
+  Counter& throttled_periods_;
   Counter& throttled_;
   Gauge& resident_;
   Gauge& fds_;
+  Gauge& max_fds_;
+  Gauge& memory_limit_;
 };
 
 void Increment(Counter& counter) { counter.Increment(); }
@@ -506,6 +557,9 @@ struct Metrics::Impl {
   Series<Gauge> batch_limit{r, kBatchLimit, {"model", "version"}, gone};
   Series<Gauge> batch_delay{r, kBatchDelay, {"model", "version"}, gone};
   Series<Counter> images{r, kImages, {"model", "version", "scheme"}, gone};
+  Series<Counter> version_requests{r, kVersionRequests, {"model", "version", "code"}, gone};
+  Series<Histogram> version_duration{
+      r, kVersionRequestDuration, {"model", "version"}, gone, LatencyBuckets()};
   Series<Gauge> queue_depth{r, kQueueDepth, {"model", "version"}, gone};
   Series<Counter> rejected{r, kRejected, {"reason"}};
   Series<Counter> refused_connections{r, kRefusedConnections, {"port"}};
@@ -536,6 +590,7 @@ struct Metrics::Impl {
   Series<Counter> fallbacks{r, kFallbacks, {"reason"}};
   Series<Gauge> model_info{r, kModelInfo, {"model", "version", "scheme", "isa", "default"}, gone};
   Series<Gauge> model_ready{r, kModelReady, {"model", "version"}, gone};
+  Series<Gauge> model_self_test{r, kModelSelfTest, {"model", "version", "isa"}, gone};
   Series<Gauge> model_bytes{r, kModelBytes, {"model", "version", "scheme"}, gone};
   Series<Gauge> top1_ratio{r, kTop1Ratio, {"model", "version", "scheme"}, gone};
   Series<Gauge> top1_agreement{r, kTop1Agreement, {"model", "version", "scheme"}, gone};
@@ -565,7 +620,7 @@ struct Metrics::Impl {
 
   void RemoveGauges(absl::string_view model, absl::string_view version) {
     for (Series<Gauge>* gauge :
-         {&model_info, &model_ready, &model_bytes, &top1_ratio, &top1_agreement,
+         {&model_info, &model_ready, &model_self_test, &model_bytes, &top1_ratio, &top1_agreement,
           &top1_agreement_low, &top1, &top1_low, &sqnr, &clipped, &at_limit}) {
       gauge->Remove({model, version});
     }
@@ -584,6 +639,10 @@ Metrics::Metrics() : impl_(std::make_unique<Impl>()) {
   for (const char* event : {"loaded", "load_failed", "removed", "remove_refused", "default_moved",
                             "default_refused", "unreadable"}) {
     impl_->watch_events.With({event}, [](Counter&) {});
+  }
+  for (const char* reason : {"default_pointer", "drift_reference", "float_island",
+                             "stale_certificate", "stale_tokens"}) {
+    impl_->fallbacks.With({reason}, [](Counter&) {});
   }
   for (const char* port : {"data", "admin"}) {
     impl_->refused_connections.With({port}, [](Counter&) {});
@@ -631,6 +690,15 @@ void Metrics::BatchLearned(const ModelLabels& model, int images, absl::Duration 
                             [&](Gauge& g) { g.Set(Seconds(time)); });
   impl_->batch_limit.With({model.model, version.Piece()}, [&](Gauge& g) { g.Set(limit); });
   impl_->batch_delay.With({model.model, version.Piece()}, [&](Gauge& g) { g.Set(Seconds(delay)); });
+}
+
+void Metrics::VersionRequest(const ModelLabels& model, absl::string_view code,
+                             absl::Duration duration) {
+  const absl::AlphaNum version(model.version);
+  impl_->version_requests.With({model.model, version.Piece(), code}, Increment);
+  if (code != "OK") return;
+  impl_->version_duration.With({model.model, version.Piece()},
+                               [&](Histogram& h) { h.Observe(Seconds(duration)); });
 }
 
 void Metrics::QueueDepth(const ModelLabels& model, int depth) {
@@ -782,6 +850,13 @@ void Metrics::ModelUnavailable(const ModelLabels& model) {
   impl_->model_ready.With({model.model, version}, [](Gauge& g) { g.Set(0); });
 }
 
+void Metrics::ModelSelfTest(const ModelLabels& model, absl::string_view isa, bool passed) {
+  const std::string version = absl::StrCat(model.version);
+  std::lock_guard<std::mutex> lock(impl_->models_mutex);
+  impl_->model_self_test.With({model.model, version, isa},
+                              [passed](Gauge& g) { g.Set(passed ? 1 : 0); });
+}
+
 void Metrics::ModelRemoved(const ModelLabels& model) {
   const std::string version = absl::StrCat(model.version);
   std::lock_guard<std::mutex> lock(impl_->models_mutex);
@@ -792,6 +867,8 @@ void Metrics::ModelRemoved(const ModelLabels& model) {
   for (Series<Gauge>* gauge : {&impl_->batch_learned, &impl_->batch_limit, &impl_->batch_delay}) {
     gauge->Remove({model.model, version});
   }
+  impl_->version_requests.Remove({model.model, version});
+  impl_->version_duration.Remove({model.model, version});
   impl_->degraded.Remove({model.model, version});
   impl_->stage.Remove({model.model, version});
   impl_->layer.Remove({model.model, version});

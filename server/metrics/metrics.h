@@ -88,6 +88,10 @@ class Metrics {
   // tern_batch_delay_seconds{model,version}: the largest batch and the delay in force
   void BatchLearned(const ModelLabels& model, int images, absl::Duration time, int limit,
                     absl::Duration delay);
+  // tern_version_requests_total{model,version,code}; of those with code OK also
+  // tern_version_request_duration_seconds{model,version}. One request may have several images; each
+  // of a stream is one.
+  void VersionRequest(const ModelLabels& model, absl::string_view code, absl::Duration duration);
   // tern_queue_depth{model,version}
   void QueueDepth(const ModelLabels& model, int depth);
   // tern_waiting_bytes, tern_waiting_images: what admitted requests hold and how many there are;
@@ -134,6 +138,9 @@ class Metrics {
   void ModelLoaded(const ModelLabels& model, absl::string_view isa, uint64_t bytes, bool is_default,
                    const ReportGauges& report);
   void ModelUnavailable(const ModelLabels& model);
+  // tern_model_self_test{model,version,isa}: whether the stored images gave the stored answers when
+  // the version was loaded last. ModelLoaded and ModelUnavailable remove it: call it after them.
+  void ModelSelfTest(const ModelLabels& model, absl::string_view isa, bool passed);
   // Removes every series of the version (unloaded or deleted), counters and histograms too:
   // versions come and go while the server runs. What is told of it afterwards (a request or a label
   // that was under way) is not counted, until ModelLoaded or ModelUnavailable. If it is loaded
@@ -154,8 +161,8 @@ class Metrics {
   void Machine(int budget_threads, absl::string_view version, absl::string_view isa,
                absl::string_view onednn);
 
-  // Every collection first refreshes the process and cgroup figures (CPU seconds,
-  // throttling, resident bytes).
+  // Every collection first refreshes the process and cgroup figures (CPU seconds, throttling,
+  // resident bytes, descriptors and their limits).
   std::shared_ptr<prometheus::Registry> registry() const;
   // The text that /metrics serves (Prometheus text format 0.0.4).
   std::string Render();

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/strings/cord.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "server/base/status_macros.h"
@@ -17,6 +18,9 @@ namespace {
 // Of the self-test of a version that served before: all four stored images of a CIFAR network, one
 // of a ResNet-50, whose four would be most of its start.
 constexpr int64_t kReloadMacs = 1'000'000'000;
+
+// Marks the errors for IsFailedSelfTest.
+constexpr char kSelfTestPayload[] = "tern.self_test";
 
 // How the weights of a graph are stored.
 struct WeightSummary {
@@ -78,6 +82,10 @@ bool IsQuantized(const graph::Graph& graph) {
                      [](const graph::Node& node) { return node.quantized.has_value(); });
 }
 
+bool IsFailedSelfTest(const absl::Status& status) {
+  return status.GetPayload(kSelfTestPayload).has_value();
+}
+
 absl::Status CheckContract(const graph::Graph& graph, const v1::Preprocessing& contract) {
   const Shape& shape = graph.shape(graph.input);
   // Larger images than any network takes; keeps sizes inside int for the image code.
@@ -117,7 +125,12 @@ absl::StatusOr<std::shared_ptr<LoadedModel>> LoadVersion(const std::string& mode
     SelfTestOptions self_test;
     self_test.threads = plan_options.load_threads;
     if (origin == Origin::kKnown) self_test.most_macs = kReloadMacs;
-    TERN_RETURN_IF_ERROR(Annotate(SelfTest(*artifact, **plan, self_test), file.path));
+    absl::Status tested = Annotate(SelfTest(*artifact, **plan, self_test), file.path);
+    if (!tested.ok()) {
+      if (absl::IsDataLoss(tested)) tested.SetPayload(kSelfTestPayload, absl::Cord());
+      return tested;
+    }
+    loaded->self_tested = !artifact->self_test_input.empty();
     loaded->plan = *std::move(plan);
     loaded->labels = std::move(artifact->labels);
     graph = std::move(artifact->graph);

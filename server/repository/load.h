@@ -26,6 +26,10 @@ absl::StatusOr<std::shared_ptr<LoadedModel>> LoadVersion(const std::string& mode
                                                          Origin origin,
                                                          const RepositoryOptions& options);
 
+// Whether an error of LoadVersion says that the network is whole and computes something else here
+// than where it was made.
+bool IsFailedSelfTest(const absl::Status& status);
+
 // INVALID_ARGUMENT unless the graph takes [3, h, w] images that `contract` can make.
 absl::Status CheckContract(const graph::Graph& graph, const v1::Preprocessing& contract);
 

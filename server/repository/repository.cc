@@ -206,6 +206,8 @@ struct Repository::Impl {
   uint64_t Drop(const std::string& name, uint64_t version, bool whole, const char* word);
   // Reports the default's change to the metrics.
   void TellDefault(const std::string& name, uint64_t before, uint64_t after) const;
+  // The metrics of a version that is about to serve.
+  void TellLoaded(const LoadedModel& loaded, bool is_default) const;
 };
 
 void Repository::Impl::Discover(const std::string& name) {
@@ -276,11 +278,7 @@ absl::Status Repository::Impl::Activate(const std::string& name, uint64_t versio
   const absl::Status status = loaded.ok() ? servable.status() : loaded.status();
 
   // Before the first request, which would not be counted for a version that was removed.
-  if (status.ok() && options.metrics != nullptr) {
-    options.metrics->ModelLoaded((*loaded)->metric_labels, kernels::IsaName(options.plan.isa),
-                                 (*loaded)->plan->weight_bytes(), is_default,
-                                 GaugesOf((*loaded)->report));
-  }
+  if (status.ok()) TellLoaded(**loaded, is_default);
   std::shared_ptr<const LoadedModel> old_loaded;
   std::shared_ptr<Servable> old_servable;
   bool unavailable = false;
@@ -313,7 +311,12 @@ absl::Status Repository::Impl::Activate(const std::string& name, uint64_t versio
     TERN_LOG_ERROR("{} version {} cannot be loaded{}: {}", name, version,
                    unavailable ? "" : ", the one in memory goes on serving", status.ToString());
   }
-  if (unavailable && options.metrics != nullptr) options.metrics->ModelUnavailable(LabelsOf(info));
+  if (options.metrics != nullptr) {
+    if (unavailable) options.metrics->ModelUnavailable(LabelsOf(info));
+    if (IsFailedSelfTest(status)) {
+      options.metrics->ModelSelfTest(LabelsOf(info), kernels::IsaName(options.plan.isa), false);
+    }
+  }
   return status;
 }
 
@@ -351,6 +354,13 @@ absl::Status Repository::Impl::CheckFits(const std::string& name, const LoadedMo
   return absl::OkStatus();
 }
 
+void Repository::Impl::TellLoaded(const LoadedModel& loaded, bool is_default) const {
+  if (options.metrics == nullptr) return;
+  options.metrics->ModelLoaded(loaded.metric_labels, loaded.isa, loaded.plan->weight_bytes(),
+                               is_default, GaugesOf(loaded.report));
+  if (loaded.self_tested) options.metrics->ModelSelfTest(loaded.metric_labels, loaded.isa, true);
+}
+
 void Repository::Impl::TellDefault(const std::string& name, uint64_t before, uint64_t after) const {
   if (options.metrics == nullptr || before == after) return;
   for (const uint64_t version : {before, after}) {
@@ -376,11 +386,7 @@ absl::StatusOr<VersionInfo> Repository::Impl::Install(std::shared_ptr<LoadedMode
     if (options.metrics != nullptr) options.metrics->ModelRemoved(loaded->metric_labels);
     return status;
   }
-  if (options.metrics != nullptr) {
-    options.metrics->ModelLoaded(loaded->metric_labels, kernels::IsaName(options.plan.isa),
-                                 loaded->plan->weight_bytes(), is_default,
-                                 GaugesOf(loaded->report));
-  }
+  TellLoaded(*loaded, is_default);
   uint64_t before = 0;
   VersionInfo info;
   {

@@ -58,7 +58,8 @@ struct LoadedModel {
   std::vector<std::string> labels;
   v1::QuantizationReport report;  // empty for versions that Tern did not quantise
   std::shared_ptr<const engine::Plan> plan;
-  std::string isa;  // of the plan: scalar, avx2, avx512vnni
+  std::string isa;           // of the plan: scalar, avx2, avx512vnni
+  bool self_tested = false;  // its stored images gave the stored answers; false: it stores none
   metrics::ModelLabels metric_labels;
 };
 

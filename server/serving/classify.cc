@@ -182,6 +182,16 @@ absl::Status ModelRunner::Submit(ClassifyTask& task, bool reserved) {
   return batcher_->Submit(task, TermsOf(task), reserved);
 }
 
+void ModelRunner::Succeeded(const StageTimes& times) {
+  statistics_.Success(times);
+  metrics_->VersionRequest(model_->metric_labels, "OK", times.total);
+}
+
+void ModelRunner::Failed(const absl::Status& status, absl::Duration total) {
+  statistics_.Failure(total);
+  metrics_->VersionRequest(model_->metric_labels, absl::StatusCodeToString(status.code()), total);
+}
+
 void ModelRunner::Run(int instance, std::vector<scheduler::Queued<ClassifyTask>> batch) {
   engine::Session& session = sessions_[instance];
   const absl::Time start = clock_->Now();
@@ -383,10 +393,10 @@ class Joined {
     if (error_.ok()) {
       StageTimes times = Slowest(outputs_);
       times.total = total;
-      runner_->statistics().Success(times);
+      runner_->Succeeded(times);
       done_(std::move(outputs_));
     } else {
-      runner_->statistics().Failure(total);
+      runner_->Failed(error_, total);
       done_(std::move(error_));
     }
   }
@@ -457,7 +467,7 @@ void Classifier::ClassifyAll(absl::string_view model, uint64_t version,
     for (size_t i = 0; i < images; ++i) {
       const absl::Status status = Check(runner->model(), options_.priority_levels, inputs[i]);
       if (!status.ok()) {
-        runner->statistics().Failure(clock_->Now() - arrived);
+        runner->Failed(status, clock_->Now() - arrived);
         return done(NameImage(status, i, images));
       }
     }
@@ -470,7 +480,7 @@ void Classifier::ClassifyAll(absl::string_view model, uint64_t version,
       auto ticket = admission_.Admit(inputs[i].client, static_cast<int64_t>(bytes));
       if (!ticket.ok()) {
         tickets.clear();
-        runner->statistics().Failure(clock_->Now() - arrived);
+        runner->Failed(ticket.status(), clock_->Now() - arrived);
         return done(ticket.status());
       }
       tickets.push_back(*std::move(ticket));
@@ -488,7 +498,7 @@ void Classifier::ClassifyAll(absl::string_view model, uint64_t version,
       brownout_.Observe(model, absl::InfiniteDuration());
     }
     metrics_->Rejected(Reason(reserved));
-    runner->statistics().Failure(clock_->Now() - arrived);
+    runner->Failed(reserved, clock_->Now() - arrived);
     return done(reserved);
   }
   auto joined = std::make_shared<Joined>(runner, images, arrived, clock_, std::move(done));

@@ -133,7 +133,10 @@ class ModelRunner final : public repository::Servable {
   absl::Duration image_time() const { return batcher_->learned(1).batch_time; }
   const repository::LoadedModel& model() const { return *model_; }
   const scheduler::BatcherOptions& batching() const { return batching_; }
-  StatisticsCounter& statistics() { return statistics_; }
+  const StatisticsCounter& statistics() const { return statistics_; }
+  // Count one request that this version answered, or did not.
+  void Succeeded(const StageTimes& times);
+  void Failed(const absl::Status& status, absl::Duration total);
 
  private:
   ModelRunner(std::shared_ptr<const repository::LoadedModel> model, const RunnerOptions& options,

@@ -107,14 +107,16 @@ TEST_F(CpuBudgetTest, ThrottlingComesFromTheOwnGroupInBothVersions) {
   EXPECT_EQ(ReadCpuThrottling(root_).periods, 0);
   Put("/sys/fs/cgroup/cpu/cpu.stat", "nr_periods 9\nnr_throttled 4\nthrottled_time 1500000000\n");
   CpuThrottling throttling = ReadCpuThrottling(root_);
-  EXPECT_EQ(throttling.periods, 4);
-  EXPECT_DOUBLE_EQ(throttling.seconds, 1.5);
+  EXPECT_EQ(throttling.periods, 9);
+  EXPECT_EQ(throttling.throttled_periods, 4);
+  EXPECT_DOUBLE_EQ(throttling.throttled_seconds, 1.5);
   Put("/proc/self/cgroup", "0::/a\n");
   Put("/sys/fs/cgroup/a/cpu.stat",
-      "usage_usec 1\nnr_periods 9\nnr_throttled 7\nthrottled_usec 2500000\n");
+      "usage_usec 1\nnr_periods 10\nnr_throttled 7\nthrottled_usec 2500000\n");
   throttling = ReadCpuThrottling(root_);
-  EXPECT_EQ(throttling.periods, 7);
-  EXPECT_DOUBLE_EQ(throttling.seconds, 2.5);
+  EXPECT_EQ(throttling.periods, 10);
+  EXPECT_EQ(throttling.throttled_periods, 7);
+  EXPECT_DOUBLE_EQ(throttling.throttled_seconds, 2.5);
 }
 
 TEST(CpuBudgetOfThisMachineTest, IsAtLeastOneThread) {

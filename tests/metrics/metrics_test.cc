@@ -13,6 +13,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
+#include "absl/time/clock.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "server/metrics/access_metrics.h"
@@ -92,6 +93,7 @@ void TouchVersion(Metrics& metrics, const ModelLabels& model) {
   metrics.LayerTime(model, "conv1", absl::Microseconds(30));
   metrics.Batch(model, 4);
   metrics.BatchLearned(model, 4, absl::Milliseconds(9), 8, absl::ZeroDuration());
+  metrics.VersionRequest(model, "OK", absl::Milliseconds(5));
   metrics.Degraded(model.model, 1, model.version);
   metrics.QueueDepth(model, 7);
   metrics.Labelled(model, true, true);
@@ -118,6 +120,7 @@ void TouchEverything(Metrics& metrics) {
   metrics.WatchEvent("loaded");
   metrics.Fallback("float_island");
   metrics.ModelLoaded(kModel, "avx2", 1000, true, Report());
+  metrics.ModelSelfTest(kModel, "avx2", true);
   metrics.QuantizeJob("published", absl::Seconds(3));
   metrics.Machine(2, "0.1.0", "avx2", "2.6.3");
   AccessMetrics access(metrics);
@@ -196,6 +199,24 @@ TEST(MetricsTest, CountsRequestsByMethodAndCode) {
             2);
   EXPECT_EQ(scrape.Value(R"(tern_request_duration_seconds_bucket{method="Classify",le="+Inf"})"),
             3);
+}
+
+TEST(MetricsTest, AVersionsRequestsCountByCodeAndItsLatencyIsThatOfAnswers) {
+  Metrics metrics;
+  metrics.VersionRequest(kModel, "OK", absl::Milliseconds(5));
+  metrics.VersionRequest(kModel, "OK", absl::Milliseconds(300));
+  metrics.VersionRequest(kModel, "RESOURCE_EXHAUSTED", absl::Microseconds(20));
+  const Scrape scrape(metrics.Render());
+  EXPECT_EQ(scrape.Value(R"(tern_version_requests_total{code="OK",model="demo",version="3"})"), 2);
+  EXPECT_EQ(
+      scrape.Value(
+          R"(tern_version_requests_total{code="RESOURCE_EXHAUSTED",model="demo",version="3"})"),
+      1);
+  // A refusal is quick, and must not make the answers look so.
+  const std::string buckets =
+      "tern_version_request_duration_seconds_bucket{model=\"demo\",version=";
+  EXPECT_EQ(scrape.Value(buckets + R"("3",le="0.25"})"), 1);
+  EXPECT_EQ(scrape.Value(buckets + R"("3",le="+Inf"})"), 2);
 }
 
 TEST(MetricsTest, LatencyBucketsCoverAQuarterMillisecondToTwoAndAHalfSecondsByEqualSteps) {
@@ -328,11 +349,16 @@ TEST(MetricsTest, ReloadingReplacesTheOldGauges) {
 TEST(MetricsTest, AnUnavailableModelIsNotReadyAndHasNoOtherGauge) {
   Metrics metrics;
   metrics.ModelLoaded(kModel, "avx2", 1, true, Report());
+  metrics.ModelSelfTest(kModel, "avx2", true);
   metrics.ModelUnavailable(kModel);
   const std::string text = metrics.Render();
   EXPECT_THAT(text, HasSubstr(R"(tern_model_ready{model="demo",version="3"} 0)"));
   EXPECT_THAT(text, Not(HasSubstr("tern_model_info{")));
   EXPECT_THAT(text, Not(HasSubstr("tern_quantization_sqnr_db{")));
+  EXPECT_THAT(text, Not(HasSubstr("tern_model_self_test{")));
+  metrics.ModelSelfTest(kModel, "avx2", false);
+  EXPECT_THAT(metrics.Render(),
+              HasSubstr(R"(tern_model_self_test{isa="avx2",model="demo",version="3"} 0)"));
 }
 
 TEST(MetricsTest, ARemovedModelLeavesNoSeriesAndOthersStay) {
@@ -410,7 +436,13 @@ TEST(MetricsTest, EveryScrapeShowsCurrentProcessFigures) {
   }
   EXPECT_GT(after, before);
   EXPECT_GT(Scrape(metrics.Render()).Value("process_resident_memory_bytes"), 1e6);
-  EXPECT_GE(Scrape(metrics.Render()).Value("process_open_fds"), 3);
+  const Scrape scrape(metrics.Render());
+  EXPECT_GE(scrape.Value("process_open_fds"), 3);
+  EXPECT_GT(scrape.Value("process_max_fds"), scrape.Value("process_open_fds"));
+  EXPECT_GT(scrape.Value("tern_memory_limit_bytes"), scrape.Value("process_resident_memory_bytes"));
+  const double now = absl::ToDoubleSeconds(absl::Now() - absl::UnixEpoch());
+  EXPECT_LE(scrape.Value("process_start_time_seconds"), now);
+  EXPECT_GT(scrape.Value("process_start_time_seconds"), now - 3600);
 }
 
 TEST(MetricsTest, NoCountIsLostBetweenThreadsWhileModelsComeAndGo) {

@@ -397,6 +397,33 @@ TEST_F(RepositoryTest, DamagedVersionsAreUnavailableAndOthersServe) {
             10u);  // after the unavailable ones
 }
 
+TEST_F(RepositoryTest, AFailedSelfTestIsTold) {
+  OpenWith(2);
+  const std::string isa = Serving("m", 2)->model->isa;
+  const auto self_test = [&](int version, int value) {
+    return absl::StrCat("tern_model_self_test{isa=\"", isa, "\",model=\"m\",version=\"", version,
+                        "\"} ", value);
+  };
+  EXPECT_THAT(metrics_.Render(), HasSubstr(self_test(2, 1)));
+  // Float versions store no answers.
+  EXPECT_THAT(metrics_.Render(), Not(HasSubstr("tern_model_self_test{isa=\"" + isa +
+                                               "\",model=\"m\",version=\"1\"}")));
+  // Whole, but not what it computes here.
+  artifact::Artifact liar = TinyArtifact(10);
+  for (float& logit : liar.self_test_logits.data<float>()) logit = -logit;
+  Write("m/2/model.tern", artifact::Serialize(liar));
+  EXPECT_EQ(repository_->Load("m", 2).status().code(), absl::StatusCode::kDataLoss);
+  EXPECT_THAT(metrics_.Render(), HasSubstr(self_test(2, 0)));
+  EXPECT_EQ(StateOf("m", 2), State::kReady) << "the one in memory goes on serving";
+  // A file that cannot be read at all says nothing of the CPU.
+  Damage("m/3/model.tern");
+  Open();
+  EXPECT_THAT(metrics_.Render(), HasSubstr(self_test(2, 0)));
+  EXPECT_EQ(StateOf("m", 2), State::kUnavailable);
+  EXPECT_THAT(metrics_.Render(), Not(HasSubstr("tern_model_self_test{isa=\"" + isa +
+                                               "\",model=\"m\",version=\"3\"}")));
+}
+
 TEST_F(RepositoryTest, EveryDamagedByteOfAnArtifactIsNoticed) {
   OpenWith(1);
   repository_.reset();

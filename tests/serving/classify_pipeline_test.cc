@@ -73,6 +73,23 @@ TEST_F(ClassifierTest, RefusesBadInputWithTheDocumentedCode) {
             absl::StatusCode::kInvalidArgument);
 }
 
+TEST_F(ClassifierTest, AVersionsRequestsAreCountedByOutcome) {
+  ASSERT_TRUE(Classify(testing::SolidBmp(8, 8, 255, 0, 0)).ok());
+  ClassifyInput label;
+  label.label = 3;
+  EXPECT_FALSE(Classify(testing::SolidBmp(8, 8, 0, 0, 0), label).ok());
+  EXPECT_FALSE(Classify("no image").ok());
+  EXPECT_FALSE(Classify(testing::SolidBmp(8, 8, 0, 0, 0), {}, "tiny", 7).ok());
+  const std::string text = metrics_.Render();
+  const std::string name = "tern_version_requests_total{code=";
+  EXPECT_NE(text.find(name + R"("OK",model="tiny",version="1"} 1)"), std::string::npos) << text;
+  EXPECT_NE(text.find(name + R"("INVALID_ARGUMENT",model="tiny",version="1"} 2)"),
+            std::string::npos);
+  EXPECT_NE(text.find(R"(tern_version_request_duration_seconds_count{model="tiny",version="1"} 1)"),
+            std::string::npos);
+  EXPECT_EQ(text.find(R"(version="7")"), std::string::npos) << "names from outside make no series";
+}
+
 TEST_F(ClassifierTest, PrioritiesAreOneToThreeOrNone) {
   for (const uint32_t priority : {0, 1, 3, 4}) {
     ClassifyInput input;
