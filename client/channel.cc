@@ -3,6 +3,7 @@
 #include <netdb.h>
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <cstring>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -140,7 +141,7 @@ std::string ServiceConfig(const RetryOptions& retry, bool balanced) {
          {"retryPolicy",
           {{"maxAttempts", retry.max_attempts},
            {"initialBackoff", seconds(retry.initial_backoff)},
-           {"maxBackoff", seconds(retry.max_backoff)},
+           {"maxBackoff", seconds(std::min(retry.max_backoff, absl::Hours(1)))},
            {"backoffMultiplier", 2.0},
            {"retryableStatusCodes", {"UNAVAILABLE", "CANCELLED", "RESOURCE_EXHAUSTED"}}}}}};
     config["retryThrottling"] = {{"maxTokens", retry.budget},

@@ -34,11 +34,24 @@ Bio Open(const std::string& text) {
   return Bio(BIO_new_mem_buf(text.data(), static_cast<int>(text.size())));
 }
 
-// The first certificate of `text`; null if there is none.
-Certificate ReadCertificate(const std::string& text) {
-  Certificate certificate(PEM_read_bio_X509(Open(text).get(), nullptr, nullptr, nullptr));
-  ERR_clear_error();
-  return certificate;
+// The first certificate of `text`, the content of `path`. All of its certificates must be readable,
+// or gRPC would refuse the chain later, when nobody is told.
+absl::StatusOr<Certificate> FirstCertificate(const std::string& path, const std::string& text) {
+  const Bio bio = Open(text);
+  Certificate first;
+  for (int number = 1;; ++number) {
+    Certificate certificate(PEM_read_bio_X509(bio.get(), nullptr, nullptr, nullptr));
+    const bool end = certificate == nullptr && number > 1 &&
+                     ERR_GET_REASON(ERR_peek_last_error()) == PEM_R_NO_START_LINE;
+    ERR_clear_error();
+    if (end) return first;
+    if (certificate == nullptr) {
+      return absl::InvalidArgumentError(
+          number == 1 ? absl::StrCat(path, ": no PEM certificate")
+                      : absl::StrCat(path, ": certificate ", number, " cannot be read"));
+    }
+    if (first == nullptr) first = std::move(certificate);
+  }
 }
 
 absl::StatusOr<absl::Time> ToTime(const ASN1_TIME* time) {
@@ -56,10 +69,8 @@ absl::StatusOr<TlsContent> Parse(const TlsPaths& paths, const std::vector<std::s
   content.key = contents[1];
   if (contents.size() > 2) content.client_ca = contents[2];
 
-  const Certificate certificate = ReadCertificate(content.certificate);
-  if (certificate == nullptr) {
-    return absl::InvalidArgumentError(absl::StrCat(paths.certificate, ": no PEM certificate"));
-  }
+  TERN_ASSIGN_OR_RETURN(const Certificate certificate,
+                        FirstCertificate(paths.certificate, content.certificate));
   // A key with a passphrase must not ask for it on the terminal.
   const auto no_passphrase = [](char*, int, int, void*) { return -1; };
   const Key key(PEM_read_bio_PrivateKey(Open(content.key).get(), nullptr, no_passphrase, nullptr));
@@ -73,8 +84,8 @@ absl::StatusOr<TlsContent> Parse(const TlsPaths& paths, const std::vector<std::s
     return absl::InvalidArgumentError(
         absl::StrCat(paths.key, ": is not the key of ", paths.certificate));
   }
-  if (!paths.client_ca.empty() && ReadCertificate(content.client_ca) == nullptr) {
-    return absl::InvalidArgumentError(absl::StrCat(paths.client_ca, ": no PEM certificate"));
+  if (!paths.client_ca.empty()) {
+    TERN_RETURN_IF_ERROR(FirstCertificate(paths.client_ca, content.client_ca).status());
   }
   TERN_ASSIGN_OR_RETURN(content.not_after, ToTime(X509_get0_notAfter(certificate.get())));
   TERN_ASSIGN_OR_RETURN(const absl::Time not_before,

@@ -191,6 +191,11 @@ TEST_F(TlsTest, FilesThatDoNotFitStopTheStart) {
   refused("server.crt", "locked.key", "", "no PEM private key without a passphrase");
   refused("server.crt", "stranger.key", "", "is not the key of");
   refused("server.crt", "server.key", "junk", "no PEM certificate");
+  std::ofstream(Path("chain")) << ReadAll(Path("server.crt")) << ReadAll(Path("junk"));
+  refused("chain", "server.key", "", "certificate 2 cannot be read");
+  refused("server.crt", "server.key", "chain", "certificate 2 cannot be read");
+  std::ofstream(Path("chain")) << ReadAll(Path("server.crt")) << ReadAll(Path("ca.crt"));
+  EXPECT_TRUE(TlsFiles::Open({Path("chain"), Path("server.key"), ""}).ok());
   EXPECT_TRUE(absl::IsNotFound(TlsFiles::Open({Path("absent"), Path("server.key"), ""}).status()));
   EXPECT_TRUE(TlsFiles::Open({Path("server.crt"), Path("server.key"), Path("ca.crt")}).ok());
 
