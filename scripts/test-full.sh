@@ -20,6 +20,9 @@ fi
 if [ -z "${TERN_DEPLOY_TOOLS:-}" ]; then
   "$source/tests/deploy/make_tools.sh" "$fixtures/deploy" & deploy=$!
 fi
+if [ -z "${TERN_GRAFANA_PYTHON:-}" ]; then
+  "$source/tests/deploy/make_venv.sh" "$fixtures/grafana" & grafana=$!
+fi
 if [ ! -e "$fixtures/torch/.done" ]; then
   echo "exporting torchvision's architectures with random weights (a few minutes)"
   "$python" "$source/tests/interop/torch/export_torchvision.py" "$fixtures/torch"
@@ -68,6 +71,13 @@ if [ -z "${TERN_DEPLOY_TOOLS:-}" ]; then
     export TERN_DEPLOY_TOOLS=$fixtures/deploy
   else
     echo "helm and the API's types cannot be had as Go modules: the tests of the manifests are skipped"
+  fi
+fi
+if [ -z "${TERN_GRAFANA_PYTHON:-}" ]; then
+  if wait "$grafana"; then
+    export TERN_GRAFANA_PYTHON=$fixtures/grafana/bin/python
+  else
+    echo "grafana-foundation-sdk cannot be installed from PyPI: its test is skipped"
   fi
 fi
 export TERN_TORCH_FIXTURES=$fixtures/torch TERN_PARITY_FIXTURES=$fixtures/parity

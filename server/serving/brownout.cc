@@ -211,6 +211,7 @@ Brownout::Model* Brownout::Find(absl::string_view name) {
     }
     if (it != models_.end()) TellLevel(name, *it->second, 0);
     it = models_.insert_or_assign(std::string(name), std::make_unique<Model>(queue_wait)).first;
+    metrics_->BrownoutLevel(name, 0);  // to be seen before the first step
   }
   Model& model = *it->second;
   model.read = now;
