@@ -13,6 +13,7 @@
 // --serve, with one batch size, is for programs that interleave these runs with others'
 // (bench/compare_peers.py): one line of JSON says what is ready; then each line of input
 // "SCHEME RUNS" is answered with {"ms": [per image, ...]}, after one run that is not timed.
+#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -55,41 +56,26 @@ struct Flags {
 
 Flags Parse(int argc, char** argv) {
   Flags flags;
-  for (int i = 1; i < argc; ++i) {
-    const std::string flag = argv[i];
-    if (flag == "--layers") {
-      flags.layers = true;
-      continue;
-    }
-    if (flag == "--expand") {
-      flags.expand = true;
-      continue;
-    }
-    if (flag == "--serve") {
-      flags.serve = true;
-      continue;
-    }
-    if (i + 1 >= argc) Fail(absl::StrCat("no value for ", flag));
-    const std::string value = argv[++i];
-    if (flag == "--onnx") {
-      flags.onnx = value;
-    } else if (flag == "--isa") {
-      flags.isa = value;
-    } else if (flag == "--threads") {
-      flags.threads = Number(value);
-    } else if (flag == "--rounds") {
-      flags.rounds = Number(value);
-    } else if (flag == "--schemes") {
-      flags.schemes = absl::StrSplit(value, ',');
-    } else if (flag == "--batch") {
-      flags.batches.clear();
-      for (absl::string_view batch : absl::StrSplit(value, ','))
-        flags.batches.push_back(Number(std::string(batch)));
-    } else {
-      Fail(absl::StrCat("unknown flag ", flag));
-    }
+  CLI::App app("Milliseconds per image of one network in several schemes, side by side");
+  app.add_option("--onnx", flags.onnx, "The network")->required()->check(CLI::ExistingFile);
+  app.add_option("--isa", flags.isa, "Highest instruction set: scalar, avx2, avx512vnni or native");
+  app.add_option("--batch", flags.batches, "Batch sizes")
+      ->delimiter(',')
+      ->check(CLI::PositiveNumber);
+  app.add_option("--schemes", flags.schemes,
+                 "float, int8, ternary:N, int4:N, each also with :dfp8; or .tern files")
+      ->delimiter(',');
+  app.add_option("--threads", flags.threads, "Threads of one inference")
+      ->check(CLI::PositiveNumber);
+  app.add_option("--rounds", flags.rounds, "Interleaved rounds")->check(CLI::PositiveNumber);
+  app.add_flag("--layers", flags.layers, "A table of layers, too");
+  app.add_flag("--expand", flags.expand, "Cluster layers may run as int8 where VNNI exists");
+  app.add_flag("--serve", flags.serve, "Runs what standard input asks for; one batch size");
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    std::exit(app.exit(error));
   }
-  if (flags.onnx.empty()) Fail("--onnx FILE is missing");
   if (flags.serve && flags.batches.size() != 1) Fail("--serve takes one batch size");
   return flags;
 }

@@ -18,6 +18,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
 #include <filesystem>
@@ -174,28 +175,14 @@ int Main(int argc, char** argv) {
   std::string onnx, ternd, keep;
   std::vector<std::string> schemes{"float", "int8", "int4:64", "ternary:4", "ternary:64"}, more;
   int rounds = 15;
-  for (int i = 1; i < argc; i += 2) {
-    const std::string flag = argv[i];
-    if (flag == "--") {
-      more.assign(argv + i + 1, argv + argc);
-      break;
-    }
-    if (i + 1 >= argc) Fail(absl::StrCat("no value for ", flag));
-    if (flag == "--onnx") {
-      onnx = argv[i + 1];
-    } else if (flag == "--ternd") {
-      ternd = argv[i + 1];
-    } else if (flag == "--schemes") {
-      schemes = absl::StrSplit(argv[i + 1], ',');
-    } else if (flag == "--keep") {
-      keep = argv[i + 1];
-    } else if (flag == "--rounds") {
-      rounds = Number(argv[i + 1]);
-    } else {
-      Fail(absl::StrCat("unknown flag ", flag));
-    }
-  }
-  if (onnx.empty() || ternd.empty()) Fail("--onnx FILE and --ternd BIN are needed");
+  CLI::App app("From exec to serving, and the memory of it, for one network in several schemes");
+  app.add_option("--onnx", onnx, "The network")->required()->check(CLI::ExistingFile);
+  app.add_option("--ternd", ternd, "The server's program")->required()->check(CLI::ExistingFile);
+  app.add_option("--schemes", schemes, "float, int8, ternary:N, int4:N")->delimiter(',');
+  app.add_option("--keep", keep, "A folder for the repositories, which stays");
+  app.add_option("--rounds", rounds, "Starts of each scheme")->check(CLI::PositiveNumber);
+  app.add_option("flags", more, "After --: more flags of ternd");
+  CLI11_PARSE(app, argc, argv);
   const graph::Graph graph = ReadNetwork(onnx);
   const testing::Ranges ranges = Measure(graph);
   std::string folder = keep.empty() ? "/tmp/startup_bench.XXXXXX" : keep;
