@@ -24,6 +24,7 @@ struct BenchArgs {
   LoadOptions load;
   std::string arrivals = "poisson";
   int channels = 1;
+  bool retry = false;
   uint32_t top_k = 5;
   bool engine = false;
   uint32_t batch = 1;
@@ -51,7 +52,7 @@ absl::StatusOr<std::vector<v1::ClassifyRequest>> Preload(const BenchArgs& args) 
 
 absl::StatusOr<LoadResult> BenchServer(const Cli& cli, const BenchArgs& args) {
   TERN_CLIENT_ASSIGN_OR_RETURN(const std::vector<v1::ClassifyRequest> requests, Preload(args));
-  TERN_CLIENT_ASSIGN_OR_RETURN(auto client, cli.Connect(args.channels, /*retry=*/false));
+  TERN_CLIENT_ASSIGN_OR_RETURN(auto client, cli.Connect(args.channels, args.retry));
   // A server that is down or does not know the model ends the run here, not as a million errors.
   TERN_CLIENT_RETURN_IF_ERROR(client->Classify(requests[0]).status());
   Progress progress(cli.quiet);
@@ -236,6 +237,9 @@ void AddBenchCommands(CLI::App& app, Cli& cli) {
     command->add_option("--warmup", args->load.warmup, "Seconds before that, not counted")
         ->check(CLI::Range(0.0, 3600.0));
     command->add_option("--channels", args->channels, "Connections")->check(CLI::Range(1, 64));
+    CLI::Option* retry = command->add_flag(
+        "--retry", args->retry,
+        "Retry failed calls as other commands do; only what fails after that counts as failed");
     command->add_option("--top-k,-k", args->top_k, "Classes per answer");
     AddWishArgs(command, &args->wishes);
     command->add_option("--seed", args->load.seed, "Of the images' order and the arrivals");
@@ -249,7 +253,7 @@ void AddBenchCommands(CLI::App& app, Cli& cli) {
     command->add_option("--sessions", args->sessions, "Engine: concurrent sessions")
         ->check(CLI::PositiveNumber)
         ->needs(engine);
-    engine->excludes(data);
+    engine->excludes(data)->excludes(retry);
     command->callback([&cli, args] {
       if (!args->engine && args->data.empty()) {
         throw CLI::RequiredError("bench: --data FOLDER or --engine");

@@ -454,6 +454,7 @@ TEST_F(TernctlTest, WrongUsageExitsWith2) {
         "sweep --model demo --calibration photos --folds 2 --publish",
         "bench --model demo",
         "bench --model demo --data photos --batch 8",
+        "bench --model demo --engine --retry",
         "bench --model demo --data photos --rate 10 --concurrency 3",
         "delete --model demo",
         "delete --model demo --all --version 1",
