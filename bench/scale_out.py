@@ -37,18 +37,10 @@ import ternd  # noqa: E402
 
 FRONTS = ("client", "haproxy")
 BACK_WITHIN_S = 15  # a restarted replica gets calls again; gRPC looks for lost servers after 1 to 5 s
-CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def pinned(cpus):
     return ["taskset", "-c", ",".join(map(str, cpus))]
-
-
-def cpu_seconds(pid):
-    """User and system time of a process so far."""
-    with open(f"/proc/{pid}/stat") as f:
-        fields = f.read().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / CLOCK_TICKS
 
 
 class Cpus:
@@ -236,8 +228,8 @@ class Fleet:
 def throughput(args, count, front):
     with Fleet(args, count, front) as fleet:
         fleet.load(args.concurrency, 1).result()  # connections, page cache
-        before = [cpu_seconds(r.server.pid) for r in fleet.replicas], [r.answered() for r in fleet.replicas]
-        proxy_before = cpu_seconds(fleet.proxy.process.pid) if fleet.proxy else 0
+        before = [ternd.cpu_seconds(r.server.pid) for r in fleet.replicas], [r.answered() for r in fleet.replicas]
+        proxy_before = ternd.cpu_seconds(fleet.proxy.process.pid) if fleet.proxy else 0
         client_before = resource.getrusage(resource.RUSAGE_CHILDREN)
         run = fleet.load(args.concurrency * count, args.seconds).result()
         client_after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -249,8 +241,8 @@ def throughput(args, count, front):
             "images_per_second": run["images_per_second"], "p50_ms": run["p50_ms"], "p99_ms": run["p99_ms"], "errors": run["errors"],
             "mean_batch_size": run["mean_batch_size"], "answered_by_replica": answered,
             "server_cpu_ms_per_image":
-                1e3 * sum(cpu_seconds(r.server.pid) - b for r, b in zip(fleet.replicas, before[0])) / total,
-            "front_cpu_ms_per_image": 1e3 * (cpu_seconds(fleet.proxy.process.pid) - proxy_before) / total if fleet.proxy else 0,
+                1e3 * sum(ternd.cpu_seconds(r.server.pid) - b for r, b in zip(fleet.replicas, before[0])) / total,
+            "front_cpu_ms_per_image": 1e3 * (ternd.cpu_seconds(fleet.proxy.process.pid) - proxy_before) / total if fleet.proxy else 0,
             "client_cpu_ms_per_image": 1e3 * client_cpu / total,
         }
 

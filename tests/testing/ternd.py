@@ -45,6 +45,13 @@ def metric(text, name, **labels):
     return total
 
 
+def cpu_seconds(pid):
+    """User and system time that a process has taken so far, in units of 1 / SC_CLK_TCK (10 ms)."""
+    with open(f"/proc/{pid}/stat") as f:
+        fields = f.read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 Resources = collections.namedtuple("Resources", "rss_kib descriptors threads")
 
 
