@@ -43,6 +43,9 @@
 
 ABSL_FLAG(std::string, repository, "",
           "Folder of the model repository (made if absent). Required.");
+ABSL_FLAG(bool, read_only, false,
+          "Never write into the repository, which must exist: several servers may share it, and "
+          "import, quantise (but for dry runs), delete and set-default are refused.");
 ABSL_FLAG(std::string, host, "0.0.0.0", "Address of the data port.");
 ABSL_FLAG(int, port, 8500,
           "Data port (ImageClassifier, GRPCInferenceService, health); 0 = any free port.");
@@ -161,6 +164,10 @@ absl::Status Run() {
   TERN_RETURN_IF_ERROR(InitLog(absl::GetFlag(FLAGS_log_level), log_format));
   const std::string root = absl::GetFlag(FLAGS_repository);
   if (root.empty()) return absl::InvalidArgumentError("--repository is required (a folder)");
+  const bool read_only = absl::GetFlag(FLAGS_read_only);
+  if (read_only && absl::GetFlag(FLAGS_demo)) {
+    return absl::InvalidArgumentError("--demo writes into the repository, --read_only forbids it");
+  }
   TERN_ASSIGN_OR_RETURN(const kernels::Isa isa, kernels::SelectIsa(absl::GetFlag(FLAGS_max_isa)));
   if (isa < kernels::DetectIsa() || absl::GetFlag(FLAGS_max_isa) != "native") {
     TERN_RETURN_IF_ERROR(engine::CapOneDnnIsa(isa));
@@ -239,6 +246,7 @@ absl::Status Run() {
 
   repository::RepositoryOptions repository_options;
   repository_options.root = root;
+  repository_options.read_only = read_only;
   repository_options.plan.isa = isa;
   repository_options.plan.max_batch = kMaxPlanBatch;
   repository_options.plan.load_threads = budget.threads;
@@ -256,6 +264,7 @@ absl::Status Run() {
   TERN_ASSIGN_OR_RETURN(std::unique_ptr<repository::Repository> repository,
                         repository::Repository::Open(std::move(repository_options)));
   const auto keep_choices = [&] {
+    if (read_only) return;
     const absl::Status kept = kernels::WriteChoices(choices, TERN_VERSION);
     if (!kept.ok()) TERN_LOG_WARN("kernel choices are not kept: {}", kept.ToString());
   };

@@ -4,6 +4,7 @@
 #include <array>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <shared_mutex>
 #include <utility>
 
@@ -95,11 +96,11 @@ absl::Status ValidateModelName(absl::string_view name) {
 }
 
 struct Repository::Impl {
-  Impl(RepositoryOptions options, RootLock root_lock)
+  Impl(RepositoryOptions options, std::optional<RootLock> root_lock)
       : options(std::move(options)), root_lock(std::move(root_lock)) {}
 
   const RepositoryOptions options;
-  const RootLock root_lock;
+  const std::optional<RootLock> root_lock;  // none if read-only
 
   // Changes of a model hold its gate from start to end, loading included; lookups never do. A fixed
   // number of gates, so names from outside cannot grow anything.
@@ -217,7 +218,7 @@ void Repository::Impl::Discover(const std::string& name) {
   }
   const std::string folder = FolderOf(name);
   if (!IsRealFolder(folder)) return;
-  CleanUp(folder);
+  if (!options.read_only) CleanUp(folder);
   Model model;
   for (uint64_t version : VersionsOnDisk(folder)) {
     Entry& entry = model.versions[version];
@@ -443,10 +444,14 @@ uint64_t Repository::Impl::Drop(const std::string& name, uint64_t version, bool 
 }
 
 absl::StatusOr<std::unique_ptr<Repository>> Repository::Open(RepositoryOptions options) {
-  TERN_ASSIGN_OR_RETURN(RootLock root_lock, RootLock::Acquire(options.root));
+  std::optional<RootLock> root_lock;
+  if (!options.read_only) {
+    TERN_ASSIGN_OR_RETURN(RootLock acquired, RootLock::Acquire(options.root));
+    root_lock.emplace(std::move(acquired));
+  }
   auto impl = std::make_unique<Impl>(std::move(options), std::move(root_lock));
   const std::string& root = impl->options.root;
-  CleanUp(root);
+  if (!impl->options.read_only) CleanUp(root);
   TERN_ASSIGN_OR_RETURN(const std::vector<std::string> names, ListFolder(root));
   for (const std::string& name : names) {
     if (name[0] == '.') continue;
@@ -468,6 +473,12 @@ absl::StatusOr<std::unique_ptr<Repository>> Repository::Open(RepositoryOptions o
 Repository::Repository(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 
 Repository::~Repository() { Shutdown(); }
+
+absl::Status Repository::CheckWritable() const {
+  if (!impl_->options.read_only) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      absl::StrCat("repository ", impl_->options.root, " is served read-only (--read_only)"));
+}
 
 absl::StatusOr<std::shared_ptr<Servable>> Repository::Acquire(absl::string_view model,
                                                               uint64_t version) const {
@@ -517,6 +528,7 @@ absl::StatusOr<VersionInfo> Repository::ImportFile(absl::string_view model, cons
                                                    const v1::Preprocessing& preprocessing,
                                                    const std::vector<std::string>& labels,
                                                    bool set_default) {
+  TERN_RETURN_IF_ERROR(CheckWritable());
   TERN_RETURN_IF_ERROR(ValidateModelName(model));
   TERN_RETURN_IF_ERROR(CheckLabels(labels));
   if (bytes.size() > impl_->options.max_file_bytes) {
@@ -589,6 +601,7 @@ absl::StatusOr<VersionInfo> Repository::ImportFile(absl::string_view model, cons
 absl::StatusOr<VersionInfo> Repository::Publish(absl::string_view model,
                                                 const artifact::Artifact& artifact,
                                                 bool set_default) {
+  TERN_RETURN_IF_ERROR(CheckWritable());
   TERN_RETURN_IF_ERROR(ValidateModelName(model));
   const std::string name(model);
   const std::string folder = impl_->FolderOf(name);
@@ -696,6 +709,7 @@ absl::Status Repository::UnloadAll(absl::string_view model) {
 }
 
 absl::StatusOr<VersionInfo> Repository::SetDefault(absl::string_view model, uint64_t version) {
+  TERN_RETURN_IF_ERROR(CheckWritable());
   TERN_RETURN_IF_ERROR(ValidateModelName(model));
   if (version == 0)
     return absl::InvalidArgumentError("version: got 0, want the version that becomes the default");
@@ -721,6 +735,7 @@ absl::StatusOr<VersionInfo> Repository::SetDefault(absl::string_view model, uint
 }
 
 absl::StatusOr<uint64_t> Repository::Delete(absl::string_view model, uint64_t version) {
+  TERN_RETURN_IF_ERROR(CheckWritable());
   TERN_RETURN_IF_ERROR(ValidateModelName(model));
   const std::string name(model);
   std::lock_guard<std::mutex> gate(impl_->GateOf(name));

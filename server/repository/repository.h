@@ -74,6 +74,9 @@ class Servable {
 
 struct RepositoryOptions {
   std::string root;
+  // Nothing in `root` is ever written, not even the lock: any number of processes may have it open,
+  // and whatever would store, delete or move a default is FAILED_PRECONDITION.
+  bool read_only = false;
   engine::PlanOptions plan;
   metrics::Metrics* metrics = nullptr;  // not owned; may be null in tests
   // Makes what serves a version. Called outside the lookup lock; must not change the repository.
@@ -90,9 +93,14 @@ class Repository {
   // Creates `root` if needed, cleans up after a crash, and loads every version found. A version
   // that cannot be loaded is kept as kUnavailable with the reason; the others serve.
   // PERMISSION_DENIED / INTERNAL if `root` cannot be used; FAILED_PRECONDITION if another process
-  // has it open (flock on <root>/.lock).
+  // has it open (flock on <root>/.lock). Read-only: nothing is created or cleaned up, and NOT_FOUND
+  // if there is no `root`.
   static absl::StatusOr<std::unique_ptr<Repository>> Open(RepositoryOptions options);
   ~Repository();
+
+  // FAILED_PRECONDITION naming the folder if the repository is read-only: what Import,
+  // ImportArtifact, Publish, SetDefault and Delete answer then.
+  absl::Status CheckWritable() const;
 
   // version 0 = default. NOT_FOUND naming model or version and what exists; UNAVAILABLE with the
   // reason if it is not ready.

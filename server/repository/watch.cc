@@ -88,11 +88,16 @@ void Watcher::Event(const char* event) {
 
 void Watcher::Poll() {
   const auto names = ListFolder(root_);
-  const bool readable = names.ok() && !IsGone(absl::StrCat(root_, "/.lock"));
+  // A file system that was unmounted leaves an empty folder behind. Read-only there is no lock whose
+  // absence would tell, so nothing is unloaded while there is nothing at all.
+  const bool writable = repository_->CheckWritable().ok();
+  const bool readable =
+      names.ok() && (writable ? !IsGone(absl::StrCat(root_, "/.lock")) : !names->empty());
   if (!readable) {
     if (!unreadable_) {
       TERN_LOG_WARN("{}: nothing is changed until it is back: {}", root_,
-                    names.ok() ? "its .lock is gone" : names.status().ToString());
+                    !names.ok() ? names.status().ToString()
+                                : (writable ? "its .lock is gone" : "it is empty"));
     }
     unreadable_ = true;
     return Event("unreadable");

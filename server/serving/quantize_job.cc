@@ -42,6 +42,7 @@ absl::StatusOr<std::unique_ptr<QuantizeJob>> QuantizeJob::Create(repository::Rep
     return absl::InvalidArgumentError(
         "set_default with dry_run: a dry run publishes nothing that could be the default");
   }
+  if (!options.dry_run) TERN_RETURN_IF_ERROR(repository->CheckWritable());
   if (options.source_version == 0) {
     for (const repository::VersionInfo& info : repository->List(options.model)) {
       if (info.state == repository::State::kReady && info.scheme == "fp32") {

@@ -6,8 +6,10 @@ definitions), do they keep the security rules, and does a wrong or contradictory
 makes, in TERN_DEPLOY_TOOLS, or on the path. A tool that is not there skips its tests and says so; without helm the exit status is 77.
 """
 
+import copy
 import functools
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -21,6 +23,8 @@ except ImportError:
     print("manifests_test ... skipped 'python3-yaml is not installed'")
     sys.exit(77)
 
+import api_schemas
+import kube_api
 import manifests
 from manifests import CHART, SOURCE, by_name, documents, helm_template, run, settings, tool, values_files
 
@@ -92,7 +96,7 @@ class Security(unittest.TestCase):
                 if "emptyDir" in volume:
                     self.assertIn("sizeLimit", volume["emptyDir"], pod)
 
-    def test_secrets_and_seeds_are_mounted_read_only(self):
+    def test_secrets_and_sources_are_mounted_read_only(self):
         for pod, spec in self.each_pod():
             volumes = {volume["name"]: volume for volume in spec.get("volumes", [])}
             for container in containers(spec):
@@ -138,7 +142,7 @@ class Security(unittest.TestCase):
                     if rule["ports"][0]["port"] == "grpc-admin":
                         self.assertTrue(rule["from"])
                         opened.append(name)
-                if name == "seed-archive":
+                if name == "copy-archive":
                     self.assertEqual(policy["egress"], [{}])
                 else:
                     self.assertEqual(policy["egress"], [])
@@ -172,7 +176,7 @@ class Rendered(unittest.TestCase):
         self.assertEqual(json.loads(dashboard["data"]["tern.json"]),
                          json.loads((SOURCE / "deploy/grafana/tern.json").read_text()))
         self.assertEqual(dashboard["metadata"]["labels"]["grafana_dashboard"], "1")
-        script = rendered("seed-claim")["Deployment", "release-tern"]["spec"]["template"]["spec"]["initContainers"][0]
+        script = rendered("copy-claim")["Deployment", "release-tern"]["spec"]["template"]["spec"]["initContainers"][0]
         self.assertEqual(script["command"][2].strip(), (CHART / "files/copy-models.sh").read_text().strip())
 
     def test_probes_ask_the_health_port(self):
@@ -183,7 +187,7 @@ class Rendered(unittest.TestCase):
                 self.assertIn({"name": "health", "containerPort": 8503}, container["ports"])
                 for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
                     self.assertEqual(container[probe]["grpc"]["port"], 8503)
-        self.assertEqual(server(rendered("seed-claim"))["readinessProbe"]["grpc"], {"port": 8503, "service": "resnet50"})
+        self.assertEqual(server(rendered("copy-claim"))["readinessProbe"]["grpc"], {"port": 8503, "service": "resnet50"})
 
     def test_the_grace_period_outlasts_drain_and_grace(self):
         for name, wanted in (("minimal", 35), ("tls-tokens", 85)):
@@ -231,9 +235,9 @@ class Rendered(unittest.TestCase):
         self.assertRegex(server(rendered("tls-tokens"))["image"], r"^registry\.example/tern:0\.1\.0@sha256:[0-9a-f]{64}$")
 
     def test_every_source_of_models_reaches_the_script(self):
-        wanted = {"seed-claim": {"SEED": "/seed"}, "seed-image": {"SEED": "/seed/models"},
-                  "seed-image-container": {"SEED": "/repository"},
-                  "seed-archive": {"ARCHIVE_URL": "https://models.example/repository.tar.gz",
+        wanted = {"copy-claim": {"SEED": "/seed"}, "copy-image": {"SEED": "/seed/models"},
+                  "copy-image-container": {"SEED": "/repository"},
+                  "copy-archive": {"ARCHIVE_URL": "https://models.example/repository.tar.gz",
                                    "ARCHIVE_SHA256": "0123456789abcdef" * 4}}
         for name, environment in wanted.items():
             with self.subTest(values=name):
@@ -244,8 +248,22 @@ class Rendered(unittest.TestCase):
                 self.assertEqual("seed" in volumes, environment.get("SEED", "").startswith("/seed"))
                 for mount in container["volumeMounts"]:
                     self.assertIn(mount["name"], volumes)
-        self.assertEqual(rendered("seed-image-container")["Deployment", "release-tern"]["spec"]["template"]["spec"]
+        self.assertEqual(rendered("copy-image-container")["Deployment", "release-tern"]["spec"]["template"]["spec"]
                          ["initContainers"][0]["image"], "registry.example/models:7")
+
+    def test_a_mounted_source_is_served_read_only(self):
+        for name, repository in (("mount-claim", None), ("mount-image", "--repository=/models/repository")):
+            with self.subTest(values=name):
+                pod = rendered(name)["Deployment", "release-tern"]["spec"]["template"]["spec"]
+                container = pod["containers"][0]
+                self.assertNotIn("initContainers", pod)
+                self.assertIn("--read_only", container["args"])
+                self.assertEqual([a for a in container["args"] if a.startswith("--repository")],
+                                 [repository] if repository else [])
+                mount = {m["name"]: m for m in container["volumeMounts"]}["models"]
+                self.assertEqual(mount, {"name": "models", "mountPath": "/models", "readOnly": True})
+                self.assertEqual([v["name"] for v in pod["volumes"]].count("models"), 1)
+        self.assertIn("--poll_interval=5s", server(rendered("mount-claim"))["args"])
 
     def test_a_claim_belongs_to_one_server(self):
         objects = rendered("claim")
@@ -282,7 +300,7 @@ class Rendered(unittest.TestCase):
         self.assertEqual(matched, ["release-tern-metrics"])
 
     def test_helm_test_does_what_it_can(self):
-        wanted = {"minimal": ["health", "classify"], "seed-claim": ["health", "classify"], "claim": ["health"],
+        wanted = {"minimal": ["health", "classify"], "copy-claim": ["health", "classify"], "claim": ["health"],
                   "tls-tokens": ["health"]}
         for name, calls in wanted.items():
             pod = rendered(name)["Pod", "release-tern-test"]["spec"]
@@ -318,6 +336,189 @@ class Rendered(unittest.TestCase):
                 self.assertNotIn(text, notes, name)
 
 
+@unittest.skipUnless(tool("promtool"), "promtool is not installed")
+class Scaling(unittest.TestCase):
+    """What the autoscalers read, by promtool: two pods of the release, one busy and one idle, beside a pod of another."""
+
+    BUSY, IDLE, OTHER = "release-tern-7d4b9c-abcde", "release-tern-7d4b9c-fghij", "other-tern-7d4b9c-abcde"
+
+    def series(self):
+
+        def of(name, pod, values, more=""):
+            labels = f'namespace="serving",pod="{pod}"{more}'
+            return {"series": f"{name}{{{labels}}}", "values": values}
+
+        made = []
+        for pod, seconds, images, waiting in ((self.BUSY, "0+0.5x20", "0+10x20", 6), (self.IDLE, "0+0x20", "0+0x20", 2),
+                                              (self.OTHER, "0+90x20", "0+10x20", 99)):
+            for stage, factor in (("queue", ""), ("inference", "7")):
+                more = f',model="m",version="1",stage="{stage}"'
+                made.append(of("tern_stage_duration_seconds_sum", pod, seconds.replace("+", f"+{factor}"), more))
+                made.append(of("tern_stage_duration_seconds_count", pod, images, more))
+            made.append(of("tern_waiting_images", pod, f"{waiting}x20"))
+            made.append(of("tern_cpu_budget_threads", pod, "2x20"))
+        return made
+
+    def evaluates_to(self, expression, samples, series=None):
+        case = {"interval": "15s", "input_series": self.series() if series is None else series,
+                "promql_expr_test": [{"expr": expression, "eval_time": "4m", "exp_samples": samples}]}
+        with tempfile.NamedTemporaryFile("w", suffix=".yml") as file:
+            yaml.safe_dump({"rule_files": [], "evaluation_interval": "15s", "tests": [case]}, file)
+            file.flush()
+            result = run(tool("promtool"), "test", "rules", file.name)
+            self.assertEqual(result.returncode, 0, result.stdout + result.stderr)
+
+    def test_the_adapter_offers_figures_of_each_pod(self):
+        wanted = {"tern_queue_wait_seconds": (0.05, 0), "tern_images_per_worker": (3, 1)}
+        rules = documents((SOURCE / "deploy/prometheus/adapter.yml").read_text())[0]["rules"]
+        self.assertEqual({rule["name"]["as"] for rule in rules}, set(wanted))
+        for rule in rules:
+            with self.subTest(metric=rule["name"]["as"]):
+                # As the adapter asks for two pods of a namespace.
+                query = rule["metricsQuery"].replace("<<.GroupBy>>", "pod").replace(
+                    "<<.LabelMatchers>>", f'namespace="serving",pod=~"{self.BUSY}|{self.IDLE}"')
+                self.assertNotIn("<<", query)
+                busy, idle = wanted[rule["name"]["as"]]
+                self.evaluates_to(query, [{"labels": f'{{pod="{self.BUSY}"}}', "value": busy},
+                                          {"labels": f'{{pod="{self.IDLE}"}}', "value": idle}])
+
+    def test_keda_reads_one_figure_of_the_releases_own_pods(self):
+        triggers = rendered("autoscaled-keda")["ScaledObject", "release-tern"]["spec"]["triggers"]
+        queries = {t["name"]: t["metadata"] for t in triggers if t["type"] == "prometheus"}
+        self.assertEqual({name: q["threshold"] for name, q in queries.items()},
+                         {"queue-wait": "0.02", "images-per-worker": "2.5"})
+        self.evaluates_to(queries["queue-wait"]["query"], [{"labels": "{}", "value": 0.05}])
+        self.evaluates_to(queries["images-per-worker"]["query"], [{"labels": "{}", "value": 2}])
+
+    def test_no_images_are_no_wait_and_not_an_error(self):
+        triggers = rendered("autoscaled-keda")["ScaledObject", "release-tern"]["spec"]["triggers"]
+        self.evaluates_to(triggers[0]["metadata"]["query"], [{"labels": "{}", "value": 0}], series=[])
+
+
+def kserve():
+    """(file, objects) of deploy/kserve."""
+    return [(f"deploy/kserve/{path.name}", documents(path.read_text()))
+            for path in sorted((SOURCE / "deploy/kserve").glob("*.yaml"))]
+
+
+def apis():
+    folder = pathlib.Path(os.environ.get("TERN_DEPLOY_TOOLS", "/nonexistent")) / "apis"
+    return folder if (folder / "swagger.json").exists() else None
+
+
+def everything():
+    """(name, objects) of every values file and of deploy/kserve."""
+    return [(f"values/{name}.yaml", list(rendered(name).values())) for name in names()] + kserve()
+
+
+def mistaken():
+    """Objects with one mistake each, which a check that means anything finds."""
+    deployment = copy.deepcopy(rendered("minimal")["Deployment", "release-tern"])
+    deployment["spec"]["strategy"]["rollingUpdate"]["maxSurg"] = 1
+    yield "maxSurg", deployment
+    scaled = copy.deepcopy(rendered("autoscaled-keda")["ScaledObject", "release-tern"])
+    scaled["spec"]["minReplicaCount"] = "two"
+    yield "minReplicaCount", scaled
+    service = copy.deepcopy(dict(kserve())["deploy/kserve/inferenceservice.yaml"][0])
+    service["spec"]["predictor"]["model"]["storageURI"] = "pvc://x"
+    yield "storageURI", service
+
+
+@unittest.skipUnless(tool("kubeconform") and apis(), "kubeconform or the API's types are not there: make_tools.sh")
+class Types(unittest.TestCase):
+    """kubeconform, with strict schemas made of Kubernetes' OpenAPI document and the custom resources' definitions."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.schemas = tempfile.TemporaryDirectory(prefix="tern-schemas-")
+        api_schemas.write(apis(), pathlib.Path(cls.schemas.name))
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.schemas.cleanup()
+
+    def check(self, objects):
+        text = yaml.safe_dump_all(objects)
+        result = run(tool("kubeconform"), "-strict", "-output", "json", "-verbose", "-schema-location",
+                     self.schemas.name + "/{{.ResourceKind}}{{.KindSuffix}}.json", "-", input=text)
+        return [(r["kind"], r["name"], r["status"], r["msg"]) for r in json.loads(result.stdout)["resources"]]
+
+    def test_every_manifest_is_valid(self):
+        for name, objects in everything():
+            with self.subTest(manifests=name):
+                results = self.check(objects)
+                self.assertEqual(len(results), len(objects))
+                self.assertEqual([r for r in results if r[2] != "statusValid"], [])
+                print(f"  kubeconform {manifests.KUBERNETES}, {name}: " + ", ".join(sorted(r[0] for r in results)))
+
+    def test_mistakes_are_found(self):
+        for word, o in mistaken():
+            with self.subTest(mistake=word):
+                (_, _, status, message), = self.check([o])
+                self.assertEqual(status, "statusInvalid")
+                self.assertIn(word, message)
+
+
+@unittest.skipUnless(tool("kube-apiserver") and tool("etcd") and apis(),
+                     "kube-apiserver or etcd is not there: make_tools.sh --apiserver, etcd-server")
+class Api(unittest.TestCase):
+    """A real kube-apiserver: a dry run of every object, in a namespace that enforces the `restricted` standard."""
+
+    NAMESPACE = "serving"
+
+    @classmethod
+    def setUpClass(cls):
+        cls.api = kube_api.KubeApi(tool("kube-apiserver"), tool("etcd"), apis())
+        levels = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn")}
+        cls.api.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": cls.NAMESPACE, "labels": levels}})
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.api.close()
+
+    def dry_run(self, o):
+        return self.api.create(o, self.NAMESPACE, dry_run=True)
+
+    def test_every_manifest_is_taken(self):
+        version = self.api.call("GET", "/version")[1]["gitVersion"]
+        for name, objects in everything():
+            for o in objects:
+                with self.subTest(manifests=name, kind=o["kind"], name=o["metadata"]["name"]):
+                    self.dry_run(o)
+            print(f"  kube-apiserver {version}, {name}: " + ", ".join(sorted(o["kind"] for o in objects)))
+
+    def test_pods_are_admitted_where_the_restricted_standard_is_enforced(self):
+        for name in names():
+            for pod, spec in pods(rendered(name)):
+                with self.subTest(values=name, pod=pod):
+                    made = self.dry_run({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, "spec": spec})
+                    if pod.startswith("Deployment") and name != "plain":
+                        self.assertEqual(made["status"]["qosClass"], "Guaranteed")
+
+    def test_a_pod_that_is_not_restricted_is_refused(self):
+        spec = copy.deepcopy(rendered("minimal")["Deployment", "release-tern"]["spec"]["template"]["spec"])
+        del spec["containers"][0]["securityContext"]["capabilities"]
+        with self.assertRaisesRegex(kube_api.Refused, "unrestricted capabilities"):
+            self.dry_run({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, "spec": spec})
+
+    def test_mistakes_are_found(self):
+        for word, o in mistaken():
+            with self.subTest(mistake=word), self.assertRaisesRegex(kube_api.Refused, word):
+                self.dry_run(o)
+
+    def test_a_release_can_be_installed_and_upgraded(self):
+        environment = dict(os.environ, KUBECONFIG=str(self.api.kubeconfig()))
+        folder = values_files()[0].parent
+        for name in ("minimal", "tls-tokens", "autoscaled-keda", "mount-claim"):
+            result = run(tool("helm"), "upgrade", "--install", "release", CHART, "--namespace", self.NAMESPACE, "--values",
+                         folder / f"{name}.yaml", env=environment)
+            self.assertEqual(result.returncode, 0, result.stderr)
+            self.assertIn("NOTES:", result.stdout)
+        status, deployment, _ = self.api.call("GET", f"/apis/apps/v1/namespaces/{self.NAMESPACE}/deployments/release-tern")
+        self.assertEqual(status, 200)
+        self.assertEqual(deployment["spec"]["replicas"], 3)
+
+
 class Refused(unittest.TestCase):
 
     def refused(self, word, *values, kubernetes=manifests.KUBERNETES):
@@ -343,18 +544,22 @@ class Refused(unittest.TestCase):
         self.refused("maxIsa", "server.maxIsa=avx9")
         self.refused("port", "metrics.port=0")
         self.refused("maxUnavailable", "podDisruptionBudget.maxUnavailable=0")
-        self.refused("sha256", "repository.seed.archive.url=https://x/y", "repository.seed.archive.sha256=abc")
+        self.refused("sha256", "repository.source.archive.url=https://x/y", "repository.source.archive.sha256=abc")
         self.refused("extraArgs", "server.extraArgs[0]=-v")
         self.refused("type", "service.type=ExternalName")
 
     def test_contradictions(self):
         claim = "repository.persistence.enabled=true"
-        self.refused("repository.seed for several", claim, "replicaCount=2")
-        self.refused("repository.seed for several", claim, "autoscaling.enabled=true")
-        self.refused("exclude each other", claim, "repository.seed.claim=models")
-        self.refused("exclude each other", "repository.seed.claim=a", "repository.seed.image.reference=b")
+        self.refused("repository.source for several", claim, "replicaCount=2")
+        self.refused("repository.source for several", claim, "autoscaling.enabled=true")
+        self.refused("exclude each other", claim, "repository.source.claim=models")
+        self.refused("exclude each other", "repository.source.claim=a", "repository.source.image.reference=b")
+        self.refused("wants repository.source.claim", "repository.source.mode=mount")
+        self.refused("can only copy", "repository.source.mode=mount", "repository.source.image.reference=a",
+                     "repository.source.image.as=container")
+        self.refused("mount forbids it", "repository.source.mode=mount", "repository.source.claim=a", "server.demo=true")
         self.refused("nothing without repository.persistence.enabled", "repository.persistence.existingClaim=a")
-        self.refused("url and sha256", "repository.seed.archive.url=https://x/y")
+        self.refused("url and sha256", "repository.source.archive.url=https://x/y")
         self.refused("auth.adminTokensSecret or tls.clientCertificates", "admin.service.enabled=true")
         self.refused("adminFrom is empty", "admin.service.enabled=true", "auth.adminTokensSecret=a")
         self.refused("nothing without admin.service.enabled", "networkPolicy.adminFrom[0].podSelector.matchLabels.a=b")
@@ -364,7 +569,7 @@ class Refused(unittest.TestCase):
                      "autoscaling.cpuUtilizationPercent=0")
         self.refused("prometheusAddress", "autoscaling.enabled=true", "autoscaling.type=keda")
         self.refused("--drain=1s is the chart's to set", "server.extraArgs[0]=--drain=1s")
-        self.refused("use container", "repository.seed.image.reference=a", kubernetes="1.30.0")
+        self.refused("use container", "repository.source.image.reference=a", kubernetes="1.30.0")
 
     def test_a_cluster_that_is_too_old(self):
         self.refused("kubeVersion", kubernetes="1.26.0")

@@ -196,6 +196,59 @@ TEST_F(RepositoryTest, ASecondProcessCannotOpenTheSameFolder) {
   EXPECT_EQ(Repository::Open(Options()).status().code(), absl::StatusCode::kFailedPrecondition);
 }
 
+TEST_F(RepositoryTest, AReadOnlyRepositoryServesAndRefusesEveryChange) {
+  OpenWith(1);
+  repository_.reset();
+  Write(".tmp-left/x", "of a process that died");
+  const auto files = [this] {
+    std::vector<std::string> names;
+    for (const auto& entry : std::filesystem::recursive_directory_iterator(root_)) {
+      names.push_back(entry.path().string());
+    }
+    std::sort(names.begin(), names.end());
+    return names;
+  };
+  std::filesystem::remove(Path(".lock"));
+  const std::vector<std::string> before = files();
+  RepositoryOptions options = Options();
+  options.read_only = true;
+  auto opened = Repository::Open(options);
+  ASSERT_TRUE(opened.ok()) << opened.status();
+  repository_ = *std::move(opened);
+  EXPECT_EQ(Versions("m"), (std::vector<uint64_t>{1, 2}));
+  EXPECT_NE(Serving("m", 2), nullptr);
+  for (const absl::Status& status :
+       {repository_->Import("n", TinyOnnx(1), Contract(), {}, true).status(),
+        repository_->ImportArtifact("m", Read("m/2/model.tern"), false).status(),
+        repository_->Publish("m", TinyArtifact(10), false).status(),
+        repository_->SetDefault("m", 2).status(), repository_->Delete("m", 2).status()}) {
+    EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition) << status;
+    EXPECT_THAT(std::string(status.message()), HasSubstr(root_));
+  }
+  EXPECT_TRUE(repository_->Unload("m", 2).ok());
+  EXPECT_TRUE(repository_->Load("m", 2).ok());
+  EXPECT_EQ(files(), before);
+}
+
+TEST_F(RepositoryTest, SeveralProcessesShareAReadOnlyRepositoryWithOneThatWrites) {
+  OpenWith(0);
+  RepositoryOptions options = Options();
+  options.read_only = true;
+  for (int i = 0; i < 2; ++i) {
+    auto reader = Repository::Open(options);
+    ASSERT_TRUE(reader.ok()) << reader.status();
+    EXPECT_EQ((*reader)->Info("m", 0)->version, 1u);
+  }
+}
+
+TEST_F(RepositoryTest, AReadOnlyRepositoryIsNotMade) {
+  RepositoryOptions options = Options();
+  options.root = Path("absent");
+  options.read_only = true;
+  EXPECT_EQ(Repository::Open(options).status().code(), absl::StatusCode::kNotFound);
+  EXPECT_FALSE(Exists("absent"));
+}
+
 TEST_F(RepositoryTest, NothingIsStoredWhenAnImportFails) {
   Open();
   const auto code = [&](absl::string_view name, const std::string& onnx,

@@ -216,6 +216,33 @@ TEST_F(WatcherTest, ADamagedOrRemovedPointerLeavesTheDefaultWhereItIs) {
   EXPECT_EQ(Events("default_refused"), 1);
 }
 
+TEST_F(WatcherTest, AReadOnlyServerFollowsTheFolderAndKeepsWhatItHasWhenItIsUnmounted) {
+  repository_.reset();
+  RepositoryOptions options;
+  options.root = root_;
+  options.metrics = &metrics_;
+  options.read_only = true;
+  auto opened = Repository::Open(std::move(options));
+  ASSERT_TRUE(opened.ok()) << opened.status();
+  repository_ = *std::move(opened);
+  watcher_ = std::make_unique<Watcher>(repository_.get(), root_, &metrics_);
+  fs::remove(Path(".lock"));
+  Write("tiny/2/model.onnx", TinyOnnx(2));
+  Write("tiny/default", "2\n");
+  Polls(2);
+  EXPECT_EQ(StateOf(2), "ready");
+  EXPECT_EQ(Default(), 2u);
+
+  const std::string away = root_ + "-away";
+  fs::rename(Path("tiny"), away);
+  Polls(3);
+  EXPECT_EQ(StateOf(2), "ready");
+  EXPECT_EQ(Events("unreadable"), 3);
+  fs::rename(away, Path("tiny"));
+  Polls(2);
+  EXPECT_EQ(Default(), 2u);
+}
+
 TEST_F(WatcherTest, SetDefaultByRequestIsNotTakenBack) {
   ASSERT_TRUE(repository_->Import("tiny", TinyOnnx(2), Contract(), {}, false).ok());
   Polls(2);

@@ -1,28 +1,39 @@
 {{/* What a schema cannot say: values that contradict each other. Each message names what to change. */}}
 {{- define "tern.validate" -}}
 {{- $repository := .Values.repository }}
-{{- $seeds := list }}
-{{- if $repository.seed.claim }}{{ $seeds = append $seeds "repository.seed.claim" }}{{ end }}
-{{- if $repository.seed.image.reference }}{{ $seeds = append $seeds "repository.seed.image.reference" }}{{ end }}
-{{- if $repository.seed.archive.url }}{{ $seeds = append $seeds "repository.seed.archive.url" }}{{ end }}
-{{- if gt (len $seeds) 1 }}
-{{- fail (printf "%s exclude each other: a repository is copied from one place." (join ", " $seeds)) }}
+{{- $sources := list }}
+{{- if $repository.source.claim }}{{ $sources = append $sources "repository.source.claim" }}{{ end }}
+{{- if $repository.source.image.reference }}{{ $sources = append $sources "repository.source.image.reference" }}{{ end }}
+{{- if $repository.source.archive.url }}{{ $sources = append $sources "repository.source.archive.url" }}{{ end }}
+{{- if gt (len $sources) 1 }}
+{{- fail (printf "%s exclude each other: a repository comes from one place." (join ", " $sources)) }}
 {{- end }}
 {{- if $repository.persistence.enabled }}
 {{- if or .Values.autoscaling.enabled (gt (int .Values.replicaCount) 1) }}
-{{- fail "repository.persistence.enabled is for one replica: a repository is locked by the server that uses it. Use repository.seed for several." }}
+{{- fail "repository.persistence.enabled is for one replica: a repository is locked by the server that uses it. Use repository.source for several." }}
 {{- end }}
-{{- if $seeds }}
-{{- fail (printf "repository.persistence.enabled and %s exclude each other." (first $seeds)) }}
+{{- if $sources }}
+{{- fail (printf "repository.persistence.enabled and %s exclude each other." (first $sources)) }}
 {{- end }}
 {{- else if or $repository.persistence.existingClaim $repository.persistence.storageClass }}
 {{- fail "repository.persistence.existingClaim and .storageClass say nothing without repository.persistence.enabled." }}
 {{- end }}
-{{- if ne (empty $repository.seed.archive.url) (empty $repository.seed.archive.sha256) }}
-{{- fail "repository.seed.archive wants url and sha256: nothing is served that was not checked." }}
+{{- if eq $repository.source.mode "mount" }}
+{{- if not (or $repository.source.claim $repository.source.image.reference) }}
+{{- fail "repository.source.mode mount wants repository.source.claim or repository.source.image.reference." }}
 {{- end }}
-{{- if and $repository.seed.image.reference (eq $repository.seed.image.as "volume") (semverCompare "<1.31.0-0" .Capabilities.KubeVersion.Version) }}
-{{- fail (printf "repository.seed.image.as: Kubernetes %s has no image volumes (1.31 or later has); use container." .Capabilities.KubeVersion.Version) }}
+{{- if and $repository.source.image.reference (eq $repository.source.image.as "container") }}
+{{- fail "repository.source.mode mount wants repository.source.image.as volume: a container can only copy." }}
+{{- end }}
+{{- if .Values.server.demo }}
+{{- fail "server.demo writes into the repository, repository.source.mode mount forbids it." }}
+{{- end }}
+{{- end }}
+{{- if ne (empty $repository.source.archive.url) (empty $repository.source.archive.sha256) }}
+{{- fail "repository.source.archive wants url and sha256: nothing is served that was not checked." }}
+{{- end }}
+{{- if and $repository.source.image.reference (eq $repository.source.image.as "volume") (semverCompare "<1.31.0-0" .Capabilities.KubeVersion.Version) }}
+{{- fail (printf "repository.source.image.as: Kubernetes %s has no image volumes (1.31 or later has); use container." .Capabilities.KubeVersion.Version) }}
 {{- end }}
 {{- if .Values.admin.service.enabled }}
 {{- if not (or .Values.auth.adminTokensSecret .Values.tls.clientCertificates) }}
@@ -49,7 +60,7 @@
 {{- end }}
 {{- end }}
 {{- range .Values.server.extraArgs }}
-{{- if regexMatch "^--(repository|host|port|admin_host|admin_port|metrics_host|metrics_port|health_port|tls_cert|tls_key|tls_client_ca|admin_token_file|data_token_file|max_isa|threads|log_level|log_format|max_image_bytes|max_pixels|drain|grace|demo|ports_file)(=|$)" . }}
+{{- if regexMatch "^--(repository|host|port|admin_host|admin_port|metrics_host|metrics_port|health_port|tls_cert|tls_key|tls_client_ca|admin_token_file|data_token_file|max_isa|threads|log_level|log_format|max_image_bytes|max_pixels|drain|grace|demo|read_only|poll_interval|ports_file)(=|$)" . }}
 {{- fail (printf "server.extraArgs: %s is the chart's to set; README.md names the value." .) }}
 {{- end }}
 {{- end }}
