@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that a task needs: build, demo, test (build and test tools), full (also torch for the parity
-# fixtures, an emulator, what runs containers, Prometheus and HAProxy), finetune (tern-finetune and its tests: libtorch), fuzz (clang with
+# fixtures, an emulator, what runs containers, Prometheus, HAProxy and a browser), finetune (tern-finetune and its tests: libtorch), fuzz (clang with
 # libFuzzer). Repeating it is cheap: packages that are there are not asked for again.
 set -euo pipefail
 
@@ -16,7 +16,7 @@ finetune=(libtorch-dev)
 # The versions that belong to Debian's clang: its sanitizers and OpenMP. llvm: the symbolizer and the coverage tools.
 fuzz=(clang libclang-rt-dev libomp-dev llvm)
 full=(python3-torch python3-torchvision python3-pil python3-numpy python3-venv libopenblas0-pthread
-  buildah podman runc ca-certificates prometheus haproxy)
+  buildah podman runc ca-certificates prometheus haproxy chromium)
 if [ "$(dpkg --print-architecture)" = amd64 ]; then
   # The emulated CPU of tests/emulation, which also unpacks a kernel package.
   full+=(bochs bochs-term vgabios xorriso isolinux syslinux-common)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# test-full.sh BUILD: makes the fixtures that need Debian's torch, Pillow and kernel and PyPI's onnxruntime (once per
+# test-full.sh BUILD: makes the fixtures that need Debian's torch, Pillow and kernel and PyPI's onnxruntime and npm's axe-core (once per
 # build folder), then runs the tests labelled `full`.
 set -euo pipefail
 build=$(realpath "$1")
@@ -11,6 +11,9 @@ mkdir -p "$fixtures"
 # What waits for the network and for unpacking goes beside what computes.
 background=()
 "$source/tests/emulation/setup.sh" "$fixtures/emulation" & background+=($!)
+if [ -z "${TERN_AXE:-}" ] && command -v npm >/dev/null; then
+  npm install --silent --no-save --no-audit --no-fund --prefix "$fixtures/axe" axe-core@4 >/dev/null & axe=$!
+fi
 if [ -z "${TERN_CLIENTS_PYTHON:-}" ]; then
   "$source/tests/interop/inference/make_venv.sh" "$fixtures/clients" & clients=$!
 fi
@@ -78,6 +81,13 @@ if [ -z "${TERN_GRAFANA_PYTHON:-}" ]; then
     export TERN_GRAFANA_PYTHON=$fixtures/grafana/bin/python
   else
     echo "grafana-foundation-sdk cannot be installed from PyPI: its test is skipped"
+  fi
+fi
+if [ -n "${axe:-}" ]; then
+  if wait "$axe"; then
+    export TERN_AXE=$fixtures/axe/node_modules/axe-core/axe.min.js
+  else
+    echo "axe-core cannot be installed from npm: its check of the status page is skipped"
   fi
 fi
 export TERN_TORCH_FIXTURES=$fixtures/torch TERN_PARITY_FIXTURES=$fixtures/parity

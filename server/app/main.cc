@@ -40,6 +40,7 @@
 #include "server/rpc/acceptor.h"
 #include "server/rpc/server.h"
 #include "server/serving/classify.h"
+#include "server/status_page/status_page.h"
 
 ABSL_FLAG(std::string, repository, "",
           "Folder of the model repository (made if absent). Required.");
@@ -73,8 +74,10 @@ ABSL_FLAG(
     "Port with health checks only, in plain text on --host, for probes that cannot do TLS; 0 = any "
     "free port, -1 = none.");
 ABSL_FLAG(std::string, metrics_host, "0.0.0.0", "Address of the metrics port.");
-ABSL_FLAG(int, metrics_port, 8502,
-          "HTTP: /metrics for Prometheus, /v2 the Open Inference Protocol; 0 = any free port.");
+ABSL_FLAG(
+    int, metrics_port, 8502,
+    "HTTP: /metrics for Prometheus, /v2 the Open Inference Protocol, /status/ for people; 0 = any "
+    "free port.");
 ABSL_FLAG(std::string, ports_file, "", "Gets the ports as JSON once the server is ready.");
 ABSL_FLAG(bool, demo, false,
           "Put the embedded demo model into the repository as \"demo\", if it is not there.");
@@ -322,6 +325,12 @@ absl::Status Run() {
                         if (authorization != nullptr) values.push_back(*authorization);
                         return server->CheckDataCall(method, values);
                       });
+  status_page::Options page;
+  page.server_version = TERN_VERSION;
+  page.start_time = Clock::Real()->Now();
+  page.max_image_bytes = classifier_options.limits.max_bytes;
+  page.max_pixels = classifier_options.limits.max_pixels;
+  status_page::AddStatusPage(repository.get(), &metrics, page, &routes);
   http::ServerOptions web_options;
   web_options.host = absl::GetFlag(FLAGS_metrics_host);
   web_options.port = absl::GetFlag(FLAGS_metrics_port);

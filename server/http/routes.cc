@@ -12,6 +12,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
 #include "absl/time/time.h"
 #include "server/base/clock.h"
 #include "server/base/log.h"
@@ -199,13 +200,24 @@ void Infer(const oip::Inference& inference, const Target& target, Request reques
 
 Routes::Routes(const oip::Inference* inference, metrics::Metrics* metrics, Authorize authorize)
     : inference_(inference), metrics_(metrics), authorize_(std::move(authorize)) {
-  AddPage("/metrics", "text/plain; version=0.0.4; charset=utf-8",
-          [metrics] { return metrics->Render(); });
+  AddPage("/metrics", [metrics](const Request&) {
+    Response response;
+    response.content_type = kMetricsText;
+    response.body = metrics->Render();
+    return response;
+  });
 }
 
-void Routes::AddPage(std::string path, std::string content_type,
-                     std::function<std::string()> content) {
-  pages_[std::move(path)] = {std::move(content_type), std::move(content)};
+void Routes::AddPage(std::string path, Page page) { pages_[std::move(path)] = std::move(page); }
+
+const Routes::Page* Routes::FindPage(const std::string& path) const {
+  const auto exact = pages_.find(path);
+  if (exact != pages_.end()) return &exact->second;
+  for (const auto& [pattern, page] : pages_) {
+    absl::string_view prefix = pattern;
+    if (absl::ConsumeSuffix(&prefix, "*") && absl::StartsWith(path, prefix)) return &page;
+  }
+  return nullptr;
 }
 
 void Routes::Refused(int status) const {
@@ -216,26 +228,21 @@ void Routes::Refused(int status) const {
 }
 
 void Routes::Handle(Request request, Respond respond) const {
-  const auto page = pages_.find(request.path);
+  const Page* page = FindPage(request.path);
   const bool v2 = request.path == "/v2" || absl::StartsWith(request.path, "/v2/");
   const Target target = v2 ? ParsePath(request.path) : Target();
-  if (page == pages_.end() && target.name == nullptr) {
+  if (page == nullptr && target.name == nullptr) {
     return respond(
         ErrorResponse(404, absl::StrCat("there is no path ", request.path.substr(0, 256))));
   }
-  const char* method = page != pages_.end() ? "GET" : target.method;
+  const char* method = page != nullptr ? "GET" : target.method;
   if (request.method != method) {
     Response response = ErrorResponse(
         405, absl::StrCat("method: got ", request.method.substr(0, 32), ", want ", method));
     response.headers.emplace_back("Allow", method);
     return respond(std::move(response));
   }
-  if (page != pages_.end()) {
-    Response response;
-    response.content_type = page->second.content_type;
-    response.body = page->second.content();
-    return respond(std::move(response));
-  }
+  if (page != nullptr) return respond((*page)(request));
   const auto encoding = request.headers.find("content-encoding");
   if (encoding != request.headers.end() && encoding->second != "identity") {
     return respond(ErrorResponse(

@@ -15,6 +15,9 @@
 
 namespace tern::http {
 
+// The content type of Metrics::Render().
+inline constexpr char kMetricsText[] = "text/plain; version=0.0.4; charset=utf-8";
+
 // Thread safe once AddPage() has been called for the last time. Nothing is owned.
 class Routes {
  public:
@@ -28,9 +31,11 @@ class Routes {
   // `authorize` may be null: everything goes on.
   Routes(const oip::Inference* inference, metrics::Metrics* metrics, Authorize authorize = nullptr);
 
-  // GET `path` answers with what `content` returns; called on the server's threads, so it must not
-  // block.
-  void AddPage(std::string path, std::string content_type, std::function<std::string()> content);
+  // Answers GET and HEAD. Called on the server's threads, so it must not block; thread safe.
+  using Page = std::function<Response(const Request&)>;
+  // A `path` that ends in '*' stands for every path that begins with what is before it and is no
+  // page itself.
+  void AddPage(std::string path, Page page);
 
   // Counts an answer that the transport gave (ServerOptions::refused), with the method http.
   void Refused(int status) const;
@@ -42,10 +47,8 @@ class Routes {
   void Handle(Request request, Respond respond) const;
 
  private:
-  struct Page {
-    std::string content_type;
-    std::function<std::string()> content;
-  };
+  // Null if there is none.
+  const Page* FindPage(const std::string& path) const;
 
   const oip::Inference* const inference_;
   metrics::Metrics* const metrics_;

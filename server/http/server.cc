@@ -236,6 +236,8 @@ class Server::Impl::Session final : public std::enable_shared_from_this<Session>
     answer_.keep_alive(keep_alive_ && !server_->stopping_);
     answer_.body() = std::move(response.body);
     answer_.prepare_payload();
+    // A length there would be that of the answer which the client has.
+    if (answer_.result() == bhttp::status::not_modified) answer_.content_length(boost::none);
     if (head_) answer_.body().clear();  // the length stays
     stream_.expires_after(absl::ToChronoNanoseconds(options_.timeout));
     bhttp::async_write(stream_, answer_,

@@ -909,9 +909,13 @@ void Metrics::Machine(int budget_threads, absl::string_view version, absl::strin
 
 std::shared_ptr<prometheus::Registry> Metrics::registry() const { return impl_->registry; }
 
-std::string Metrics::Render() {
+std::string Metrics::Render(const std::set<std::string>& only) {
+  std::vector<prometheus::MetricFamily> families = impl_->registry->Collect();
+  if (!only.empty()) {
+    std::erase_if(families, [&](const auto& family) { return !only.contains(family.name); });
+  }
   std::ostringstream out;
-  prometheus::TextSerializer().Serialize(out, impl_->registry->Collect());
+  prometheus::TextSerializer().Serialize(out, families);
   return out.str();
 }
 

@@ -10,6 +10,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -164,8 +165,9 @@ class Metrics {
   // Every collection first refreshes the process and cgroup figures (CPU seconds, throttling,
   // resident bytes, descriptors and their limits).
   std::shared_ptr<prometheus::Registry> registry() const;
-  // The text that /metrics serves (Prometheus text format 0.0.4).
-  std::string Render();
+  // The text that /metrics serves (Prometheus text format 0.0.4); with `only`, no other metrics
+  // than these.
+  std::string Render(const std::set<std::string>& only = {});
 
   // Name and help of every metric, for the documentation test.
   static std::vector<std::pair<std::string, std::string>> Catalogue();

@@ -288,11 +288,24 @@ TEST_F(RoutesTest, MetricsAreServedAndCountTheCalls) {
 }
 
 TEST_F(RoutesTest, PagesCanBeAdded) {
-  routes_->AddPage("/status", "text/html", [] { return std::string("<p>fine"); });
-  const Response page = Ask("GET", "/status");
+  const auto page_of = [](std::string text) {
+    return [text](const Request& request) {
+      Response response;
+      response.content_type = "text/plain";
+      response.body = text + " " + request.path;
+      return response;
+    };
+  };
+  routes_->AddPage("/help/*", page_of("all below"));
+  routes_->AddPage("/help/me", page_of("one"));
+  const Response page = Ask("GET", "/help/me");
   EXPECT_EQ(page.status, 200);
-  EXPECT_EQ(page.content_type, "text/html");
-  EXPECT_EQ(page.body, "<p>fine");
+  EXPECT_EQ(page.content_type, "text/plain");
+  EXPECT_EQ(page.body, "one /help/me");
+  EXPECT_EQ(Ask("GET", "/help/").body, "all below /help/");
+  EXPECT_EQ(Ask("GET", "/help/me/now").body, "all below /help/me/now");
+  EXPECT_EQ(Ask("GET", "/help").status, 404);
+  EXPECT_EQ(Ask("POST", "/help/me").status, 405);
 }
 
 }  // namespace
