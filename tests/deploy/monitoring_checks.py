@@ -53,6 +53,10 @@ def rules():
     return [rule for group in yaml.safe_load(text)["groups"] for rule in group["rules"]]
 
 
+def rule_tests():
+    return sorted((SOURCE / "deploy/prometheus").glob("*_test.yml"))
+
+
 def alerts():
     return {rule["alert"]: rule for rule in rules() if "alert" in rule}
 
@@ -100,8 +104,8 @@ class Rules(unittest.TestCase):
 
     @needs_yaml
     def test_every_alert_is_tested_firing_and_silent(self):
-        text = (SOURCE / "deploy/prometheus/rules_test.yml").read_text()
-        cases = [case for test in yaml.safe_load(text)["tests"] for case in test.get("alert_rule_test", [])]
+        cases = [case for file in rule_tests() for test in yaml.safe_load(file.read_text())["tests"]
+                 for case in test.get("alert_rule_test", [])]
         for name in alerts():
             with self.subTest(alert=name):
                 expected = [bool(case["exp_alerts"]) for case in cases if case["alertname"] == name]
@@ -111,7 +115,7 @@ class Rules(unittest.TestCase):
         promtool(self, "check", "config", str(SOURCE / "deploy/prometheus/prometheus.yml"))
 
     def test_alerts_fire_when_they_should(self):
-        promtool(self, "test", "rules", "rules_test.yml", cwd=SOURCE / "deploy/prometheus")
+        promtool(self, "test", "rules", *map(str, rule_tests()))
 
 
 class Dashboard(unittest.TestCase):
