@@ -3,6 +3,7 @@
 alert. A tool that is not installed skips its checks and says so; with --require-promtool it skips everything (status 77)."""
 
 import argparse
+import functools
 import json
 import pathlib
 import re
@@ -28,6 +29,7 @@ def promtool(test, *arguments, **options):
     test.assertEqual(result.returncode, 0, result.stdout + result.stderr)
 
 
+@functools.lru_cache(None)
 def known_metrics():
     """Names in docs/metrics.md, with the suffixes of histograms."""
     names = set()
@@ -48,6 +50,7 @@ def recorded_in(expression):
     return set(re.findall(r"\btern:[a-z0-9_:]+", expression))
 
 
+@functools.lru_cache(None)
 def rules():
     text = (SOURCE / "deploy/prometheus/rules.yml").read_text()
     return [rule for group in yaml.safe_load(text)["groups"] for rule in group["rules"]]
@@ -61,10 +64,12 @@ def alerts():
     return {rule["alert"]: rule for rule in rules() if "alert" in rule}
 
 
+@functools.lru_cache(None)
 def recorded():
     return {rule["record"] for rule in rules() if "record" in rule}
 
 
+@functools.lru_cache(None)
 def dashboard():
     return json.loads((SOURCE / "deploy/grafana/tern.json").read_text())
 
