@@ -2,6 +2,7 @@
 #ifndef TERN_TESTS_KERNELS_ISA_TEST_H_
 #define TERN_TESTS_KERNELS_ISA_TEST_H_
 
+#include <algorithm>
 #include <cstdlib>
 #include <ostream>
 #include <string>
@@ -30,6 +31,14 @@ class IsaTest : public ::testing::TestWithParam<Isa> {
     GTEST_SKIP() << IsaName(GetParam()) << " is not available here";
   }
 };
+
+// Whether to try the next problem of a series: always, or every n-th with the environment variable
+// TERN_TEST_EVERY=n, for machines on which all take too long.
+inline bool IsTurn() {
+  static const char* const every = std::getenv("TERN_TEST_EVERY");
+  static int count = 0;
+  return every == nullptr || count++ % std::max(1, std::atoi(every)) == 0;
+}
 
 inline void PrintTo(Isa isa, std::ostream* out) { *out << IsaName(isa); }
 
