@@ -21,7 +21,7 @@ if [ -z "${TERN_ORT_PYTHON:-}" ]; then
   "$source/tests/interop/onnxruntime/make_venv.sh" "$fixtures/onnxruntime" & background+=($!)
 fi
 if [ -z "${TERN_DEPLOY_TOOLS:-}" ]; then
-  "$source/tests/deploy/make_tools.sh" "$fixtures/deploy" & deploy=$!
+  "$source/tests/deploy/make_tools.sh" "$fixtures/deploy" ${TERN_KUBE_APISERVER:+--apiserver} & deploy=$!
 fi
 if [ -z "${TERN_GRAFANA_PYTHON:-}" ]; then
   "$source/tests/deploy/make_venv.sh" "$fixtures/grafana" & grafana=$!

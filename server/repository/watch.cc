@@ -88,8 +88,8 @@ void Watcher::Event(const char* event) {
 
 void Watcher::Poll() {
   const auto names = ListFolder(root_);
-  // A file system that was unmounted leaves an empty folder behind. Read-only there is no lock whose
-  // absence would tell, so nothing is unloaded while there is nothing at all.
+  // A file system that was unmounted leaves an empty folder behind. Read-only there is no lock
+  // whose absence would tell, so nothing is unloaded while there is nothing at all.
   const bool writable = repository_->CheckWritable().ok();
   const bool readable =
       names.ok() && (writable ? !IsGone(absl::StrCat(root_, "/.lock")) : !names->empty());

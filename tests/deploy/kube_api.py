@@ -62,8 +62,8 @@ class KubeApi:
             raise
 
     def start(self, name, program, *flags):
-        log = open(self.folder / f"{name}.log", "w")
-        self.processes.append((name, subprocess.Popen([program, *flags], stdout=log, stderr=log)))
+        with open(self.folder / f"{name}.log", "w") as log:
+            self.processes.append((name, subprocess.Popen([program, *flags], stdout=log, stderr=log)))
 
     def wait(self, what, seconds):
         deadline = time.monotonic() + seconds
@@ -86,7 +86,7 @@ class KubeApi:
     @staticmethod
     def established(definition):
         return any(c["type"] == "Established" and c["status"] == "True"
-                   for c in definition.get("status", {}).get("conditions", []))
+                   for c in definition.get("status", {}).get("conditions") or [])
 
     def call(self, method, path, body=None):
         """(status, JSON or text, texts of warnings)."""

@@ -44,6 +44,7 @@ if [ ! -e "$folder/apis/.done" ]; then
 fi
 
 if [ "${2:-}" = --apiserver ] && [ ! -x "$GOBIN/kube-apiserver" ]; then
+  version=k8s.io/component-base/version
   # The module lacks its nested modules, which are published with the same number.
   work=$folder/kubernetes
   rm -rf "$work"
@@ -56,6 +57,7 @@ if [ "${2:-}" = --apiserver ] && [ ! -x "$GOBIN/kube-apiserver" ]; then
     sed -i "s|^\(\t$name\) v0.0.0\b|\1 ${kubernetes/v1./v0.}|" "$work/go.mod"
   done
   (cd "$work" && GOWORK=off GOFLAGS="-mod=mod -buildvcs=false" \
-    go build -p "$jobs" -trimpath -ldflags "-s -w" -o "$GOBIN/kube-apiserver" ./cmd/kube-apiserver)
+    go build -p "$jobs" -trimpath -ldflags "-s -w -X $version.gitVersion=$kubernetes -X $version.gitMajor=1 \
+      -X $version.gitMinor=${minor%%.*}" -o "$GOBIN/kube-apiserver" ./cmd/kube-apiserver)
   rm -rf "$work"
 fi
