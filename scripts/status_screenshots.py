@@ -4,7 +4,7 @@
     status_screenshots.py BUILD [OUT]
 
 Starts ternd on free ports, quantises the demo model twice, sends it photographs for a while and takes three pictures with
-Chromium: the page on a desktop, its models, and on a phone in the dark.
+Chromium: the page on a desktop, and on a phone in the dark its figures and an image's answers.
 """
 
 import os
@@ -38,7 +38,7 @@ def main():
                 subprocess.run([ternctl, "quantize", "--model", "demo", "--from", "1", *recipe, "--distill", "off", "--seed", "0",
                                 "--calibration", str(SOURCE / "models/demo/calibration"), "--evaluation", str(PHOTOS)],
                                env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            page = chromium.Page(1280, 1000)
+            page = chromium.Page(1280, 960)
             page.open(f"http://127.0.0.1:{server.metrics_port}/")
             # Three rates one after another, so that the lines have a shape.
             for rate, version in ((40, 1), (120, 2), (80, 4)):
@@ -50,13 +50,8 @@ def main():
             time.sleep(SECONDS // 3 - 20)
             page.choose_file("#file", str(sorted(PHOTOS.rglob("*.jpg"))[0]))
             page.wait("document.querySelectorAll('#answers article').length === 4")
-            page.resize(1280, 1000)
+            page.resize(1280, 960)
             page.screenshot(out / "status-desktop.png")
-            page.run("document.querySelector('[data-version=\"demo/4\"]').click()")
-            page.wait("document.querySelector('#layers tbody')")
-            page.run("document.querySelector('#models').scrollIntoView()")
-            time.sleep(1)
-            page.screenshot(out / "status-models.png")
             page.media(prefers_color_scheme="dark")
             page.resize(360, 740, mobile=True, scale=1.5)
             page.run("document.querySelector('#live').scrollIntoView()")

@@ -88,8 +88,8 @@ function show(reading) {
   const waiting = reading.sum('tern_queue_depth') + reading.sum('tern_decode_queue_depth');
 
   tile('Images/s', number(images));
-  tile('Latency p50', seconds(p50));
-  tile('Latency p99', seconds(p99));
+  tile('p50', seconds(p50));
+  tile('p99', seconds(p99));
   tile('In flight', number(inFlight));
   tile('Waiting', number(waiting));
   tile('Refused/s', number(per('tern_rejected_total')));
