@@ -20,8 +20,8 @@ using inference::InferParameter;
 using nlohmann::json;
 using Parameters = google::protobuf::Map<std::string, InferParameter>;
 
-// Of a whole body: a tensor's innermost array lies on level 7. What writes and destroys JSON recurses
-// once per level.
+// Of a whole body: a tensor's innermost array lies on level 7. What writes and destroys JSON
+// recurses once per level.
 constexpr int kMaxJsonLevels = 16;
 constexpr int kMaxDepth = 4;  // of nested arrays in "data": no tensor has more dimensions
 

@@ -172,7 +172,7 @@ absl::StatusOr<std::optional<uint64_t>> JsonBytes(const Request& request) {
 }
 
 void Infer(const oip::Inference& inference, const Target& target, Request request,
-           std::shared_ptr<Call> call) {
+           std::string caller, std::shared_ptr<Call> call) {
   const absl::StatusOr<std::optional<uint64_t>> json_bytes = JsonBytes(request);
   if (!json_bytes.ok()) return call->Finish(json_bytes.status());
   absl::StatusOr<InferBody> body = ParseInferBody(request.body, *json_bytes);
@@ -181,7 +181,7 @@ void Infer(const oip::Inference& inference, const Target& target, Request reques
   body->request.set_model_name(target.model);
   body->request.set_model_version(target.version);
   inference.ModelInfer(body->request,
-                       {Clock::Real()->Now() + kInferDeadline, nullptr, ClientOf(request)},
+                       {Clock::Real()->Now() + kInferDeadline, nullptr, std::move(caller)},
                        [call, binary = std::move(body->binary)](
                            const absl::StatusOr<inference::ModelInferResponse>& answer) {
                          if (!answer.ok()) return call->Finish(answer.status());
@@ -252,14 +252,19 @@ void Routes::Handle(Request request, Respond respond) const {
   auto call = std::make_shared<Call>(metrics_, target.name, std::move(respond));
   const absl::string_view name = target.name;
   const bool health = name == "ServerLive" || name == "ServerReady" || name == "ModelReady";
+  std::string caller;
   if (authorize_ && !health) {
     const auto header = request.headers.find("authorization");
-    const absl::Status allowed =
+    absl::StatusOr<std::string> allowed =
         authorize_(absl::StrCat("/inference.GRPCInferenceService/", name),
                    header == request.headers.end() ? nullptr : &header->second);
-    if (!allowed.ok()) return call->Finish(allowed);
+    if (!allowed.ok()) return call->Finish(allowed.status());
+    caller = *std::move(allowed);
   }
-  if (name == "ModelInfer") return Infer(*inference_, target, std::move(request), call);
+  if (name == "ModelInfer") {
+    if (caller.empty()) caller = ClientOf(request);
+    return Infer(*inference_, target, std::move(request), std::move(caller), call);
+  }
   if (name == "ServerLive") return call->Finish(Readiness(true, "the server"));
   if (name == "ServerReady")
     return call->Finish(Readiness(inference_->ServerReady(), "the server"));

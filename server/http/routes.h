@@ -22,11 +22,11 @@ inline constexpr char kMetricsText[] = "text/plain; version=0.0.4; charset=utf-8
 class Routes {
  public:
   // Whether a call under /v2 may go on: its gRPC method ("/package.Service/Method") and the value
-  // of its Authorization header, if it has one. UNAUTHENTICATED is answered with 401,
-  // PERMISSION_DENIED with 403. Health checks are not asked about, as on the gRPC ports, nor is
-  // /metrics.
-  using Authorize =
-      std::function<absl::Status(absl::string_view method, const std::string* authorization)>;
+  // of its Authorization header, if it has one. Returns whom admission counts the call for, empty
+  // for the client's address. UNAUTHENTICATED is answered with 401, PERMISSION_DENIED with 403.
+  // Health checks are not asked about, as on the gRPC ports, nor is /metrics.
+  using Authorize = std::function<absl::StatusOr<std::string>(absl::string_view method,
+                                                              const std::string* authorization)>;
 
   // `authorize` may be null: everything goes on.
   Routes(const oip::Inference* inference, metrics::Metrics* metrics, Authorize authorize = nullptr);

@@ -110,7 +110,10 @@ class Server::Impl::Session final : public std::enable_shared_from_this<Session>
   Session(Impl* server, tcp::socket socket)
       : server_(server), options_(server->options_), stream_(std::move(socket)) {
     error_code ignored;
-    client_ = stream_.socket().remote_endpoint(ignored).address().to_string();
+    const asio::ip::address address = stream_.socket().remote_endpoint(ignored).address();
+    const bool mapped = address.is_v6() && address.to_v6().is_v4_mapped();
+    client_ = mapped ? asio::ip::make_address_v4(asio::ip::v4_mapped, address.to_v6()).to_string()
+                     : address.to_string();
   }
 
   void Start() {

@@ -17,6 +17,7 @@
 #include "server/rpc/acceptor.h"
 #include "server/rpc/call_interceptor.h"
 #include "server/rpc/classifier_service.h"
+#include "server/rpc/identity.h"
 #include "server/rpc/inference_service.h"
 #include "server/rpc/port_credentials.h"
 #include "server/rpc/port_guard.h"
@@ -170,13 +171,15 @@ int Server::health_port() const {
   return impl_->health_port == nullptr ? 0 : impl_->health_port->port();
 }
 
-absl::Status Server::CheckDataCall(absl::string_view method,
-                                   absl::Span<const absl::string_view> authorization) const {
+absl::StatusOr<std::string> Server::CheckDataCall(
+    absl::string_view method, absl::Span<const absl::string_view> authorization) const {
   if (impl_->data_wants_certificates) {
     return absl::PermissionDeniedError(
         "the data port wants client certificates, which this port cannot ask for");
   }
-  return impl_->data_guard->Check(method, authorization);
+  TERN_RETURN_IF_ERROR(impl_->data_guard->Check(method, authorization));
+  std::optional<std::string> token = impl_->data_guard->TokenName(authorization);
+  return token.has_value() ? Caller{Caller::Kind::kToken, *std::move(token)}.ToString() : "";
 }
 
 absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& options,

@@ -50,7 +50,8 @@ class Server {
  public:
   // Starts both. UNAVAILABLE if a port cannot be bound (names it), the errors of TokenFile::Open
   // and TlsFiles::Open for their files, INVALID_ARGUMENT for a certificate without a key or the
-  // reverse, and for max_receive_bytes below its minimum. Nothing is owned; all must outlive the server.
+  // reverse, and for max_receive_bytes below its minimum. Nothing is owned; all must outlive the
+  // server.
   static absl::StatusOr<std::unique_ptr<Server>> Start(const ServerOptions& options,
                                                        repository::Repository* repository,
                                                        serving::Classifier* classifier,
@@ -64,10 +65,11 @@ class Server {
   int health_port() const;  // 0: there is none
 
   // Whether a call of one of the data port's methods ("/package.Service/Method") may go on that
-  // came another way, without TLS, with these values of the authorization header. PortGuard::Check
-  // of the data port; PERMISSION_DENIED if the port wants client certificates.
-  absl::Status CheckDataCall(absl::string_view method,
-                             absl::Span<const absl::string_view> authorization) const;
+  // came another way, without TLS, with these values of the authorization header: the name of its
+  // caller (Caller::ToString), empty if it brings no known token. The errors of PortGuard::Check of
+  // the data port; PERMISSION_DENIED if the port wants client certificates.
+  absl::StatusOr<std::string> CheckDataCall(
+      absl::string_view method, absl::Span<const absl::string_view> authorization) const;
 
   // grpc.health.v1: the name "" and every model with a ready default version are SERVING, until
   // SetDraining().

@@ -148,14 +148,17 @@ TEST_F(RoutesTest, BinaryTensorsGoBothWays) {
 }
 
 TEST_F(RoutesTest, AsksWhetherACallMayGoOnButForHealth) {
-  const Routes guarded(
-      inference_.get(), &metrics_,
-      [](absl::string_view method, const std::string* authorization) -> absl::Status {
-        EXPECT_TRUE(absl::StartsWith(method, "/inference.GRPCInferenceService/")) << method;
-        if (authorization == nullptr) return absl::UnauthenticatedError("no token");
-        if (*authorization != "Bearer good") return absl::PermissionDeniedError("another token");
-        return absl::OkStatus();
-      });
+  const Routes guarded(inference_.get(), &metrics_,
+                       [](absl::string_view method,
+                          const std::string* authorization) -> absl::StatusOr<std::string> {
+                         EXPECT_TRUE(absl::StartsWith(method, "/inference.GRPCInferenceService/"))
+                             << method;
+                         if (authorization == nullptr)
+                           return absl::UnauthenticatedError("no token");
+                         if (*authorization != "Bearer good")
+                           return absl::PermissionDeniedError("another token");
+                         return "token:good";
+                       });
   const auto ask = [&](const std::string& method, const std::string& path,
                        std::map<std::string, std::string> headers) {
     std::promise<Response> promise;

@@ -80,6 +80,18 @@ TEST_F(AccessTest, TheDataPortTakesBothKindsOfTokens) {
   EXPECT_EQ(Classify(data_, {kData + "x"}).error_code(), StatusCode::UNAUTHENTICATED);
 }
 
+TEST_F(AccessTest, CallsThatComeAnotherWayAreAskedForTheSameTokensAndNamedByThem) {
+  Start(false, true);
+  const auto check = [this](std::vector<absl::string_view> authorization) {
+    return server_->CheckDataCall("/inference.GRPCInferenceService/ModelInfer", authorization);
+  };
+  const absl::StatusOr<std::string> caller = check({kData});
+  ASSERT_TRUE(caller.ok()) << caller.status();
+  EXPECT_EQ(*caller, "token:app");
+  EXPECT_TRUE(absl::IsUnauthenticated(check({}).status()));
+  EXPECT_TRUE(absl::IsUnauthenticated(check({kData + "x"}).status()));
+}
+
 TEST_F(AccessTest, AnAdminTokenLeavesTheDataPortOpen) {
   Start(true, false);
   EXPECT_TRUE(Classify(data_, {}).ok());
