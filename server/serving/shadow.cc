@@ -34,7 +34,9 @@ void LowerPriority() {
 }  // namespace
 
 ShadowComparer::ShadowComparer(double fraction, metrics::Metrics* metrics)
-    : fraction_(std::clamp(fraction, 0.0, 1.0)), metrics_(metrics), thread_([this] { Work(); }) {}
+    : fraction_(std::clamp(fraction, 0.0, 1.0)), metrics_(metrics) {
+  if (fraction_ > 0) thread_ = std::thread([this] { Work(); });
+}
 
 ShadowComparer::~ShadowComparer() {
   {
@@ -43,7 +45,7 @@ ShadowComparer::~ShadowComparer() {
     waiting_.clear();
   }
   wake_.notify_all();
-  thread_.join();
+  if (thread_.joinable()) thread_.join();
 }
 
 void ShadowComparer::SetRepository(const repository::Repository* repository) {

@@ -33,7 +33,9 @@ class ShadowComparer {
   static constexpr size_t kMaxWaiting = 8;
 
   // `fraction` (0..1) of the images of quantised versions is compared, evenly spread. `metrics` is
-  // not owned.
+  // not owned. There is no thread if it is 0: a process that is killed is gone, and its connections
+  // closed, when its last thread has had a CPU to end on, and one of SCHED_IDLE waits seconds for
+  // that where every CPU is busy.
   ShadowComparer(double fraction, metrics::Metrics* metrics);
   // Drops what waits.
   ~ShadowComparer();
@@ -95,7 +97,7 @@ class ShadowComparer {
   std::condition_variable wake_;
   std::deque<Item> waiting_;
   bool stopping_ = false;
-  std::thread thread_;  // last: uses the rest
+  std::thread thread_;  // only if fraction_ > 0
 };
 
 }  // namespace tern::serving

@@ -28,7 +28,7 @@ class Client(unittest.TestCase):
     def test_a_rolling_restart_fails_no_call(self):
         row = event("restart", "client", True)
         self.assertEqual(row["failed"], 0, row)
-        self.assertEqual(len(row["back_after_s"]), 2)
+        self.assertEqual(len(row["after_s"]), 2)
         self.assertGreater(row["calls"], 20)
 
     def test_a_killed_server_fails_no_call_of_a_client_that_retries(self):
@@ -54,7 +54,7 @@ class Haproxy(unittest.TestCase):
     def test_a_rolling_restart_fails_no_call(self):
         row = event("restart", "haproxy", True)
         self.assertEqual(row["failed"], 0, row)
-        self.assertEqual(len(row["back_after_s"]), 2)
+        self.assertEqual(len(row["after_s"]), 2)
         self.assertGreater(row["calls"], 20)
 
     def test_a_killed_server_fails_no_call_of_a_client_that_retries(self):

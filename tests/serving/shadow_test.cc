@@ -1,5 +1,7 @@
 #include "server/serving/shadow.h"
 
+#include <filesystem>
+#include <iterator>
 #include <thread>
 
 #include "absl/strings/str_cat.h"
@@ -63,6 +65,18 @@ class ShadowComparerTest : public testing::PipelineTest {
     return Becomes([&] { return Count("agree") == agree && Count("disagree") == disagree; });
   }
 };
+
+TEST_F(ShadowComparerTest, WithoutAFractionThereIsNoThreadThatWaitsForAnIdleCpu) {
+  const auto threads = [] {
+    return std::distance(std::filesystem::directory_iterator("/proc/self/task"),
+                         std::filesystem::directory_iterator());
+  };
+  const auto before = threads();
+  ShadowComparer none(0.0, &metrics_);
+  EXPECT_EQ(threads(), before);
+  ShadowComparer some(0.5, &metrics_);
+  EXPECT_EQ(threads(), before + 1);
+}
 
 TEST_F(ShadowComparerTest, ComparesTheBestClassAndTheOutputsWithTheFloatVersions) {
   ShadowComparer shadow(1.0, &metrics_);
