@@ -23,6 +23,9 @@ except ImportError:
     print("kserve_test ... skipped 'python3-yaml is not installed'")
     sys.exit(77)
 
+sys.path.insert(0, str(SOURCE / "tests/testing"))
+from ternd import Ternd  # noqa: E402
+
 ARGS = None
 PHOTO = sorted((SOURCE / "models/demo/photos").rglob("*.jpg"))[0]
 
@@ -45,28 +48,15 @@ def wait_until(what, seconds=60):
     return False
 
 
-class Server:
-
-    def __init__(self, folder, repository, *flags):
-        self.log = open(folder / "log", "w+")
-        ports = folder / "ports.json"
-        self.process = subprocess.Popen(
-            [ARGS.ternd, f"--repository={repository}", "--host=127.0.0.1", "--metrics_host=127.0.0.1", "--port=0",
-             "--admin_port=0", "--metrics_port=0", f"--ports_file={ports}", *flags], stderr=self.log)
-        if not wait_until(lambda: ports.exists() or self.process.poll() is not None, 120) or not ports.exists():
-            self.close()
-            raise AssertionError("ternd did not get ready:\n" + (folder / "log").read_text())
-        self.ports = json.loads(ports.read_text())
+class Server(Ternd):
 
     def ternctl(self, *arguments):
-        environment = dict(os.environ, TERN_SERVER=f"127.0.0.1:{self.ports['port']}",
-                           TERN_ADMIN=f"127.0.0.1:{self.ports['admin_port']}")
+        environment = dict(os.environ, TERN_SERVER=f"127.0.0.1:{self.port}", TERN_ADMIN=f"127.0.0.1:{self.admin_port}")
         return subprocess.run([ARGS.ternctl, *arguments], env=environment, capture_output=True, text=True, timeout=120)
 
     def http(self, path, body=None, headers=None):
         """(status, JSON or text)."""
-        request = urllib.request.Request(f"http://127.0.0.1:{self.ports['metrics_port']}{path}", data=body,
-                                         headers=headers or {})
+        request = urllib.request.Request(f"http://127.0.0.1:{self.metrics_port}{path}", data=body, headers=headers or {})
         try:
             with urllib.request.urlopen(request, timeout=30) as reply:
                 text = reply.read().decode()
@@ -78,14 +68,6 @@ class Server:
         status, reply = self.http(path, PHOTO.read_bytes(), {"Inference-Header-Content-Length": "0"})
         return reply["model_version"] if status == 200 else status
 
-    def close(self):
-        if self.process.poll() is None:
-            self.process.terminate()
-        try:
-            return self.process.wait(timeout=60)
-        finally:
-            self.log.close()
-
 
 class KServe(unittest.TestCase):
 
@@ -94,22 +76,21 @@ class KServe(unittest.TestCase):
         self.stack = contextlib.ExitStack()
         self.stack.callback(shutil.rmtree, self.root)
         self.repository = self.root / "models"
-        self.writer = self.server("writer", "--demo", "--grace=1s")
+        self.writer = self.server("--demo", "--grace=1s")
 
     def tearDown(self):
         self.stack.close()
 
-    def server(self, name, *flags):
-        (self.root / name).mkdir()
-        server = Server(self.root / name, self.repository, *flags)
-        self.stack.callback(server.close)
+    def server(self, *flags):
+        server = Server(ARGS.ternd, str(self.repository), *flags)
+        self.stack.callback(server.stop)
         return server
 
     def replicas(self):
         # A cluster looks every five seconds and drains for five.
         flags = [re.sub(r"^--(poll_interval|drain)=.*", r"--\1=1s", flag) for flag in runtime_flags()]
         self.assertEqual(len(flags), len(runtime_flags()))
-        return [self.server(name, *flags) for name in ("replica1", "replica2")]
+        return [self.server(*flags) for _ in range(2)]
 
     def test_replicas_share_a_repository_and_follow_its_default(self):
         replicas = self.replicas()
