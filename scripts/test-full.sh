@@ -9,8 +9,7 @@ python=/usr/bin/python3  # Debian's: the one that sees Debian's torch
 mkdir -p "$fixtures"
 
 # What waits for the network and for unpacking goes beside what computes.
-background=()
-"$source/tests/emulation/setup.sh" "$fixtures/emulation" & background+=($!)
+"$source/tests/emulation/setup.sh" "$fixtures/emulation" & emulation=$!
 if [ -z "${TERN_AXE:-}" ] && command -v npm >/dev/null; then
   npm install --silent --no-save --no-audit --no-fund --prefix "$fixtures/axe" axe-core@4 >/dev/null & axe=$!
 fi
@@ -18,7 +17,7 @@ if [ -z "${TERN_CLIENTS_PYTHON:-}" ]; then
   "$source/tests/interop/inference/make_venv.sh" "$fixtures/clients" & clients=$!
 fi
 if [ -z "${TERN_ORT_PYTHON:-}" ]; then
-  "$source/tests/interop/onnxruntime/make_venv.sh" "$fixtures/onnxruntime" & background+=($!)
+  "$source/tests/interop/onnxruntime/make_venv.sh" "$fixtures/onnxruntime" & ort=$!
 fi
 if [ -z "${TERN_DEPLOY_TOOLS:-}" ]; then
   "$source/tests/deploy/make_tools.sh" "$fixtures/deploy" ${TERN_KUBE_APISERVER:+--apiserver} & deploy=$!
@@ -49,47 +48,22 @@ if [ -n "${TERN_SHARED_DATA:-}" ] && [ -z "${TERN_CIFAR_DIR:-}" ] && [ -e "$TERN
   fi
   export TERN_CIFAR_DIR=$fixtures/cifar
 fi
-if wait "${background[0]}"; then
-  export TERN_EMULATION=$fixtures/emulation
-else
-  echo "no kernel for the emulated CPU: its test is skipped"
-fi
-if [ -z "${TERN_ORT_PYTHON:-}" ]; then
-  # Its own environment: onnxruntime is not in Debian. The test skips, and says so, without one.
-  if wait "${background[1]}"; then
-    export TERN_ORT_PYTHON=$fixtures/onnxruntime/bin/python
-  else
-    echo "onnxruntime cannot be installed from PyPI: its tests are skipped"
-  fi
-fi
-if [ -z "${TERN_CLIENTS_PYTHON:-}" ]; then
-  if wait "$clients"; then
-    export TERN_CLIENTS_PYTHON=$fixtures/clients/bin/python
-  else
-    echo "tritonclient cannot be installed from PyPI: its tests are skipped"
-  fi
-fi
-if [ -z "${TERN_DEPLOY_TOOLS:-}" ]; then
-  if wait "$deploy"; then
-    export TERN_DEPLOY_TOOLS=$fixtures/deploy
-  else
-    echo "helm and the API's types cannot be had as Go modules: the tests of the manifests are skipped"
-  fi
-fi
-if [ -z "${TERN_GRAFANA_PYTHON:-}" ]; then
-  if wait "$grafana"; then
-    export TERN_GRAFANA_PYTHON=$fixtures/grafana/bin/python
-  else
-    echo "grafana-foundation-sdk cannot be installed from PyPI: its test is skipped"
-  fi
-fi
-if [ -n "${axe:-}" ]; then
-  if wait "$axe"; then
-    export TERN_AXE=$fixtures/axe/node_modules/axe-core/axe.min.js
-  else
-    echo "axe-core cannot be installed from npm: its check of the status page is skipped"
-  fi
-fi
+# got JOB NAME VALUE LACK: sets the variable NAME once JOB is done, or says what is skipped because it failed. No JOB: NAME is set
+# from outside, or the tool is not there.
+got() {
+  [ -n "$1" ] || return 0
+  if wait "$1"; then export "$2=$3"; else echo "$4"; fi
+}
+# Environments of their own: what is in them is not in Debian.
+got "$emulation" TERN_EMULATION "$fixtures/emulation" "no kernel for the emulated CPU: its test is skipped"
+got "${ort:-}" TERN_ORT_PYTHON "$fixtures/onnxruntime/bin/python" "onnxruntime cannot be installed from PyPI: its tests are skipped"
+got "${clients:-}" TERN_CLIENTS_PYTHON "$fixtures/clients/bin/python" "tritonclient cannot be installed from PyPI: its tests are skipped"
+got "${deploy:-}" TERN_DEPLOY_TOOLS "$fixtures/deploy" \
+  "helm and the API's types cannot be had as Go modules: the tests of the manifests are skipped"
+got "${grafana:-}" TERN_GRAFANA_PYTHON "$fixtures/grafana/bin/python" \
+  "grafana-foundation-sdk cannot be installed from PyPI: its test is skipped"
+got "${axe:-}" TERN_AXE "$fixtures/axe/node_modules/axe-core/axe.min.js" \
+  "axe-core cannot be installed from npm: its check of the status page is skipped"
 export TERN_TORCH_FIXTURES=$fixtures/torch TERN_PARITY_FIXTURES=$fixtures/parity
 # The emulated CPU takes the longest and one core: it starts first, and the others run beside it.
 ctest --test-dir "$build" --output-on-failure -j "$(nproc)" -L full

@@ -173,7 +173,11 @@ inference::RepositoryIndexResponse Inference::RepositoryIndex(bool only_ready) c
     model->set_name(info.model);
     model->set_version(absl::StrCat(info.version));
     model->set_state(NameOf(info.state));
-    model->set_reason(info.state == State::kUnloaded ? "unloaded" : info.reason);
+    // The repository's own words name its files; who may only classify does not see them.
+    if (info.state == State::kUnloaded) model->set_reason("unloaded");
+    if (info.state == State::kUnavailable) {
+      model->set_reason("cannot be loaded; the server's log and ModelRegistry.List say why");
+    }
   }
   return response;
 }

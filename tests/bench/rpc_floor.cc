@@ -10,11 +10,11 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
 #include <condition_variable>
 #include <csignal>
-#include <cstdlib>
 #include <iostream>
 #include <mutex>
 #include <vector>
@@ -88,13 +88,17 @@ double Call(grpc::GenericStub& stub, const grpc::ByteBuffer& request) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 4) {
-    std::cerr << "usage: rpc_floor BYTES BUSY_MICROSECONDS CALLS\n";
-    return 2;
-  }
-  const size_t bytes = std::strtoul(argv[1], nullptr, 10);
-  const std::chrono::microseconds busy(std::strtol(argv[2], nullptr, 10));
-  const int calls = std::max(1, std::atoi(argv[3]));
+  size_t bytes = 0;
+  int64_t busy_us = 0;
+  int calls = 0;
+  CLI::App app("What gRPC alone costs: see the source");
+  app.add_option("bytes", bytes, "Of a request")->required();
+  app.add_option("busy", busy_us, "Microseconds that the server works")
+      ->required()
+      ->check(CLI::NonNegativeNumber);
+  app.add_option("calls", calls, "How many")->required()->check(CLI::PositiveNumber);
+  CLI11_PARSE(app, argc, argv);
+  const std::chrono::microseconds busy(busy_us);
   int pipes[2];
   if (pipe(pipes) != 0) return 1;
   // Before gRPC has threads.

@@ -48,15 +48,7 @@ def skip(reason):
 
 
 def wait_for(what, condition, seconds=60):
-    """Until `condition` gives something; returns that."""
-    deadline = time.monotonic() + seconds
-    while True:
-        value = condition()
-        if value:
-            return value
-        if time.monotonic() > deadline:
-            raise AssertionError(f"{what}: not within {seconds} s")
-        time.sleep(0.2)
+    return ternd.poll(condition, seconds, f"{what}: not within {seconds} s")
 
 
 class Prometheus:

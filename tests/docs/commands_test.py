@@ -194,6 +194,8 @@ class Sandbox:
         path = next((path for path in candidates if path.exists()), None)
         if path is None:
             raise Failure(f"{program} is gone")
+        if path.is_relative_to(SOURCE) and words[0] == program and not os.access(path, os.X_OK):
+            raise Failure(f"{program} is not executable")
         # Scripts that need torch do not get as far as their help: their source names the flags as well.
         known = path.read_text() if path.suffix == ".py" else subprocess.run(
             [path, "--help"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True).stdout

@@ -13,6 +13,7 @@ not, 77 if this machine lacks what the program needs.
 import argparse
 import collections
 import concurrent.futures
+import functools
 import os
 import pathlib
 import random
@@ -73,16 +74,7 @@ def check(holds, what):
         raise Failure(what)
 
 
-def poll(condition, seconds, what):
-    """Waits until `condition` returns something true; its value."""
-    deadline = time.monotonic() + seconds
-    while True:
-        value = condition()
-        if value:
-            return value
-        if time.monotonic() > deadline:
-            raise Failure(what() if callable(what) else what)
-        time.sleep(0.05)
+poll = functools.partial(harness.poll, error=Failure)
 
 
 class Context:

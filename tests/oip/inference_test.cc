@@ -4,6 +4,8 @@
 
 #include <cmath>
 #include <cstring>
+#include <filesystem>
+#include <fstream>
 #include <future>
 #include <limits>
 #include <string>
@@ -355,6 +357,20 @@ TEST_F(InferenceTest, UnknownModelsAndVersionsAreNotFound) {
   EXPECT_EQ(inference_->ModelMetadata("none", "").status().code(), StatusCode::kNotFound);
   EXPECT_EQ(inference_->ModelConfig("tiny", "2").status().code(), StatusCode::kNotFound);
   EXPECT_EQ(inference_->ModelStatistics("none", "").status().code(), StatusCode::kNotFound);
+}
+
+TEST_F(InferenceTest, TheIndexNamesNoFilesOfAVersionThatCannotBeLoaded) {
+  ASSERT_TRUE(repository_->UnloadAll("tiny").ok());
+  for (const auto& file : std::filesystem::directory_iterator(root_ + "/tiny/1")) {
+    std::ofstream(file.path()) << "no network";
+  }
+  const absl::Status loaded = repository_->Load("tiny", 1).status();
+  ASSERT_THAT(loaded.ToString(), ::testing::HasSubstr(root_));  // who may administer is told
+  const inference::RepositoryIndexResponse index = inference_->RepositoryIndex(false);
+  ASSERT_EQ(index.models_size(), 1);
+  EXPECT_EQ(index.models(0).state(), "UNAVAILABLE");
+  EXPECT_THAT(index.models(0).reason(), ::testing::HasSubstr("cannot be loaded"));
+  EXPECT_THAT(index.models(0).reason(), ::testing::Not(::testing::HasSubstr(root_)));
 }
 
 TEST_F(InferenceTest, ReadinessFollowsTheModelAndTheServer) {

@@ -52,6 +52,18 @@ def cpu_seconds(pid):
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def poll(condition, seconds, what, error=AssertionError):
+    """Waits until `condition` returns something true; its value. Raises `error` with `what`, a text or what makes one."""
+    deadline = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise error(what() if callable(what) else what)
+        time.sleep(0.05)
+
+
 Resources = collections.namedtuple("Resources", "rss_kib descriptors threads")
 
 
