@@ -24,17 +24,23 @@ def event(name, front, retry):
     return scale_out.failures(arguments(), 2, front, name, retry)
 
 
-class Client(unittest.TestCase):
+class Front:
+    """What holds behind every front."""
+
     def test_a_rolling_restart_fails_no_call(self):
-        row = event("restart", "client", True)
+        row = event("restart", self.FRONT, True)
         self.assertEqual(row["failed"], 0, row)
         self.assertEqual(len(row["after_s"]), 2)
         self.assertGreater(row["calls"], 20)
 
     def test_a_killed_server_fails_no_call_of_a_client_that_retries(self):
-        row = event("kill", "client", True)
+        row = event("kill", self.FRONT, True)
         self.assertEqual(row["failed"], 0, row)
         self.assertGreater(row["calls"], 20)
+
+
+class Client(Front, unittest.TestCase):
+    FRONT = "client"
 
     def test_a_killed_server_fails_the_calls_in_it_without_retries(self):
         # Or the zeros above would say nothing.
@@ -50,17 +56,8 @@ class Client(unittest.TestCase):
                 scale_out.restart(fleet)
 
 
-class Haproxy(unittest.TestCase):
-    def test_a_rolling_restart_fails_no_call(self):
-        row = event("restart", "haproxy", True)
-        self.assertEqual(row["failed"], 0, row)
-        self.assertEqual(len(row["after_s"]), 2)
-        self.assertGreater(row["calls"], 20)
-
-    def test_a_killed_server_fails_no_call_of_a_client_that_retries(self):
-        row = event("kill", "haproxy", True)
-        self.assertEqual(row["failed"], 0, row)
-        self.assertGreater(row["calls"], 20)
+class Haproxy(Front, unittest.TestCase):
+    FRONT = "haproxy"
 
 
 def main():
