@@ -68,11 +68,14 @@ class Server:
         self.stop()
 
     def stop(self):
-        """SIGTERM; returns the exit status."""
+        """SIGTERM; returns the exit status. Shows the log of a server that failed: the reports of sanitizers are there."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
-            return self.process.wait(timeout=60)
+            status = self.process.wait(timeout=60)
+            if status > 0 and not self.log.closed:
+                print(self.log_text()[-10000:], file=sys.stderr)
+            return status
         finally:
             self.log.close()
             shutil.rmtree(self.folder, ignore_errors=True)

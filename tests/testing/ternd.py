@@ -124,11 +124,14 @@ class Ternd:
         return self.process.poll() is None
 
     def stop(self):
-        """SIGTERM; returns the exit status."""
+        """SIGTERM; returns the exit status. Shows the log of a server that failed: the reports of sanitizers are there."""
         if self.alive():
             self.process.send_signal(signal.SIGTERM)
         try:
-            return self.process.wait(timeout=60)
+            status = self.process.wait(timeout=60)
+            if status > 0 and not self.log.closed:
+                print(self.log_text()[-10000:], file=sys.stderr)
+            return status
         finally:
             if self.alive():
                 self.process.kill()
