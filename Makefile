@@ -13,7 +13,7 @@ help:
 	@echo "make test-full  the tests against others: torchvision, onnxruntime, Pillow; AVX-512 kernels on an emulated CPU"
 	@echo "make build      only build: $(BUILD)/bin/ternd, $(BUILD)/bin/ternctl"
 	@echo "make finetune   build $(BUILD)/bin/tern-finetune, which needs libtorch (TEST=1: also run its tests)"
-	@echo "make sanitize   the tests under AddressSanitizer and UndefinedBehaviorSanitizer, then ThreadSanitizer (an hour)"
+	@echo "make sanitize   the tests under AddressSanitizer and UndefinedBehaviorSanitizer, then ThreadSanitizer (hours)"
 	@echo "make fuzz       every libFuzzer target for FUZZ_SECONDS=$(FUZZ_SECONDS) (FUZZ_TARGETS=\"onnx image\": only these)"
 	@echo "make bench      kernel and engine benchmarks"
 	@echo "PRESET=release|dev|ci|asan-ubsan|tsan  JOBS=$(JOBS)"

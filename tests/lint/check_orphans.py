@@ -4,7 +4,8 @@
     check_orphans.py [ROOT]
 
 - Every .cc and .proto under server/, client/, statistics/, models/, tests/ and proto/ is listed in exactly one target of a
-  CMakeLists.txt (a .cc of tests/ may serve several tests), every .h and .inc is included by another file.
+  CMakeLists.txt (a .cc of tests/ may serve several tests), every .h and .inc is included by another file,
+  or stands in front of a library's own of that name (#include_next).
 - Every source that a CMakeLists.txt lists exists.
 
 CMake is read as text: commands, `foreach` over literal items, `${name}` of such a loop.
@@ -20,6 +21,7 @@ BUILDING = {"add_library", "add_executable", "target_sources", "tern_library", "
             "tern_isa_source", "tern_fuzzer"}
 COMMAND = re.compile(r"([A-Za-z_]\w*)\s*\(((?:[^()\"]|\"(?:[^\"\\]|\\.)*\"|\([^()]*\))*)\)", re.S)
 TOKEN = re.compile(r'"((?:[^"\\]|\\.)*)"|([^\s"()]+)')
+INCLUDE_NEXT = re.compile(r"^\s*#\s*include_next\s+<([^>]+)>", re.M)
 INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.M)
 
 
@@ -79,7 +81,10 @@ def check(root):
     included = set()
     for path in files:
         name = path.relative_to(root).as_posix()
-        included |= {i for i in INCLUDE.findall(path.read_text(errors="replace")) if i != name}
+        text = path.read_text(errors="replace")
+        included |= {i for i in INCLUDE.findall(text) if i != name}
+        if any(path.match(i) for i in INCLUDE_NEXT.findall(text)):
+            included.add(name)
     for path in files:
         name = path.relative_to(root).as_posix()
         lists = built.get(name, [])

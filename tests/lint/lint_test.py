@@ -157,6 +157,12 @@ class LintTest(unittest.TestCase):
         self.put("client/forgotten.h", '#include "client/forgotten.h"\n')
         self.expect(check_orphans, "client/forgotten.h: no file includes it")
 
+    def test_a_header_in_front_of_a_librarys_own_is_no_orphan(self):
+        self.put("tests/front/png.h", "#include_next <png.h>\n")
+        self.assertEqual(check_orphans.check(self.root), [])
+        self.put("tests/front/other.h", "#include_next <png.h>\n")
+        self.expect(check_orphans, "tests/front/other.h: no file includes it")
+
     def test_a_message_that_nobody_builds_is_found(self):
         self.put("proto/tern/v1/forgotten.proto", "")
         self.expect(check_orphans, "forgotten.proto: no CMakeLists.txt")

@@ -17,8 +17,6 @@ namespace {
 using ::testing::ElementsAre;
 using ::testing::IsEmpty;
 
-constexpr absl::Time kNever = absl::InfiniteFuture();
-
 // A door that threads wait at until it is opened.
 class Gate {
  public:
