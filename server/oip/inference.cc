@@ -206,6 +206,7 @@ void Inference::ModelInfer(const inference::ModelInferRequest& request, Caller c
     images[i].deadline = caller.deadline;
     images[i].cancelled = caller.cancelled;
     images[i].client = caller.client;
+    images[i].on_this_thread = caller.on_this_thread;
     images[i].priority = plan->priority;
     images[i].wishes = plan->wishes;
   }

@@ -18,11 +18,12 @@ struct Caller {
   absl::Time deadline = absl::InfiniteFuture();
   std::function<bool()> cancelled;  // true once the caller has gone away; may be null
   std::string client;               // as serving::ClassifyInput's
+  bool on_this_thread = false;      // as that
 };
 
 using InferDone = std::function<void(absl::StatusOr<inference::ModelInferResponse>)>;
 
-// Thread safe. No call blocks.
+// Thread safe. No call blocks, unless Caller::on_this_thread allows it.
 //
 // A model's name and version: version "" = the default one. INVALID_ARGUMENT if it is not a number,
 // NOT_FOUND if there is none, UNAVAILABLE if it is not ready.

@@ -48,7 +48,7 @@ struct CallCounts {
 };
 
 // For ServerBuilder::experimental().SetInterceptorCreators. The methods of a port with `audit` take
-// protobuf messages; raw ones (grpc::ByteBuffer) must not be registered there.
+// protobuf messages; raw ones (grpc::ByteBuffer) that read theirs must not be registered there.
 std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>>
 MakeCallInterceptors(std::shared_ptr<PortGuard> guard, std::shared_ptr<CallCounts> counts,
                      bool audit);

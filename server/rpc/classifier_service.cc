@@ -13,6 +13,7 @@
 #include "server/rpc/identity.h"
 #include "server/rpc/ordered_stream.h"
 #include "server/rpc/request_timer.h"
+#include "server/rpc/unary_call.h"
 
 namespace tern::rpc {
 namespace {
@@ -94,35 +95,6 @@ void ToResponse(const serving::ClassifyOutput& output, const std::string& reques
   timing->set_total_us(Micros(output.total));
 }
 
-// One Classify call. Deletes itself in OnDone; the flag outlives it, because a queued task may ask
-// later.
-class ClassifyCall final : public grpc::ServerUnaryReactor {
- public:
-  explicit ClassifyCall(metrics::Metrics* metrics)
-      : timer_(metrics, "Classify"), cancelled_(std::make_shared<std::atomic<bool>>(false)) {}
-
-  void Start(grpc::CallbackServerContext* context, serving::Classifier* classifier,
-             const v1::ClassifyRequest& request, v1::ClassifyResponse* response) {
-    absl::StatusOr<serving::ClassifyInput> input =
-        ToInput(request, CallerOf(*context).ToString(), Deadline(*context));
-    if (!input.ok()) return Finish(timer_.Finish(input.status()));
-    NameRequest(context, request.request_id().empty(), &input->request_id);
-    input->cancelled = [flag = cancelled_] { return flag->load(); };
-    const std::string id = input->request_id;
-    classifier->Classify(request.model(), request.version(), *std::move(input),
-                         [this, response, id](absl::StatusOr<serving::ClassifyOutput> output) {
-                           if (output.ok()) ToResponse(*output, id, response);
-                           Finish(timer_.Finish(output.status()));
-                         });
-  }
-  void OnCancel() override { *cancelled_ = true; }
-  void OnDone() override { delete this; }
-
- private:
-  RequestTimer timer_;
-  std::shared_ptr<std::atomic<bool>> cancelled_;
-};
-
 v1::ClassifyStreamResponse ToStreamResponse(const std::string& id,
                                             const absl::StatusOr<serving::ClassifyOutput>& output) {
   v1::ClassifyStreamResponse response;
@@ -144,9 +116,21 @@ v1::ClassifyStreamResponse ToStreamResponse(const std::string& id,
 grpc::ServerUnaryReactor* ClassifierService::Classify(grpc::CallbackServerContext* context,
                                                       const v1::ClassifyRequest* request,
                                                       v1::ClassifyResponse* response) {
-  auto* call = new ClassifyCall(metrics_);
-  call->Start(context, classifier_, *request, response);
-  return call;
+  return UnaryCall::Serve(context, metrics_, "Classify", [&](UnaryCall* call) {
+    absl::StatusOr<serving::ClassifyInput> input =
+        ToInput(*request, CallerOf(*context).ToString(), Deadline(*context));
+    if (!input.ok()) return call->Answer(input.status());
+    NameRequest(context, request->request_id().empty(), &input->request_id);
+    // Nobody asks after the answer.
+    input->cancelled = [context] { return context->IsCancelled(); };
+    input->on_this_thread = true;  // gRPC has others
+    const std::string id = input->request_id;
+    classifier_->Classify(request->model(), request->version(), *std::move(input),
+                          [call, response, id](absl::StatusOr<serving::ClassifyOutput> output) {
+                            if (output.ok()) ToResponse(*output, id, response);
+                            call->Answer(output.status());
+                          });
+  });
 }
 
 grpc::ServerBidiReactor<v1::ClassifyRequest, v1::ClassifyStreamResponse>*

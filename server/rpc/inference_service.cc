@@ -11,6 +11,7 @@
 #include "server/rpc/identity.h"
 #include "server/rpc/ordered_stream.h"
 #include "server/rpc/request_timer.h"
+#include "server/rpc/unary_call.h"
 
 namespace tern::rpc {
 namespace {
@@ -31,29 +32,6 @@ absl::Status MoveTo(absl::StatusOr<T> from, T* to) {
   if (from.ok()) *to = *std::move(from);
   return from.status();
 }
-
-// One ModelInfer call. Deletes itself in OnDone; the flag outlives it, because a queued image may
-// ask later.
-class InferCall final : public grpc::ServerUnaryReactor {
- public:
-  explicit InferCall(metrics::Metrics* metrics)
-      : timer_(metrics, "ModelInfer"), cancelled_(std::make_shared<std::atomic<bool>>(false)) {}
-
-  void Start(const oip::Inference& inference, const inference::ModelInferRequest& request,
-             std::string client, absl::Time deadline, inference::ModelInferResponse* response) {
-    inference.ModelInfer(
-        request, {deadline, [flag = cancelled_] { return flag->load(); }, std::move(client)},
-        [this, response](absl::StatusOr<inference::ModelInferResponse> answer) {
-          Finish(timer_.Finish(MoveTo(std::move(answer), response)));
-        });
-  }
-  void OnCancel() override { *cancelled_ = true; }
-  void OnDone() override { delete this; }
-
- private:
-  RequestTimer timer_;
-  const std::shared_ptr<std::atomic<bool>> cancelled_;
-};
 
 inference::ModelStreamInferResponse ToStreamResponse(
     const std::string& id, absl::StatusOr<inference::ModelInferResponse> answer) {
@@ -117,9 +95,15 @@ grpc::ServerUnaryReactor* InferenceService::ModelMetadata(
 grpc::ServerUnaryReactor* InferenceService::ModelInfer(Context* context,
                                                        const inference::ModelInferRequest* request,
                                                        inference::ModelInferResponse* response) {
-  auto* call = new InferCall(metrics_);
-  call->Start(*inference_, *request, CallerOf(*context).ToString(), Deadline(*context), response);
-  return call;
+  return UnaryCall::Serve(context, metrics_, "ModelInfer", [&](UnaryCall* call) {
+    // Nobody asks whether it is cancelled after the answer.
+    inference_->ModelInfer(*request,
+                           {Deadline(*context), [context] { return context->IsCancelled(); },
+                            CallerOf(*context).ToString(), /*on_this_thread=*/true},
+                           [call, response](absl::StatusOr<inference::ModelInferResponse> answer) {
+                             call->Answer(MoveTo(std::move(answer), response));
+                           });
+  });
 }
 
 grpc::ServerBidiReactor<inference::ModelInferRequest, inference::ModelStreamInferResponse>*

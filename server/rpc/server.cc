@@ -10,6 +10,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "grpcpp/ext/proto_server_reflection_plugin.h"
+#include "grpcpp/generic/async_generic_service.h"
 #include "grpcpp/grpcpp.h"
 #include "grpcpp/health_check_service_interface.h"
 #include "server/base/log.h"
@@ -136,6 +137,7 @@ struct Server::Impl {
   std::unique_ptr<RegistryService> registry;
   std::unique_ptr<QuantizerService> quantizer;
   std::unique_ptr<ProfilerService> profiler;
+  grpc::CallbackGenericService unknown_methods;  // of the admin port: UNIMPLEMENTED
   std::unique_ptr<grpc::Server> data, admin, health;
   const std::shared_ptr<CallCounts> counts = std::make_shared<CallCounts>();
   std::unique_ptr<Acceptor> data_port, admin_port, health_port;
@@ -260,6 +262,9 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
     builder.RegisterService(impl.registry.get());
     builder.RegisterService(impl.quantizer.get());
     builder.RegisterService(impl.profiler.get());
+    // Answers unknown methods. In a server with such a service the threads of synchronous calls do
+    // not poll sockets; else they would read the data port's messages too, and wake its threads.
+    builder.RegisterCallbackGenericService(&impl.unknown_methods);
     impl.admin = builder.BuildAndStart();
     if (impl.admin == nullptr) return absl::InternalError("gRPC: the admin port's server");
   }

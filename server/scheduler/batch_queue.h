@@ -138,19 +138,28 @@ class BatchQueue {
   // `rejections`, whatever the outcome. `reserved`: a place was kept for it, and is given back.
   absl::Status Submit(T& task, const Terms& terms, absl::Time now,
                       std::vector<Rejection>& rejections, bool reserved = false) {
-    if (reserved) {
-      Unreserve(terms);
-    } else {
-      rate_.Add(now);
-    }
+    Count(terms, now, reserved);
     const absl::Time arrived = Arrived(terms, now);
-    if (terms.arrived != absl::InfinitePast()) before_.Add(1, now - arrived, now);
     const Key key{Level(terms.priority), terms.deadline, next_number_++};
     absl::Status status = Admit(key, arrived, absl::ZeroDuration(), 0, now, rejections);
     if (!status.ok()) return status;
     queue_.insert(queue_.begin() + PlaceOf(key), Queued<T>{std::move(task), now, key});
     Displace(now, rejections);
     return status;
+  }
+
+  // Whether a task, submitted now, would run at once and alone. Then it counts as a running batch
+  // of one until Finished(now, 1, ...), without having been queued, and the reserved place is
+  // given back.
+  bool Start(const Terms& terms, absl::Time now, bool reserved = false) {
+    const bool waits_for_company = delay_ > absl::ZeroDuration() && limit_ > 1 && Preferred(1) == 0;
+    if (draining_ || !queue_.empty() || running() >= options_.instances || waits_for_company ||
+        terms.deadline <= now) {
+      return false;
+    }
+    Count(terms, now, reserved);
+    running_.push_back({now, 1});
+    return true;
   }
 
   // Keeps a place for a task that needs about `ready_in` more before it can be submitted, or says
@@ -246,10 +255,20 @@ class BatchQueue {
   static constexpr absl::Duration kLongAgo = absl::Hours(1);
   // A full queue is searched for dead tasks no more often, or under overload each refusal would
   // cost as much as the queue is long.
-  static constexpr absl::Duration kSearchEvery = absl::Milliseconds(10);
+  static constexpr absl::Duration kSearchEvery = absl::Milliseconds(50);
   // Capacity kept in hand over the arrival rate: queues of a server that is busier grow without
   // bound even if it is fast enough on average.
   static constexpr double kHeadroom = 1.25;
+
+  // A task comes: it gives back its place, or is news to the arrival rate.
+  void Count(const Terms& terms, absl::Time now, bool reserved) {
+    if (reserved) {
+      Unreserve(terms);
+    } else {
+      rate_.Add(now);
+    }
+    if (terms.arrived != absl::InfinitePast()) before_.Add(1, now - Arrived(terms, now), now);
+  }
 
   int Level(int priority) const {
     return priority <= 0 ? (options_.priority_levels + 1) / 2

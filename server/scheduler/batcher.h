@@ -15,6 +15,7 @@
 #include <condition_variable>
 #include <functional>
 #include <mutex>
+#include <optional>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -30,11 +31,11 @@ namespace tern::scheduler {
 template <typename T>
 class Batcher {
  public:
-  // `run(instance, batch)`: called on worker thread `instance` (0..instances-1) with 1..max_batch
-  // tasks. Required. `reject(task, status)`: DEADLINE_EXCEEDED (its deadline passed, or would pass
-  // before the estimated end of its
-  //   batch) or CANCELLED (`cancelled(task)` said so). Called without the lock, on a worker or on a
-  //   thread in Submit() or Reserve(). Required.
+  // `run(instance, batch)`: called on a worker thread with 1..max_batch tasks, for each `instance`
+  //   (0..instances-1) once at a time. Required.
+  // `reject(task, status)`: DEADLINE_EXCEEDED (its deadline passed, or would pass before the
+  //   estimated end of its batch) or CANCELLED (`cancelled(task)` said so). Called without the
+  //   lock, on a worker or on a thread in Submit() or Reserve(). Required.
   // `cancelled(task)`: may be empty. Called with the lock held: quick, and no call of the Batcher.
   // `depth(n)`: the queue's length changed; may be empty. As `cancelled`; calls come in the order
   // of the changes.
@@ -49,9 +50,10 @@ class Batcher {
       : clock_(options.clock),
         callbacks_(std::move(callbacks)),
         queue_(options, callbacks_.cancelled) {
-    workers_.reserve(queue_.options().instances);
-    for (int i = 0; i < queue_.options().instances; ++i)
-      workers_.emplace_back([this, i] { Work(i); });
+    const int instances = queue_.options().instances;
+    for (int i = instances - 1; i >= 0; --i) free_.push_back(i);
+    workers_.reserve(instances);
+    for (int i = 0; i < instances; ++i) workers_.emplace_back([this] { Work(); });
   }
 
   // Drain() and join.
@@ -71,15 +73,50 @@ class Batcher {
     std::unique_lock<std::mutex> lock(mutex_);
     const absl::Status status = queue_.Submit(task, terms, clock_->Now(), rejections, reserved);
     if (status.ok() || !rejections.empty()) TellDepth();
+    std::condition_variable* wake = nullptr;
     if (status.ok()) {
       if (!collecting_) {
-        idle_.notify_one();
+        wake = &idle_;
       } else if (queue_.LeaveAt() < collect_until_) {
-        collect_.notify_one();
+        wake = &collect_;
       }
     }
-    Deliver(std::move(lock), std::move(rejections));
+    Deliver(std::move(lock), std::move(rejections), wake);
     return status;
+  }
+
+  // An instance that is in use until this is destroyed.
+  class Turn {
+   public:
+    Turn(Turn&& other) noexcept
+        : batcher_(std::exchange(other.batcher_, nullptr)),
+          instance_(other.instance_),
+          started_(other.started_) {}
+    Turn& operator=(Turn&&) = delete;
+    ~Turn() {
+      if (batcher_ != nullptr) batcher_->EndTurn(*this);
+    }
+    int instance() const { return instance_; }
+    absl::Time started() const { return started_; }
+
+   private:
+    friend class Batcher;
+    Turn(Batcher* batcher, int instance, absl::Time started)
+        : batcher_(batcher), instance_(instance), started_(started) {}
+    Batcher* batcher_;
+    int instance_;
+    absl::Time started_;
+  };
+
+  // Instead of Submit, for a thread that would run the task itself rather than wake a worker: an
+  // instance, if nothing waits and a worker would run the task at once and alone. Nothing if not;
+  // then Submit says why, or takes it. Neither `run` nor `reject` is called.
+  std::optional<Turn> TakeTurn(const Terms& terms, bool reserved = false) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    const absl::Time now = clock_->Now();
+    if (free_.empty() || !queue_.Start(terms, now, reserved)) return std::nullopt;
+    ++outside_;
+    return Turn(this, TakeInstance(), now);
   }
 
   // Keeps a place for a task that will be submitted in about `ready_in`, or says as Submit why it
@@ -134,10 +171,13 @@ class Batcher {
  private:
   using Rejections = std::vector<typename BatchQueue<T>::Rejection>;
 
-  void Deliver(std::unique_lock<std::mutex> lock, Rejections rejections) {
-    if (rejections.empty()) return;
-    ++outside_;
+  // `wake` (may be null) gets its worker without the lock, which that would have to wait for.
+  void Deliver(std::unique_lock<std::mutex> lock, Rejections rejections,
+               std::condition_variable* wake = nullptr) {
+    if (!rejections.empty()) ++outside_;
     lock.unlock();
+    if (wake != nullptr) wake->notify_one();
+    if (rejections.empty()) return;
     for (auto& rejection : rejections)
       callbacks_.reject(std::move(rejection.task), std::move(rejection.status));
     lock.lock();
@@ -146,10 +186,12 @@ class Batcher {
 
   // At most one worker at a time waits for a batch to fill (collecting_); the others sleep until
   // there is something to do, so a task that arrives wakes one thread, not all.
-  void Work(int instance) {
+  void Work() {
     std::unique_lock<std::mutex> lock(mutex_);
     for (;;) {
-      if (collecting_ && !queue_.draining() && !queue_.Full()) {
+      // Threads with a Turn use instances, too.
+      const bool none_free = free_.empty() && queue_.size() > 0;
+      if (none_free || (collecting_ && !queue_.draining() && !queue_.Full())) {
         idle_.wait(lock);
         continue;
       }
@@ -161,6 +203,7 @@ class Batcher {
         continue;
       }
       const int images = static_cast<int>(step.batch.size());
+      const int instance = images > 0 ? TakeInstance() : -1;
       TellDepth();
       if (queue_.size() > 0) idle_.notify_one();
       ++outside_;
@@ -170,8 +213,30 @@ class Batcher {
       }
       if (images > 0) callbacks_.run(instance, std::move(step.batch));
       lock.lock();
-      if (images > 0) queue_.Finished(now, images, clock_->Now());
+      if (images > 0) {
+        queue_.Finished(now, images, clock_->Now());
+        free_.push_back(instance);
+      }
       Return();
+    }
+  }
+
+  int TakeInstance() {
+    const int instance = free_.back();
+    free_.pop_back();
+    return instance;
+  }
+
+  void EndTurn(const Turn& turn) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    queue_.Finished(turn.started_, 1, clock_->Now());
+    free_.push_back(turn.instance_);
+    Return();
+    // Workers that found no instance free wait for this one, or to leave.
+    if (queue_.draining()) {
+      idle_.notify_all();
+    } else if (queue_.size() > 0) {
+      idle_.notify_one();
     }
   }
 
@@ -202,7 +267,8 @@ class Batcher {
   BatchQueue<T> queue_;
   bool collecting_ = false;
   absl::Time collect_until_;
-  int outside_ = 0;  // threads that run a batch or deliver rejections without the lock
+  std::vector<int> free_;  // instances
+  int outside_ = 0;        // threads that run a batch or deliver rejections without the lock
   std::condition_variable idle_;
   std::condition_variable collect_;
   std::condition_variable drained_;

@@ -47,7 +47,7 @@ absl::StatusOr<std::shared_ptr<Admission::Ticket>> Admission::Admit(absl::string
   ++images_;
   images_of_[name] = images + 1;
   Tell();
-  return std::shared_ptr<Ticket>(new Ticket(this, std::move(name), bytes));
+  return std::shared_ptr<Ticket>(new Ticket(this, std::move(name), bytes, images_ == 1));
 }
 
 void Admission::Tell() {

@@ -35,14 +35,17 @@ class Admission {
     ~Ticket();
     Ticket(const Ticket&) = delete;
     Ticket& operator=(const Ticket&) = delete;
+    // There was no other image here when this one was admitted.
+    bool alone() const { return alone_; }
 
    private:
     friend class Admission;
-    Ticket(Admission* admission, std::string client, int64_t bytes)
-        : admission_(admission), client_(std::move(client)), bytes_(bytes) {}
+    Ticket(Admission* admission, std::string client, int64_t bytes, bool alone)
+        : admission_(admission), client_(std::move(client)), bytes_(bytes), alone_(alone) {}
     Admission* const admission_;
     const std::string client_;
     const int64_t bytes_;
+    const bool alone_;
   };
 
   // One image of `client` that holds `bytes`. RESOURCE_EXHAUSTED with a RetryAfter hint if that

@@ -139,6 +139,7 @@ ModelRunner::ModelRunner(std::shared_ptr<const repository::LoadedModel> model,
       profile_every_(options.profile_every),
       count_codes_every_(options.count_codes_every),
       batching_(batching),
+      threads_(threads),
       sessions_(std::move(sessions)),
       batches_(sessions_.size(), 0) {
   scheduler::Batcher<ClassifyTask>::Callbacks callbacks;
@@ -177,9 +178,24 @@ void ModelRunner::WarmBehind(int threads, int max_batch) {
 
 void ModelRunner::Drain() { batcher_->Drain(); }
 
-absl::Status ModelRunner::Submit(ClassifyTask& task, bool reserved) {
+absl::Status ModelRunner::Submit(ClassifyTask& task, bool reserved, bool here) {
   if (shadow_ != nullptr) task.activity = shadow_->Begin();
+  if (here && RunHere(task, reserved)) return absl::OkStatus();
   return batcher_->Submit(task, TermsOf(task), reserved);
+}
+
+bool ModelRunner::RunHere(ClassifyTask& task, bool reserved) {
+  // OpenMP keeps a team for each thread that calls it: callers' threads have none.
+  if (threads_ > 1 || (task.input.cancelled && task.input.cancelled())) return false;
+  const absl::Duration expected = image_time();
+  if (expected == absl::ZeroDuration() || expected > kShort) return false;
+  const auto turn = batcher_->TakeTurn(TermsOf(task), reserved);
+  if (!turn.has_value()) return false;
+  std::vector<scheduler::Queued<ClassifyTask>> batch(1);
+  batch[0].task = std::move(task);
+  batch[0].enqueued = turn->started();
+  Run(turn->instance(), std::move(batch));
+  return true;
 }
 
 void ModelRunner::Succeeded(const StageTimes& times) {
@@ -281,7 +297,8 @@ Classifier::Classifier(const repository::Repository* repository, monitoring::Lab
   decoding.clock = clock;
   scheduler::Batcher<DecodeTask>::Callbacks callbacks;
   callbacks.run = [this](int, std::vector<scheduler::Queued<DecodeTask>> batch) {
-    Prepare(std::move(batch.front().task));
+    DecodeTask& decode = batch.front().task;
+    if (Prepare(decode)) Submit(std::move(decode), false);
   };
   callbacks.reject = [this](scheduler::Queued<DecodeTask> queued, absl::Status status) {
     queued.task.runner->Unreserve(TermsOf(queued.task.task));
@@ -501,6 +518,7 @@ void Classifier::ClassifyAll(absl::string_view model, uint64_t version,
     runner->Failed(reserved, clock_->Now() - arrived);
     return done(reserved);
   }
+  const bool here = images == 1 && inputs[0].on_this_thread && tickets[0]->alone();
   auto joined = std::make_shared<Joined>(runner, images, arrived, clock_, std::move(done));
   for (size_t i = 0; i < images; ++i) {
     DecodeTask decode;
@@ -523,8 +541,16 @@ void Classifier::ClassifyAll(absl::string_view model, uint64_t version,
         return joined->failed() || (cancelled && cancelled());
       };
     }
-    const absl::Status queued =
-        decode_->Submit(decode, {.deadline = task.input.deadline, .priority = terms.priority});
+    const scheduler::Terms decoding{.deadline = task.input.deadline, .priority = terms.priority};
+    if (here && !(task.input.cancelled && task.input.cancelled())) {
+      if (std::optional turn = decode_->TakeTurn(decoding); turn.has_value()) {
+        const bool prepared = Prepare(decode);
+        turn.reset();
+        if (prepared) Submit(std::move(decode), true);
+        return;
+      }
+    }
+    const absl::Status queued = decode_->Submit(decode, decoding);
     if (queued.ok()) continue;
     runner->Unreserve(terms);
     metrics_->Rejected(Reason(queued));
@@ -616,19 +642,20 @@ absl::Status FillPixels(const repository::LoadedModel& model, const image::Limit
 
 }  // namespace
 
-void Classifier::Prepare(DecodeTask decode) {
-  const Runner first = decode.runner;  // holds `model`
-  const repository::LoadedModel& model = first->model();
+bool Classifier::Prepare(DecodeTask& decode) {
+  const Runner& runner = decode.runner;
+  const repository::LoadedModel& model = runner->model();
   ClassifyTask& task = decode.task;
   const absl::Time start = clock_->Now();
   task.queued = start - task.arrived;
   const auto refuse = [&](const char* reason, absl::Status status) {
-    first->Unreserve(TermsOf(task));
+    runner->Unreserve(TermsOf(task));
     metrics_->Rejected(reason);
     task.done(std::move(status));
+    return false;
   };
   // While it waited, more urgent images may have gone ahead.
-  const absl::Duration estimate = first->Expect(TermsOf(task), absl::ZeroDuration());
+  const absl::Duration estimate = runner->Expect(TermsOf(task), absl::ZeroDuration());
   if (start + estimate > task.input.deadline) {
     return refuse(
         "deadline",
@@ -645,6 +672,13 @@ void Classifier::Prepare(DecodeTask decode) {
   std::string().swap(task.input.image);  // the bytes are not needed any more
   if (encoded) metrics_->StageTime(metrics::Stage::kDecode, model.metric_labels, task.decode);
   metrics_->StageTime(metrics::Stage::kPreprocess, model.metric_labels, task.preprocess);
+  return true;
+}
+
+void Classifier::Submit(DecodeTask decode, bool here) {
+  const Runner first = decode.runner;  // holds `model`
+  const repository::LoadedModel& model = first->model();
+  ClassifyTask& task = decode.task;
   // Remember or count the prediction, then cut it to what was asked for.
   task.done = [this, done = std::move(task.done), id = task.input.request_id,
                label = task.input.label,
@@ -667,7 +701,7 @@ void Classifier::Prepare(DecodeTask decode) {
     done(std::move(output));
   };
   Runner runner = first;
-  absl::Status submitted = runner->Submit(task, true);
+  absl::Status submitted = runner->Submit(task, true, here);
   // As in ClassifyAll: again with a successor.
   while (absl::IsUnavailable(submitted)) {
     absl::StatusOr<Runner> successor = AcquireFor(model.info.model, decode.chosen, decode.asked);

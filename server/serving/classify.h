@@ -4,8 +4,8 @@
 // Decoding and preprocessing run on one set of threads for all models, in the order of priority and
 // deadline; each loaded version has its own batcher and sessions (ModelRunner). An image keeps a
 // place in its version's queue from its arrival on, so that nothing is decoded that is refused
-// later for want of room. No call blocks: `done` is called later on another thread, or at once for
-// what is refused, exactly once, whatever happens.
+// later for want of room. No call blocks, unless ClassifyInput::on_this_thread allows it: `done` is
+// called later on another thread, or at once for what is refused, exactly once, whatever happens.
 #ifndef TERN_SERVER_SERVING_CLASSIFY_H_
 #define TERN_SERVER_SERVING_CLASSIFY_H_
 
@@ -56,8 +56,11 @@ struct ClassifyInput {
   uint32_t priority = 0;
   Wishes wishes;
   absl::Time deadline = absl::InfiniteFuture();
-  // True once the caller has gone away; may be null.
+  // True once the caller has gone away; may be null. Not called after `done`.
   std::function<bool()> cancelled;
+  // The calling thread may decode and compute the image itself, if it is the only one in the
+  // server: two threads need not wake up then, each of which may take a sleeping CPU 50 us.
+  bool on_this_thread = false;
 };
 
 struct ClassifyOutput {
@@ -116,8 +119,9 @@ class ModelRunner final : public repository::Servable {
 
   // Queues a preprocessed task; its `done` is called with the outcome. The batcher's error leaves
   // the task untouched and `done` uncalled; UNAVAILABLE means that this version is being replaced
-  // or unloaded. `reserved`: a place was kept for it.
-  absl::Status Submit(ClassifyTask& task, bool reserved);
+  // or unloaded. `reserved`: a place was kept for it. `here`: the calling thread may run it, if
+  // that takes it no longer than kShort.
+  absl::Status Submit(ClassifyTask& task, bool reserved, bool here = false);
 
   // As the batcher's.
   absl::Status Reserve(const scheduler::Terms& terms, absl::Duration ready_in) {
@@ -129,6 +133,10 @@ class ModelRunner final : public repository::Servable {
   }
 
   void Drain() override;
+  // Beside longer networks the wake-up of a thread does not count, and callers' threads have other
+  // calls to read.
+  static constexpr absl::Duration kShort = absl::Milliseconds(10);
+
   // What a batch of one takes, learned; 0 before the first.
   absl::Duration image_time() const { return batcher_->learned(1).batch_time; }
   const repository::LoadedModel& model() const { return *model_; }
@@ -146,6 +154,8 @@ class ModelRunner final : public repository::Servable {
   // serve already: they find them in oneDNN's cache instead of making them during a request.
   void WarmBehind(int threads, int max_batch);
   void Run(int instance, std::vector<scheduler::Queued<ClassifyTask>> batch);
+  // Runs a task on the calling thread, or leaves it untouched.
+  bool RunHere(ClassifyTask& task, bool reserved);
 
   const std::shared_ptr<const repository::LoadedModel> model_;
   metrics::Metrics* const metrics_;
@@ -155,6 +165,7 @@ class ModelRunner final : public repository::Servable {
   const int profile_every_;
   const int count_codes_every_;
   const scheduler::BatcherOptions batching_;
+  const int threads_;  // of each session
   StatisticsCounter statistics_;
   std::vector<engine::Session> sessions_;
   std::vector<int64_t> batches_;                               // run so far, per instance
@@ -206,8 +217,10 @@ class Classifier {
   // In which a version would answer such a task now.
   absl::Duration ExpectedTime(absl::string_view model, uint64_t version,
                               const scheduler::Terms& terms) const;
-  // Decodes, preprocesses and submits.
-  void Prepare(DecodeTask decode);
+  // Decodes and preprocesses; false if the image was refused meanwhile.
+  bool Prepare(DecodeTask& decode);
+  // What was prepared goes to its runner, which may run it `here`.
+  void Submit(DecodeTask decode, bool here);
   // Tells the brown-out how long it took, and the output how its version was chosen.
   void Account(const Brownout::Choice& choice, bool observed, ClassifyOutput& output);
 

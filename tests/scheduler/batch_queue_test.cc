@@ -464,6 +464,33 @@ TEST_F(BatchQueueTest, AReservedPlaceCountsAndIsSureForItsTask) {
   EXPECT_THAT(dropped_, IsEmpty());
 }
 
+TEST_F(BatchQueueTest, ATaskStartsUnqueuedOnlyIfItWouldRunAtOnceAndAlone) {
+  Make(4, 0, 10, 2);
+  EXPECT_FALSE(queue_->Start({.deadline = At(0)}, At(0))) << "too late";
+  ASSERT_TRUE(queue_->Reserve({}, absl::ZeroDuration(), At(0), dropped_).ok());
+  EXPECT_TRUE(queue_->Start({}, At(0), /*reserved=*/true));
+  EXPECT_EQ(queue_->running(), 1);
+  queue_->Finished(At(0), 1, At(3));
+  EXPECT_EQ(queue_->batch_time(1), absl::Milliseconds(3)) << "learned from";
+  EXPECT_TRUE(queue_->Start({}, At(4)));
+  EXPECT_TRUE(queue_->Start({}, At(4)));
+  EXPECT_FALSE(queue_->Start({}, At(4))) << "no worker is free";
+  queue_->Finished(At(4), 1, At(5));
+  ASSERT_TRUE(Submit(1, 5).ok());
+  EXPECT_FALSE(queue_->Start({}, At(5))) << "another waits";
+  EXPECT_THAT(Order(5), ElementsAre(1));
+  queue_->Drain();
+  EXPECT_FALSE(queue_->Start({}, At(6)));
+
+  Make(4, 10, 10, 1);
+  EXPECT_FALSE(queue_->Start({}, At(0))) << "would wait for company";
+
+  Make(1, 0, 1, 1);
+  ASSERT_TRUE(queue_->Reserve({}, absl::ZeroDuration(), At(0), dropped_).ok());
+  ASSERT_TRUE(queue_->Start({}, At(0), /*reserved=*/true));
+  EXPECT_TRUE(Submit(1, 0).ok()) << "the reserved place is free again";
+}
+
 TEST_F(BatchQueueTest, AReservationMakesRoomForAHigherPriorityToo) {
   Make(4, 0, 2, 1);
   ASSERT_TRUE(queue_->Reserve({}, absl::ZeroDuration(), At(0), dropped_).ok());

@@ -264,6 +264,78 @@ TEST(BatcherTest, DrainWaitsForABatchThatRuns) {
   for (std::thread& drain : drains) drain.join();
 }
 
+TEST(BatcherTest, ATurnUsesAnInstanceThatWorkersThenLeaveAlone) {
+  Log log;
+  std::atomic<bool> taken{false};
+  std::atomic<int> clashes{0};
+  Batcher<int> batcher(
+      {.max_batch = 4, .instances = 1},
+      {.run =
+           [&](int instance, std::vector<Queued<int>> batch) {
+             EXPECT_EQ(instance, 0);
+             clashes += taken;
+             log.Ran(batch);
+           },
+       .reject = [&](Queued<int> queued, absl::Status s) { log.Rejected(queued.task, s); }});
+  auto turn = batcher.TakeTurn({});
+  ASSERT_TRUE(turn.has_value());
+  EXPECT_EQ(turn->instance(), 0);
+  taken = true;
+  EXPECT_FALSE(batcher.TakeTurn({}).has_value());
+  int task = 1;
+  ASSERT_TRUE(batcher.Submit(task, {}).ok());
+  // Drain waits for the turn and the task behind it.
+  std::thread drain([&] { batcher.Drain(); });
+  std::this_thread::yield();
+  EXPECT_EQ(batcher.depth(), 1);
+  taken = false;
+  turn.reset();
+  drain.join();
+  EXPECT_EQ(clashes, 0);
+  EXPECT_THAT(log.batches, ElementsAre(ElementsAre(1)));
+  EXPECT_THAT(log.rejected, IsEmpty());
+  EXPECT_FALSE(batcher.TakeTurn({}).has_value()) << "it is drained";
+}
+
+TEST(BatcherTest, TurnsAndTasksShareTheInstancesUnderLoad) {
+  constexpr int kInstances = 3, kThreads = 6, kTasks = 600;
+  std::atomic<bool> in_use[kInstances] = {};
+  std::atomic<int> clashes{0}, done{0}, turns{0}, spins{0};
+  const auto work = [&](int instance, int tasks) {
+    if (in_use[instance].exchange(true)) ++clashes;
+    for (int i = 0; i < 200; ++i) ++spins;
+    in_use[instance] = false;
+    done += tasks;
+  };
+  for (int round = 0; round < 20; ++round) {
+    Batcher<int> batcher({.max_batch = 2, .max_queue = kTasks, .instances = kInstances},
+                         {.run =
+                              [&](int instance, std::vector<Queued<int>> batch) {
+                                work(instance, static_cast<int>(batch.size()));
+                              },
+                          .reject = [&](Queued<int>, absl::Status) { ++done; }});
+    std::vector<std::thread> threads;
+    for (int t = 0; t < kThreads; ++t) {
+      threads.emplace_back([&] {
+        for (int i = 0; i < kTasks / kThreads; ++i) {
+          if (auto turn = batcher.TakeTurn({}); turn.has_value()) {
+            work(turn->instance(), 1);
+            ++turns;
+            continue;
+          }
+          int task = i;
+          EXPECT_TRUE(batcher.Submit(task, {}).ok());
+        }
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+    batcher.Drain();
+    ASSERT_EQ(done, (round + 1) * kTasks);
+  }
+  EXPECT_EQ(clashes, 0);
+  EXPECT_GT(turns, 0);
+}
+
 TEST(BatcherTest, DepthIsReportedAfterEveryChangeAndEndsAtZero) {
   Gate gate;
   std::vector<int> depths;  // written under the batcher's lock

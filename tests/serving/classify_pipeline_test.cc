@@ -1,6 +1,8 @@
 #include <atomic>
 #include <future>
+#include <optional>
 #include <thread>
+#include <utility>
 
 #include "tests/image/encode_jpeg.h"
 #include "tests/serving/server_fixture.h"
@@ -127,6 +129,51 @@ TEST_F(ClassifierTest, ACallerWhoHasGoneIsNotServed) {
   ClassifyInput input;
   input.cancelled = [] { return true; };
   EXPECT_EQ(Classify(testing::SolidBmp(8, 8, 0, 0, 0), input).status().code(),
+            absl::StatusCode::kCancelled);
+}
+
+TEST_F(ClassifierTest, AnImageThatIsAloneInTheServerMayBeServedByItsCaller) {
+  runner_.default_max_delay = absl::ZeroDuration();
+  ASSERT_TRUE(
+      repository_->Import("prompt", testing::TinyOnnx(), testing::TinyPreprocessing(), {}, true)
+          .ok());
+  // How long the network takes is not known before.
+  ASSERT_TRUE(Classify(testing::SolidBmp(8, 8, 0, 0, 0), {}, "prompt").ok());
+
+  // The thread that served it, and the class that it found.
+  const auto serve = [&](ClassifyInput input, int colour) {
+    input.image = testing::SolidBmp(8, 8, colour == 0 ? 255 : 0, colour == 1 ? 255 : 0, 0);
+    std::promise<std::pair<std::thread::id, int>> promise;
+    classifier_->Classify(
+        "prompt", 0, std::move(input), [&](const absl::StatusOr<ClassifyOutput>& output) {
+          promise.set_value(
+              {std::this_thread::get_id(), output.ok() ? output->classes[0].index : -1});
+        });
+    return promise.get_future().get();
+  };
+  const std::thread::id self = std::this_thread::get_id();
+  ClassifyInput allowed;
+  allowed.on_this_thread = true;
+  EXPECT_EQ(serve(allowed, 1), std::pair(self, 1));
+  EXPECT_NE(serve({}, 1).first, self) << "was not asked to";
+
+  // The server asks whether an image is still wanted while it holds it.
+  std::optional<std::pair<std::thread::id, int>> second;
+  ClassifyInput first = allowed;
+  first.cancelled = [&] {
+    if (!second.has_value()) {
+      second.emplace();
+      second = serve(allowed, 1);
+    }
+    return false;
+  };
+  EXPECT_EQ(serve(first, 0), std::pair(self, 0));
+  EXPECT_NE(second->first, self) << "was not alone";
+  EXPECT_EQ(second->second, 1);
+
+  ClassifyInput gone = allowed;
+  gone.cancelled = [] { return true; };
+  EXPECT_EQ(Classify(testing::SolidBmp(8, 8, 0, 0, 0), gone, "prompt").status().code(),
             absl::StatusCode::kCancelled);
 }
 
