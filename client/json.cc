@@ -364,6 +364,7 @@ Json ToJson(const LoadResult& result) {
   json["p99_ms"] = Number(result.p99_ms);
   json["p999_ms"] = Number(result.p999_ms);
   json["max_ms"] = Number(result.max_ms);
+  json["p50_beside_pixels_ms"] = Number(result.p50_beside_pixels_ms);
   json["errors"] = result.errors;
   json["errors_by_code"] = Json::object();
   for (const auto& [code, count] : result.errors_by_code) json["errors_by_code"][code] = count;

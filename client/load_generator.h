@@ -58,6 +58,8 @@ struct LoadResult {
   double images_per_second = 0;
   double ms_per_image = 0;  // 1000 / images_per_second
   double mean_ms = 0, p50_ms = 0, p90_ms = 0, p95_ms = 0, p99_ms = 0, p999_ms = 0, max_ms = 0;
+  // Median of each answer's latency less its own decoding and preprocessing.
+  double p50_beside_pixels_ms = 0;
   uint64_t errors = 0;
   std::map<std::string, uint64_t> errors_by_code;  // canonical names
   std::string first_error;
