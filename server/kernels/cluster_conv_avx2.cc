@@ -460,7 +460,33 @@ void Int8Tile(const TileArgs& k) {
   Finish(k, acc, kPixels);
 }
 
+template <int kBits>
+void ExpandCodes(const uint8_t* packed, int64_t bytes, int8_t* codes) {
+  const __m256i mask = _mm256_set1_epi8((1 << kBits) - 1);
+  const __m256i bias = _mm256_set1_epi8(1 << (kBits - 1));
+  auto* to = reinterpret_cast<__m256i*>(codes);
+  for (const uint8_t* end = packed + bytes; packed != end; packed += 32) {
+    const __m256i v = Load(packed);
+    TERN_UNROLL
+    for (int shift = 0; shift < 8; shift += kBits) {
+      const __m256i biased = _mm256_and_si256(_mm256_srli_epi16(v, shift), mask);
+      _mm256_store_si256(to++, _mm256_sub_epi8(biased, bias));
+    }
+  }
+}
+
 }  // namespace
+
+void ExpandCodesAvx2(const uint8_t* packed, int64_t bytes, int bits, int8_t* codes) {
+  (bits == 2 ? ExpandCodes<2> : ExpandCodes<4>)(packed, bytes, codes);
+}
+
+void ExpandScalesAvx2(const int8_t* packed, int64_t count, int16_t* scales) {
+  for (int64_t i = 0; i < count; i += 16) {
+    const __m128i half = _mm_load_si128(reinterpret_cast<const __m128i*>(packed + i));
+    _mm256_store_si256(reinterpret_cast<__m256i*>(scales + i), _mm256_cvtepi8_epi16(half));
+  }
+}
 
 void FinishAvx2(const EpilogueArgs& args, const int32_t* acc, int pixels) {
   Finish(args, acc, pixels);

@@ -18,9 +18,19 @@ namespace {
 // PackedClusterConv::layout: the fields, then BlockField of each block, then their programs
 // (TileArgs).
 // kPointers: per output pixel, one for each tap, or a single one to the first tap (PrefersRowTaps).
-enum LayoutField { kKind, kRowBytes, kPointers, kLayoutFields };
-// Where a block's part begins in the weights (in steps), scales (in flushes) and the layout.
-enum BlockField { kFirstStep, kFirstFlush, kProgram, kFlushes, kBlockFields };
+// kCodeBits: as stored; 8: as the tiles read them. kMostSteps, kMostFlushes: of a block, as far as
+// it must be expanded (ExpandCodesAvx2, ExpandScalesAvx2).
+enum LayoutField {
+  kKind,
+  kRowBytes,
+  kPointers,
+  kCodeBits,
+  kMostSteps,
+  kMostFlushes,
+  kLayoutFields
+};
+// Where a block's part begins in the weights (in bytes), scales (in flushes) and the layout.
+enum BlockField { kFirstByte, kBytes, kFirstFlush, kProgram, kFlushes, kBlockFields };
 
 // A lane's s16 sum is exact while neither its positive nor its negative weights add up to more:
 // activations are at most 255.
@@ -181,46 +191,64 @@ class FlushMaker {
   std::vector<Flush> flushes_;
 };
 
-// Rows in scratch, at multiples of 64 bytes: one of zero points, then copies of the last
-// pixels of the source.
-struct Rows {
-  int64_t row_stride;
-  int tails;  // pixels that a read of row_bytes could leave by the end of the source
-};
-
-Rows RowsOf(const PackedClusterConv& conv) {
-  const int row_bytes = conv.layout[kRowBytes];
-  return {(row_bytes + 63) / 64 * 64, (row_bytes - 1) / conv.geometry.ic};
-}
 
 int64_t PointerCapacity(const ConvGeometry& g) {
   return std::max<int64_t>(kChunkPointers, int64_t{kMaxTilePixels} * g.kh * g.kw);
 }
 
+// The parts of a call's scratch, each at a multiple of 64 bytes.
+struct Scratch {
+  Scratch(const PackedClusterConv& conv, void* memory)
+      : at(static_cast<char*>(memory)),
+        row_stride((conv.layout[kRowBytes] + 63) / 64 * 64),
+        tails((conv.layout[kRowBytes] - 1) / conv.geometry.ic) {
+    rows = Take<uint8_t>((1 + tails) * row_stride);
+    pointers = Take<const uint8_t*>(PointerCapacity(conv.geometry));
+    weights = Take<int8_t>(int64_t{conv.layout[kMostSteps]} * kStepBytes);
+    scales = Take<int16_t>(int64_t{conv.layout[kMostFlushes]} * kFlushScales);
+    bytes = static_cast<size_t>(at - static_cast<char*>(memory));
+  }
+
+  template <typename T>
+  T* Take(size_t elements) {
+    T* result = reinterpret_cast<T*>(at);
+    at += (elements * sizeof(T) + 63) / 64 * 64;
+    return result;
+  }
+
+  char* at;
+  int64_t row_stride;
+  int tails;      // pixels that a read of row_bytes could leave by the end of the source
+  uint8_t* rows;  // one of zero points, then copies of the last pixels of the source
+  const uint8_t** pointers;
+  int8_t* weights;  // one block's
+  int16_t* scales;
+  size_t bytes;
+};
+
 // Finds where each tap of an output pixel lies.
 class PixelPointers {
  public:
-  PixelPointers(const PackedClusterConv& conv, const ClusterConvArgs& args)
+  PixelPointers(const PackedClusterConv& conv, const ClusterConvArgs& args, const Scratch& scratch)
       : g_(conv.geometry),
         src_(args.src),
         row_bytes_(conv.layout[kRowBytes]),
         single_(conv.layout[kPointers] < g_.kh * g_.kw) {
-    const Rows rows = RowsOf(conv);
-    uint8_t* row = static_cast<uint8_t*>(args.scratch);
+    uint8_t* row = scratch.rows;
     std::memset(row, args.src_zero_point, row_bytes_);
     padding_ = row;
     const int64_t pixels = int64_t{args.batch} * g_.ih * g_.iw;
     end_ = src_ + pixels * g_.ic;
     tail_begin_ = end_;
-    for (int64_t i = 1; i <= rows.tails && i <= pixels; ++i) {
-      row += rows.row_stride;
+    for (int64_t i = 1; i <= scratch.tails && i <= pixels; ++i) {
+      row += scratch.row_stride;
       tail_begin_ = end_ - i * g_.ic;
       const int64_t inside = std::min<int64_t>(row_bytes_, end_ - tail_begin_);
       std::memcpy(row, tail_begin_, inside);
       std::memset(row + inside, 0, row_bytes_ - inside);
     }
-    tails_ = static_cast<uint8_t*>(args.scratch) + rows.row_stride;
-    tail_stride_ = rows.row_stride;
+    tails_ = scratch.rows + scratch.row_stride;
+    tail_stride_ = scratch.row_stride;
   }
 
   // inputs[tap * pixels + i] for the `pixels` output pixels from `first` on.
@@ -297,6 +325,7 @@ class Packer {
   Packer(const QuantizedWeights& weights, PackedClusterConv& conv)
       : g_(conv.geometry),
         taps_(g_.kh * g_.kw),
+        scheme_(weights.scheme),
         clustered_(IsClustered(weights.scheme)),
         map_(g_.ic, clustered_ ? weights.cluster_size : g_.ic),
         codes_(weights.codes.data<int8_t>()),
@@ -322,21 +351,31 @@ class Packer {
     conv_.layout[kKind] = kind;
     conv_.layout[kRowBytes] = 4 * dwords;
     conv_.layout[kPointers] = pointers;
-    weights_.reserve(static_cast<size_t>(blocks) * dwords * taps_ * kStepBytes);
+    const int bits = !clustered_ ? 8 : LargestCode(scheme_) == 1 ? 2 : 4;
+    conv_.layout[kCodeBits] = bits;
+    stored_.reserve(static_cast<size_t>(blocks) * dwords * taps_ * kStepBytes * bits / 8);
     for (int block = 0; block < blocks; ++block) {
-      const int32_t begin[kBlockFields - 1] = {static_cast<int32_t>(weights_.size() / kStepBytes),
-                                               static_cast<int32_t>(scales_.size() / kFlushScales),
-                                               static_cast<int32_t>(conv_.layout.size())};
+      const auto program = static_cast<int32_t>(conv_.layout.size());
+      const auto first_byte = static_cast<int32_t>(stored_.size());
+      const auto first_flush = static_cast<int32_t>(scales_.size() / kFlushScales);
+      weights_.clear();
       const int flushes = kind == kInt8 ? PackInt8(block, dwords)
                                         : PackClusters(block, groups, kind == kPairs ? 2 : kMaxRun);
+      StoreCodes(bits);
+      const int32_t steps = static_cast<int32_t>(weights_.size() / kStepBytes);
+      if (bits < 8) conv_.layout[kMostSteps] = std::max(conv_.layout[kMostSteps], steps);
+      if (kind != kInt8) conv_.layout[kMostFlushes] = std::max(conv_.layout[kMostFlushes], flushes);
       int32_t* field = conv_.layout.data() + kLayoutFields + kBlockFields * block;
-      std::copy(std::begin(begin), std::end(begin), field);
+      field[kFirstByte] = first_byte;
+      field[kBytes] = static_cast<int32_t>(stored_.size()) - first_byte;
+      field[kFirstFlush] = first_flush;
+      field[kProgram] = program;
       field[kFlushes] = flushes;
     }
-    conv_.weights = AlignedBuffer(weights_.size());
-    std::memcpy(conv_.weights.data(), weights_.data(), weights_.size());
-    conv_.scales = AlignedBuffer(scales_.size() * sizeof(int16_t));
-    std::memcpy(conv_.scales.data(), scales_.data(), scales_.size() * sizeof(int16_t));
+    conv_.weights = AlignedBuffer(stored_.size());
+    std::memcpy(conv_.weights.data(), stored_.data(), stored_.size());
+    conv_.scales = AlignedBuffer(scales_.size());
+    std::memcpy(conv_.scales.data(), scales_.data(), scales_.size());
   }
 
  private:
@@ -378,6 +417,25 @@ class Packer {
     return w;
   }
 
+  // A block's weights_, filled up with zeros, as ExpandCodesAvx2 reads them.
+  void StoreCodes(int bits) {
+    if (bits == 8) {
+      stored_.insert(stored_.end(), weights_.begin(), weights_.end());
+      return;
+    }
+    constexpr int kBytes = 32;
+    const size_t group = kBytes * 8 / bits;
+    weights_.resize((weights_.size() + group - 1) / group * group);
+    for (size_t at = 0; at < weights_.size(); at += group) {
+      for (int i = 0; i < kBytes; ++i) {
+        int byte = 0;
+        for (int shift = 0; shift < 8; shift += bits)
+          byte |= (weights_[at + kBytes * (shift / bits) + i] + (1 << (bits - 1))) << shift;
+        stored_.push_back(static_cast<uint8_t>(byte));
+      }
+    }
+  }
+
   void Append(const StepWeights& w) { weights_.insert(weights_.end(), w.begin(), w.end()); }
 
   // The number of flushes.
@@ -410,7 +468,7 @@ class Packer {
       for (int i = 0; i < kOutputBlock; ++i) {
         const int64_t o = block * kOutputBlock + i;
         for (int cluster : flush.clusters) {
-          int16_t scale = 0;
+          int8_t scale = 0;
           if (o < g_.oc && cluster >= 0)
             scale = clustered_ ? cluster_scales_[o * map_.clusters() + cluster] : int8_t{1};
           scales_.push_back(scale);
@@ -493,12 +551,14 @@ class Packer {
 
   const ConvGeometry& g_;
   const int taps_;
+  const WeightScheme scheme_;
   const bool clustered_;
   const ClusterMap map_;
   const absl::Span<const int8_t> codes_, cluster_scales_;
   PackedClusterConv& conv_;
-  std::vector<int8_t> weights_;
-  std::vector<int16_t> scales_;
+  std::vector<int8_t> weights_;  // of the block at work
+  std::vector<uint8_t> stored_;
+  std::vector<int8_t> scales_;
 };
 
 }  // namespace
@@ -526,10 +586,7 @@ double Int8Cycles(const PackedClusterConv& conv) {
   return std::max(4.0, static_cast<double>(g.oh) * g.ow) / 10 * cycles;
 }
 
-size_t ScratchBytes(const PackedClusterConv& conv) {
-  const Rows rows = RowsOf(conv);
-  return (1 + rows.tails) * rows.row_stride + sizeof(uint8_t*) * PointerCapacity(conv.geometry);
-}
+size_t ScratchBytes(const PackedClusterConv& conv) { return Scratch(conv, nullptr).bytes; }
 
 void Run(const PackedClusterConv& conv, const ClusterConvArgs& args, int64_t pixel_begin,
          int64_t pixel_end, int block_begin, int block_end) {
@@ -538,10 +595,9 @@ void Run(const PackedClusterConv& conv, const ClusterConvArgs& args, int64_t pix
   const bool avx2 = conv.isa != Isa::kAvx512Vnni;
   const TileKernels& kernels = (avx2 ? kAvx2Tiles : kAvx512Tiles)[conv.layout[kKind]];
   const TileKernels& narrow = avx2 ? kAvx2NarrowTiles[conv.layout[kKind]] : kernels;
-  const PixelPointers pointers(conv, args);
-  const Rows rows = RowsOf(conv);
-  const uint8_t** inputs = reinterpret_cast<const uint8_t**>(static_cast<uint8_t*>(args.scratch) +
-                                                             (1 + rows.tails) * rows.row_stride);
+  const Scratch scratch(conv, args.scratch);
+  const PixelPointers pointers(conv, args, scratch);
+  const uint8_t** inputs = scratch.pointers;
 
   // Chunks of equal size, so that the last one is not a poor fragment.
   const int64_t pixels = pixel_end - pixel_begin;
@@ -556,6 +612,7 @@ void Run(const PackedClusterConv& conv, const ClusterConvArgs& args, int64_t pix
   const int64_t chunks = (pixels + chunk - 1) / chunk;
 
   TileArgs tile{};
+  tile.scales = scratch.scales;
   BlockEpilogue epilogue(g, args, tile);
 
   for (int64_t c = 0; c < chunks; ++c) {
@@ -568,8 +625,18 @@ void Run(const PackedClusterConv& conv, const ClusterConvArgs& args, int64_t pix
     for (int block = block_begin; block < block_end; ++block) {
       epilogue.SetBlock(block);
       const int32_t* field = conv.layout.data() + kLayoutFields + kBlockFields * block;
-      tile.weights = conv.weights.as<int8_t>() + int64_t{field[kFirstStep]} * kStepBytes;
-      tile.scales = conv.scales.as<int16_t>() + int64_t{field[kFirstFlush]} * kFlushScales;
+      const uint8_t* stored = conv.weights.as<uint8_t>() + field[kFirstByte];
+      const int bits = conv.layout[kCodeBits];
+      if (bits < 8) {
+        ExpandCodesAvx2(stored, field[kBytes], bits, scratch.weights);
+        tile.weights = scratch.weights;
+      } else {
+        tile.weights = reinterpret_cast<const int8_t*>(stored);
+      }
+      if (conv.layout[kMostFlushes] > 0) {
+        const int8_t* scales = conv.scales.as<int8_t>() + int64_t{field[kFirstFlush]} * kFlushScales;
+        ExpandScalesAvx2(scales, int64_t{field[kFlushes]} * kFlushScales, scratch.scales);
+      }
       tile.program = conv.layout.data() + field[kProgram];
       tile.flushes = field[kFlushes];
       for (int64_t t = 0; t < tiles; ++t) {

@@ -60,6 +60,16 @@ struct TileArgs : EpilogueArgs {
   int32_t flushes;  // kInt8: runs
 };
 
+// Weights wait in memory as narrow as they are and become a tile's when their block is at work: one
+// pass over them that stays in the first-level cache, for all tiles of a chunk.
+//
+// Codes of 2 or 4 bits, plus 2^(bits - 1): byte i of each 32 packed ones has code i in its lowest
+// bits, code 32 + i in the next ones, and so on. `bytes` is a multiple of 32; both 32-byte aligned.
+void ExpandCodesAvx2(const uint8_t* packed, int64_t bytes, int bits, int8_t* codes);
+
+// `count` is a multiple of 32; both 32-byte aligned.
+void ExpandScalesAvx2(const int8_t* packed, int64_t count, int16_t* scales);
+
 // Finishes `pixels` consecutive pixels whose sums are acc[pixel][16], 32-byte aligned.
 void FinishAvx2(const EpilogueArgs& args, const int32_t* acc, int pixels);
 

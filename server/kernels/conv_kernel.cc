@@ -34,6 +34,10 @@ constexpr double kMeasureSeconds = 1e-3;
 constexpr int64_t kMeasuredMacs = 8 << 20;
 constexpr int64_t kLeastWinogradTiles = 18;
 
+// Times that differ by less than this are equal, as far as one measurement can tell: then the
+// kernel with the fewest bytes is taken.
+constexpr double kNear = 1.05;
+
 // Written before each run, so that weights come from beyond the second-level cache as they do
 // inside a network.
 constexpr size_t kEvictedBytes = 1 << 20;
@@ -250,7 +254,11 @@ ConvKernel ConvKernel::Make(const ConvGeometry& g, const QuantizedWeights& weigh
   size_t best = std::find(kinds.begin(), kinds.end(), choice.value_or(kKinds)) - kinds.begin();
   if (best == kinds.size()) {
     const std::vector<double> seconds = Measure(kernels);
-    best = std::min_element(seconds.begin(), seconds.end()) - seconds.begin();
+    const double near = kNear * *std::min_element(seconds.begin(), seconds.end());
+    for (size_t i = 0; i < kernels.size(); ++i) {
+      if (seconds[i] <= near && (best == kinds.size() || kernels[i].bytes() < kernels[best].bytes()))
+        best = i;
+    }
     Choices& all = AllChoices();
     std::lock_guard<std::mutex> all_lock(all.mutex);
     all.kinds[key] = kinds[best];

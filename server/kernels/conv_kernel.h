@@ -26,7 +26,8 @@ namespace tern::kernels {
 class ConvKernel {
  public:
   // Arguments as of PackClusterConv. Where several kernels take a layer and it is large enough for
-  // a difference, all of them run a part of one image, and the shortest time wins. That takes 1 to
+  // a difference, all of them run a part of one image, and the shortest time wins, or the fewest
+  // bytes among times that are equal. That takes 1 to
   // 4 ms and is done once per process for layers of the same shape, weights' kind, cluster size and
   // instruction set; the memory for it is freed again. Any thread may call it; measurements wait
   // for each other.
