@@ -108,8 +108,8 @@ std::vector<Group> MakeGroups(const ClusterMap& map) {
 // The weights of one step: [16 output channels][4 channels].
 using StepWeights = std::array<int8_t, kStepBytes>;
 
-// Sums of positive and of negative weights, lane by lane. In s16, which compilers turn into vectors:
-// no sum has more than a few steps beyond kMaxLaneSum.
+// Sums of positive and of negative weights, lane by lane. In s16, which compilers turn into
+// vectors: no sum has more than a few steps beyond kMaxLaneSum.
 class LaneSums {
  public:
   template <typename... Steps>
@@ -135,8 +135,8 @@ class LaneSums {
   int16_t positive_[kFlushScales] = {}, negative_[kFlushScales] = {};
 };
 
-// Calls `take` with the step, or with two that add up to it if vpmaddubsw would saturate: one product
-// per lane each.
+// Calls `take` with the step, or with two that add up to it if vpmaddubsw would saturate: one
+// product per lane each.
 template <typename Take>
 void ForExactParts(const StepWeights& w, const Take& take) {
   if (LaneSums(w).exact()) return take(w);
@@ -190,7 +190,6 @@ class FlushMaker {
   LaneSums sums_;
   std::vector<Flush> flushes_;
 };
-
 
 int64_t PointerCapacity(const ConvGeometry& g) {
   return std::max<int64_t>(kChunkPointers, int64_t{kMaxTilePixels} * g.kh * g.kw);
@@ -533,8 +532,12 @@ class Packer {
         rest.push_back(a);
         continue;
       }
-      ForExactParts(a.first, [&](const StepWeights& part) { rest.push_back({a.channel, part, {}}); });
-      ForExactParts(a.second, [&](const StepWeights& part) { rest.push_back({a.channel, {}, part}); });
+      ForExactParts(a.first, [&](const StepWeights& part) {
+        rest.push_back({a.channel, part, {}});
+      });
+      ForExactParts(a.second, [&](const StepWeights& part) {
+        rest.push_back({a.channel, {}, part});
+      });
     }
     for (const Pair& pair : rest) {
       twos.push_back(pair.channel);
@@ -634,7 +637,8 @@ void Run(const PackedClusterConv& conv, const ClusterConvArgs& args, int64_t pix
         tile.weights = reinterpret_cast<const int8_t*>(stored);
       }
       if (conv.layout[kMostFlushes] > 0) {
-        const int8_t* scales = conv.scales.as<int8_t>() + int64_t{field[kFirstFlush]} * kFlushScales;
+        const int8_t* scales =
+            conv.scales.as<int8_t>() + int64_t{field[kFirstFlush]} * kFlushScales;
         ExpandScalesAvx2(scales, int64_t{field[kFlushes]} * kFlushScales, scratch.scales);
       }
       tile.program = conv.layout.data() + field[kProgram];

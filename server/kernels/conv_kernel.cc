@@ -15,7 +15,6 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "server/base/aligned_buffer.h"
-#include "server/tensor/cluster.h"
 
 namespace tern::kernels {
 namespace {
@@ -30,13 +29,14 @@ constexpr size_t kMostChoices = 10000;
 // A measurement runs all kernels in turn, at least this often, until the time is over.
 constexpr int kLeastRounds = 3;
 constexpr double kMeasureSeconds = 1e-3;
-// Multiply-accumulates of one run, about; at least as many tiles as Winograd's work on together.
+// Multiply-accumulates of one run, about; but as many units as a kernel works on together, by Kind:
+// pixels of five register tiles, one table's positions, tiles of a chunk.
 constexpr int64_t kMeasuredMacs = 8 << 20;
-constexpr int64_t kLeastWinogradTiles = 18;
+constexpr int64_t kLeastUnits[] = {30, 1, 36};
 
 // Times that differ by less than this are equal, as far as one measurement can tell: then the
 // kernel with the fewest bytes is taken.
-constexpr double kNear = 1.05;
+constexpr double kNear = 1.03;
 
 // Written before each run, so that weights come from beyond the second-level cache as they do
 // inside a network.
@@ -51,45 +51,6 @@ double CpuSeconds() {
 
 double Macs(const ConvGeometry& g) {
   return static_cast<double>(int64_t{g.oh} * g.ow * g.oc * g.ic) * (g.kh * g.kw);
-}
-
-// Products of code and scale, [oc, ic, kh, kw].
-std::vector<int16_t> IntegerWeights(const ConvGeometry& g, const QuantizedWeights& weights) {
-  const auto codes = weights.codes.data<int8_t>();
-  std::vector<int16_t> products(codes.begin(), codes.end());
-  if (!IsClustered(weights.scheme)) return products;
-  const auto scales = weights.cluster_scales.data<int8_t>();
-  const ClusterMap map(g.ic, weights.cluster_size);
-  const int taps = g.kh * g.kw;
-  int16_t* w = products.data();
-  for (int64_t o = 0; o < g.oc; ++o) {
-    for (int c = 0; c < g.ic; ++c) {
-      const int scale = scales[o * map.clusters() + map.cluster_of(c)];
-      for (int t = 0; t < taps; ++t, ++w) *w = static_cast<int16_t>(*w * scale);
-    }
-  }
-  return products;
-}
-
-// What Winograd's kernel would run: the products, and the largest tile that they and the limit of
-// memory allow; none: it does not take the layer.
-struct WinogradPlan {
-  std::vector<int16_t> products;
-  std::optional<WinogradTile> tile;
-};
-
-WinogradPlan PlanWinograd(const ConvGeometry& g, const QuantizedWeights& weights, Isa isa) {
-  WinogradPlan plan;
-  if (!WinogradConvAccepts(g, isa)) return plan;
-  plan.products = IntegerWeights(g, weights);
-  for (WinogradTile tile : {WinogradTile::k4x4, WinogradTile::k2x4, WinogradTile::k2x2}) {
-    if (WinogradConvBytes(g, tile) <= kMaxWinogradBytes &&
-        WinogradConvFits(g, plan.products, tile)) {
-      plan.tile = tile;
-      break;
-    }
-  }
-  return plan;
 }
 
 // Which kernel was the fastest, by layer: shape, weights' kind, cluster size, instruction set and
@@ -164,22 +125,6 @@ double LibraryCycles(const ConvGeometry& g) {
   return outputs * (channels * g.kh * g.kw * InsideShare(g) / kMacs + kPerOutput);
 }
 
-double WinogradCycles(const ConvGeometry& g, WinogradTile of) {
-  // Per product and 16 output channels of a tile: 16 multiply-accumulates per input channel; and
-  // the transforms of a tile's inputs and outputs with the epilogue.
-  constexpr double kMacs = 25, kPerProduct = 6;
-  constexpr double kProducts[] = {16, 24, 36}, kOutputs[] = {150, 240, 350},
-                   kInputs[] = {60, 90, 140};
-  // Weights come from the third-level cache, whatever the number of tiles.
-  constexpr double kBytes = 6;
-  const int tile = static_cast<int>(of);
-  const double tiles = static_cast<double>(WinogradConvTiles(g, of, 1)), blocks = OutputBlocks(g);
-  const double multiply = kProducts[tile] * (16.0 * g.ic / kMacs + kPerProduct);
-  return std::max(tiles * blocks * multiply,
-                  static_cast<double>(WinogradConvBytes(g, of)) / kBytes) +
-         tiles * (blocks * kOutputs[tile] + g.ic / 16.0 * kInputs[tile]);
-}
-
 }  // namespace
 
 std::vector<double> ConvKernel::Measure(absl::Span<const ConvKernel> kernels) {
@@ -204,10 +149,9 @@ std::vector<double> ConvKernel::Measure(absl::Span<const ConvKernel> kernels) {
   for (int round = 0; round < kLeastRounds || CpuSeconds() < end; ++round) {
     for (size_t i = 0; i < kernels.size(); ++i) {
       const int64_t all = kernels[i].Units(1);
-      const bool winograd = std::holds_alternative<PackedWinogradConv>(kernels[i].packed_);
       const int64_t some = std::clamp<int64_t>(
           static_cast<int64_t>(static_cast<double>(all) * kMeasuredMacs / Macs(g)),
-          std::min(all, winograd ? kLeastWinogradTiles : 1), all);
+          std::min(all, kLeastUnits[kernels[i].packed_.index()]), all);
       const auto run = [&] {
         const double begin = CpuSeconds();
         kernels[i].Run(args, 0, some, 0, OutputBlocks(g));
@@ -228,20 +172,19 @@ std::vector<double> ConvKernel::Measure(absl::Span<const ConvKernel> kernels) {
 }
 
 ConvKernel ConvKernel::Make(const ConvGeometry& g, const QuantizedWeights& weights, Isa isa) {
-  const WinogradPlan winograd = PlanWinograd(g, weights, isa);
+  const std::optional<WinogradTile> winograd = ChooseWinogradTile(g, weights, isa);
   const bool large = g.oc >= kLeastOutputs && g.oh * g.ow >= kLeastPixels;
   std::vector<Kind> kinds{kTiles};
   if (large && TableConvAccepts(g, weights, isa)) kinds.push_back(kTables);
-  if (winograd.tile) kinds.push_back(kWinograd);
+  if (winograd) kinds.push_back(kWinograd);
   const auto pack = [&](Kind kind) {
     if (kind == kTables) return ConvKernel(PackTableConv(g, weights));
-    if (kind == kWinograd)
-      return ConvKernel(PackWinogradConv(g, winograd.products, *winograd.tile));
+    if (kind == kWinograd) return ConvKernel(PackWinogradConv(g, weights, *winograd));
     return ConvKernel(PackClusterConv(g, weights, isa));
   };
   if (kinds.size() == 1) return pack(kTiles);
 
-  const Key key = KeyOf(g, weights, isa, winograd.tile);
+  const Key key = KeyOf(g, weights, isa, winograd);
   std::optional<Kind> choice = Choice(key);
   // A file of choices may name what does not take the layer.
   if (choice && std::find(kinds.begin(), kinds.end(), *choice) != kinds.end()) return pack(*choice);
@@ -256,7 +199,8 @@ ConvKernel ConvKernel::Make(const ConvGeometry& g, const QuantizedWeights& weigh
     const std::vector<double> seconds = Measure(kernels);
     const double near = kNear * *std::min_element(seconds.begin(), seconds.end());
     for (size_t i = 0; i < kernels.size(); ++i) {
-      if (seconds[i] <= near && (best == kinds.size() || kernels[i].bytes() < kernels[best].bytes()))
+      if (seconds[i] <= near &&
+          (best == kinds.size() || kernels[i].bytes() < kernels[best].bytes()))
         best = i;
     }
     Choices& all = AllChoices();
@@ -269,8 +213,8 @@ ConvKernel ConvKernel::Make(const ConvGeometry& g, const QuantizedWeights& weigh
 std::optional<ConvKernel> ConvKernel::MakeIfFaster(const ConvGeometry& g,
                                                    const QuantizedWeights& weights, Isa isa) {
   const double library = LibraryCycles(g);
-  const WinogradPlan winograd = PlanWinograd(g, weights, isa);
-  const double winograd_cycles = winograd.tile ? WinogradCycles(g, *winograd.tile) : library;
+  const std::optional<WinogradTile> winograd = ChooseWinogradTile(g, weights, isa);
+  const double winograd_cycles = winograd ? WinogradConvCycles(g, *winograd) : library;
   // Tiles never come near half of a library's time.
   if (winograd_cycles > 0.5 * library) {
     PackedClusterConv tiles = PackClusterConv(g, weights, isa);
@@ -278,7 +222,7 @@ std::optional<ConvKernel> ConvKernel::MakeIfFaster(const ConvGeometry& g,
     if (tiles_cycles < std::min(winograd_cycles, library)) return ConvKernel(std::move(tiles));
   }
   if (winograd_cycles >= library) return std::nullopt;
-  return ConvKernel(PackWinogradConv(g, winograd.products, *winograd.tile));
+  return ConvKernel(PackWinogradConv(g, weights, *winograd));
 }
 
 std::string KernelChoices() {

@@ -5,6 +5,9 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <vector>
+
+#include "server/tensor/cluster.h"
 
 #if TERN_HAVE_AVX2
 #include "server/kernels/cluster_conv_epilogue.h"
@@ -21,7 +24,10 @@ using namespace winograd;  // NOLINT(build/namespaces): the other half of this f
 
 // Transformed inputs of the tiles that are computed together: with the products of a block they
 // stay in a second-level cache of 512 KB.
-constexpr int64_t kInputBytes = 192 * 1024;
+constexpr int64_t kInputBytes = 336 * 1024;
+
+// Of a pair of input channels and a block of output channels.
+constexpr int kPairScales = 2 * kOutputBlock, kPairCodes = 9 * kPairScales;
 
 // Rows of G, times the integers that winograd_conv_tiles.h names.
 constexpr int kG2[4][3] = {{1, 0, 0}, {1, 1, 1}, {1, -1, 1}, {0, 0, 1}};
@@ -31,8 +37,9 @@ const Kernels& KernelsOf(WinogradTile tile) { return kAvx2Kernels[static_cast<in
 
 int Products(const Kernels& k) { return (k.rows + 2) * (k.columns + 2); }
 
-// The weights of all products, [rows + 2][columns + 2], of the nine of a channel pair.
-void TransformWeights(const Kernels& k, const int16_t* w, int32_t* out) {
+// The weights of all products, [rows + 2][columns + 2], of the nine of an input and an output
+// channel.
+void TransformNine(const Kernels& k, const int16_t* w, int32_t* out) {
   const auto g = [](int m, int i) { return m == 2 ? kG2[i] : kG4[i]; };
   for (int i = 0; i < k.rows + 2; ++i) {
     const int* down = g(k.rows, i);
@@ -43,6 +50,23 @@ void TransformWeights(const Kernels& k, const int16_t* w, int32_t* out) {
       *out++ = across[0] * half[0] + across[1] * half[1] + across[2] * half[2];
     }
   }
+}
+
+// Products of code and scale, [oc, ic, 3, 3].
+std::vector<int16_t> IntegerWeights(const ConvGeometry& g, const QuantizedWeights& weights) {
+  const auto codes = weights.codes.data<int8_t>();
+  std::vector<int16_t> products(codes.begin(), codes.end());
+  if (!IsClustered(weights.scheme)) return products;
+  const auto scales = weights.cluster_scales.data<int8_t>();
+  const ClusterMap map(g.ic, weights.cluster_size);
+  int16_t* w = products.data();
+  for (int64_t o = 0; o < g.oc; ++o) {
+    for (int c = 0; c < g.ic; ++c) {
+      const int scale = scales[o * map.clusters() + map.cluster_of(c)];
+      for (int t = 0; t < 9; ++t, ++w) *w = static_cast<int16_t>(*w * scale);
+    }
+  }
+  return products;
 }
 
 // Whether 2^shift times every sum fits s32, with the shift of the tile's first output.
@@ -67,8 +91,8 @@ bool SumsFit(const ConvGeometry& g, const Kernels& kernels, absl::Span<const int
   return true;
 }
 
-int64_t ChunkTiles(const PackedWinogradConv& conv) {
-  const int64_t tile_bytes = int64_t{2} * Products(KernelsOf(conv.tile)) * conv.geometry.ic;
+int64_t ChunkTiles(const ConvGeometry& g, WinogradTile tile) {
+  const int64_t tile_bytes = int64_t{2} * Products(KernelsOf(tile)) * g.ic;
   return std::max<int64_t>(kInputBytes / tile_bytes / kRegisterTiles, 2) * kRegisterTiles;
 }
 
@@ -80,12 +104,17 @@ int64_t ProductStride(int64_t tiles, int64_t channels) {
   return ((tiles * channels + kLine - 1) / kLine | 1) * kLine;
 }
 
+// Of the transformed weights of a block, likewise.
+int64_t WeightStride(const ConvGeometry& g) { return ProductStride<int16_t>(g.ic, kOutputBlock); }
+
 // The parts of a call's scratch, each at a multiple of 64 bytes.
 struct Scratch {
   Scratch(const PackedWinogradConv& conv, void* memory) : at(static_cast<char*>(memory)) {
-    const int64_t tiles = ChunkTiles(conv), products = Products(KernelsOf(conv.tile));
+    const int64_t tiles = ChunkTiles(conv.geometry, conv.tile),
+                  products = Products(KernelsOf(conv.tile));
     padding = Take<uint8_t>(conv.geometry.ic);
     inputs = Take<int16_t>(products * ProductStride<int16_t>(tiles, conv.geometry.ic));
+    weights = Take<int16_t>((KernelsOf(conv.tile).columns + 2) * WeightStride(conv.geometry));
     outputs = Take<int32_t>(products * ProductStride<int32_t>(tiles, kOutputBlock));
     bytes = static_cast<size_t>(at - static_cast<char*>(memory));
   }
@@ -100,6 +129,7 @@ struct Scratch {
   char* at;
   uint8_t* padding;  // one pixel
   int16_t* inputs;   // [product][tile][ic], products ProductStride apart
+  int16_t* weights;  // [product of a row][ic / 2][16][2] of one block, the same
   int32_t* outputs;  // [product][tile][16] of one block, the same
   size_t bytes;
 };
@@ -124,7 +154,7 @@ class Runner {
 
   void Run(int64_t tile_begin, int64_t tile_end, int block_begin, int block_end) {
     // Chunks of about equal size.
-    const int64_t count = tile_end - tile_begin, most = ChunkTiles(conv_);
+    const int64_t count = tile_end - tile_begin, most = ChunkTiles(conv_.geometry, conv_.tile);
     const int64_t chunks = (count + most - 1) / most;
     for (int64_t c = 0; c < chunks; ++c) {
       const int64_t first = tile_begin + count * c / chunks;
@@ -180,11 +210,18 @@ class Runner {
   void MultiplyBlock(int block, int n) {
     const int groups = (n + kRegisterTiles - 1) / kRegisterTiles;
     const int tiles = n / groups, longer = n % groups;  // the first ones have one tile more
+    const int64_t pairs = g_.ic / 2, stride = WeightStride(g_);
+    const int8_t* codes = conv_.codes.as<int8_t>() + block * pairs * kPairCodes;
+    const int8_t* scales = conv_.scales.size_bytes() == 0
+                               ? nullptr
+                               : conv_.scales.as<int8_t>() + block * pairs * kPairScales;
     MultiplyArgs multiply{};
     multiply.channels = g_.ic;
-    multiply.weights =
-        conv_.weights.as<int16_t>() + int64_t{block} * products_ * g_.ic * kOutputBlock;
-    for (int p = 0; p < products_; ++p, multiply.weights += g_.ic * kOutputBlock) {
+    for (int p = 0; p < products_; ++p) {
+      const int row = p / (kernels_.columns + 2), column = p % (kernels_.columns + 2);
+      // A row at a time stays in the first-level cache for up to 128 channels.
+      if (column == 0) kernels_.weights[row](codes, scales, pairs, scratch_.weights, stride);
+      multiply.weights = scratch_.weights + column * stride;
       multiply.input = scratch_.inputs + p * input_stride_;
       multiply.out = scratch_.outputs + p * output_stride_;
       for (int group = 0; group < groups; ++group) {
@@ -225,8 +262,8 @@ bool WinogradConvAccepts(const ConvGeometry& g, Isa isa) {
          g.dilation_h == 1 && g.dilation_w == 1 && g.ic % 16 == 0;
 }
 
-size_t WinogradConvBytes(const ConvGeometry& g, WinogradTile tile) {
-  return sizeof(int16_t) * OutputBlocks(g) * Products(KernelsOf(tile)) * g.ic * kOutputBlock;
+size_t WinogradConvRowBytes(const ConvGeometry& g, WinogradTile tile) {
+  return sizeof(int16_t) * (KernelsOf(tile).columns + 2) * WeightStride(g);
 }
 
 bool WinogradConvFits(const ConvGeometry& g, absl::Span<const int16_t> weights, WinogradTile tile) {
@@ -242,7 +279,7 @@ bool WinogradConvFits(const ConvGeometry& g, absl::Span<const int16_t> weights, 
   if (std::max(-int{low}, int{high}) * most <= INT16_MAX) return true;
   for (size_t i = 0; i < weights.size(); i += 9) {
     int32_t transformed[kMaxProducts];
-    TransformWeights(k, weights.data() + i, transformed);
+    TransformNine(k, weights.data() + i, transformed);
     for (int p = 0; p < Products(k); ++p) {
       if (std::abs(transformed[p]) > INT16_MAX) return false;
     }
@@ -250,29 +287,61 @@ bool WinogradConvFits(const ConvGeometry& g, absl::Span<const int16_t> weights, 
   return true;
 }
 
-PackedWinogradConv PackWinogradConv(const ConvGeometry& geometry, absl::Span<const int16_t> weights,
+std::optional<WinogradTile> ChooseWinogradTile(const ConvGeometry& g,
+                                               const QuantizedWeights& weights, Isa isa) {
+  if (!WinogradConvAccepts(g, isa)) return std::nullopt;
+  const std::vector<int16_t> products = IntegerWeights(g, weights);
+  for (WinogradTile tile : {WinogradTile::k4x4, WinogradTile::k2x4, WinogradTile::k2x2}) {
+    if (WinogradConvRowBytes(g, tile) <= kMaxWinogradRowBytes &&
+        WinogradConvFits(g, products, tile))
+      return tile;
+  }
+  return std::nullopt;
+}
+
+double WinogradConvCycles(const ConvGeometry& g, WinogradTile of) {
+  // Per product and 16 output channels of a tile: 16 multiply-accumulates per input channel; the
+  // transforms of a tile's inputs and outputs with the epilogue; and those of the weights, for each
+  // chunk of tiles, per pair of input channels.
+  constexpr double kMacs = 25, kPerProduct = 6;
+  constexpr double kProducts[] = {16, 24, 36}, kOutputs[] = {150, 240, 350},
+                   kInputs[] = {60, 90, 140}, kWeights[] = {60, 85, 130};
+  const int tile = static_cast<int>(of);
+  const int64_t tiles = WinogradConvTiles(g, of, 1), most = ChunkTiles(g, of);
+  const double chunks = static_cast<double>((tiles + most - 1) / most);
+  const double blocks = OutputBlocks(g), pairs = g.ic / 2;
+  const double multiply = kProducts[tile] * (16.0 * g.ic / kMacs + kPerProduct);
+  return static_cast<double>(tiles) *
+             (blocks * (multiply + kOutputs[tile]) + g.ic / 16.0 * kInputs[tile]) +
+         chunks * blocks * pairs * kWeights[tile];
+}
+
+PackedWinogradConv PackWinogradConv(const ConvGeometry& geometry, const QuantizedWeights& weights,
                                     WinogradTile tile) {
   const ConvGeometry& g = geometry;
-  const Kernels& k = KernelsOf(tile);
   PackedWinogradConv conv;
   conv.geometry = geometry;
   conv.tile = tile;
-  conv.weights = AlignedBuffer(WinogradConvBytes(g, tile));
-  const int blocks = OutputBlocks(g), products = Products(k);
-  constexpr int kPair = 2 * kOutputBlock;
-  for (int64_t block = 0; block < blocks; ++block) {
-    for (int64_t c = 0; c < g.ic; c += 2) {
-      int16_t pair[kMaxProducts][kPair] = {};
-      for (int i = 0; i < kPair; ++i) {
+  const bool clustered = IsClustered(weights.scheme);
+  const int64_t pairs = int64_t{OutputBlocks(g)} * g.ic / 2;
+  conv.codes = AlignedBuffer(pairs * kPairCodes);
+  int8_t* code = conv.codes.as<int8_t>();
+  std::memset(code, 0, conv.codes.size_bytes());
+  if (clustered) conv.scales = AlignedBuffer(pairs * kPairScales);
+  int8_t* scale = conv.scales.as<int8_t>();
+  const ClusterMap map(g.ic, clustered ? weights.cluster_size : g.ic);
+  const auto codes = weights.codes.data<int8_t>(), scales = weights.cluster_scales.data<int8_t>();
+  for (int block = 0; block < OutputBlocks(g); ++block) {
+    for (int c = 0; c < g.ic; c += 2, code += kPairCodes, scale += kPairScales) {
+      for (int i = 0; i < kPairScales; ++i) {
         const int64_t o = block * kOutputBlock + i / 2;
-        if (o >= g.oc) break;
-        int32_t transformed[kMaxProducts];
-        TransformWeights(k, weights.data() + (o * g.ic + c + i % 2) * 9, transformed);
-        for (int p = 0; p < products; ++p) pair[p][i] = static_cast<int16_t>(transformed[p]);
+        const int channel = c + i % 2;
+        if (clustered)
+          scale[i] = o < g.oc ? scales[o * map.clusters() + map.cluster_of(channel)] : int8_t{0};
+        if (o >= g.oc) continue;
+        const int8_t* nine = codes.data() + (o * g.ic + channel) * 9;
+        for (int tap = 0; tap < 9; ++tap) code[tap * kPairScales + i] = nine[tap];
       }
-      int16_t* to = conv.weights.as<int16_t>() + (block * products * g.ic + c) * kOutputBlock;
-      for (int p = 0; p < products; ++p, to += g.ic * kOutputBlock)
-        std::memcpy(to, pair[p], sizeof(pair[p]));
     }
   }
   return conv;
@@ -296,11 +365,15 @@ void RunWinogradConv(const PackedWinogradConv& conv, const ClusterConvArgs& args
 #else  // Accepts nothing, so the rest is never called.
 
 bool WinogradConvAccepts(const ConvGeometry&, Isa) { return false; }
-size_t WinogradConvBytes(const ConvGeometry&, WinogradTile) { return 0; }
+size_t WinogradConvRowBytes(const ConvGeometry&, WinogradTile) { return 0; }
 bool WinogradConvFits(const ConvGeometry&, absl::Span<const int16_t>, WinogradTile) {
   return false;
 }
-PackedWinogradConv PackWinogradConv(const ConvGeometry&, absl::Span<const int16_t>, WinogradTile) {
+std::optional<WinogradTile> ChooseWinogradTile(const ConvGeometry&, const QuantizedWeights&, Isa) {
+  return std::nullopt;
+}
+double WinogradConvCycles(const ConvGeometry&, WinogradTile) { return 0; }
+PackedWinogradConv PackWinogradConv(const ConvGeometry&, const QuantizedWeights&, WinogradTile) {
   return {};
 }
 size_t WinogradConvScratchBytes(const PackedWinogradConv&) { return 0; }

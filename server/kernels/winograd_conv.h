@@ -8,16 +8,18 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 
 #include "absl/types/span.h"
 #include "server/base/aligned_buffer.h"
 #include "server/kernels/cluster_conv.h"
 #include "server/kernels/dispatch.h"
+#include "server/tensor/quantized_weights.h"
 
 namespace tern::kernels {
 
 // Output pixels that one set of products gives, rows x columns. Multiplications per output and
-// channel pair, of nine: 4, 3, 2.25. Bytes of packed weights per weight: 3.6, 5.3, 8.
+// channel pair, of nine: 4, 3, 2.25.
 enum class WinogradTile { k2x2, k2x4, k4x4 };
 
 // Whether the functions below take the shape: AVX2; 3x3 with stride and dilation 1, any padding;
@@ -28,17 +30,19 @@ bool WinogradConvAccepts(const ConvGeometry& geometry, Isa isa);
 struct PackedWinogradConv {
   ConvGeometry geometry;
   WinogradTile tile = WinogradTile::k2x2;
-  // s16 [block of 16 output channels][product of the tile][ic / 2][16][2].
-  AlignedBuffer weights;
-  size_t bytes() const { return weights.size_bytes(); }
+  // s8 [block of 16 output channels][ic / 2][9 taps][16][2]; their transforms, which are 3.6 to 8
+  // times as long, are made when a block is at work.
+  AlignedBuffer codes;
+  AlignedBuffer scales;  // s8 [block][ic / 2][16][2]; empty for int8
+  size_t bytes() const { return codes.size_bytes() + scales.size_bytes(); }
 };
 
-// Packed weights are wider and more than the layer's: beyond this they cost more memory, and more
-// time to fetch, than the fewer products save.
-inline constexpr size_t kMaxWinogradBytes = 2304 << 10;
+// The transformed weights of one row of products, for a block of output channels: beyond this, with
+// the inputs of a chunk, they leave a second-level cache of 512 KB.
+inline constexpr size_t kMaxWinogradRowBytes = 56 << 10;
 
-// The bytes that packed weights take.
-size_t WinogradConvBytes(const ConvGeometry& geometry, WinogradTile tile);
+// The bytes that they take.
+size_t WinogradConvRowBytes(const ConvGeometry& geometry, WinogradTile tile);
 
 // Whether the transformed weights and the sums stay in the range in which they are exact.
 // WinogradConvAccepts() must hold. `weights` are [oc, ic, 3, 3], products of code and cluster
@@ -46,8 +50,16 @@ size_t WinogradConvBytes(const ConvGeometry& geometry, WinogradTile tile);
 bool WinogradConvFits(const ConvGeometry& geometry, absl::Span<const int16_t> weights,
                       WinogradTile tile);
 
-// WinogradConvFits() must hold.
-PackedWinogradConv PackWinogradConv(const ConvGeometry& geometry, absl::Span<const int16_t> weights,
+// The largest tile that the weights and kMaxWinogradRowBytes allow; none if the functions below
+// do not take the layer.
+std::optional<WinogradTile> ChooseWinogradTile(const ConvGeometry& geometry,
+                                               const QuantizedWeights& weights, Isa isa);
+
+// Cycles that one image is expected to take on Zen 3 (docs/kernels.md).
+double WinogradConvCycles(const ConvGeometry& geometry, WinogradTile tile);
+
+// WinogradConvFits() must hold for the products of codes and scales.
+PackedWinogradConv PackWinogradConv(const ConvGeometry& geometry, const QuantizedWeights& weights,
                                     WinogradTile tile);
 
 // Scratch for one call of RunWinogradConv, any range: ClusterConvArgs::scratch.

@@ -36,6 +36,13 @@ struct Dimension<2> {
     t[2] = Sub16(x[2], x[1]);
     t[3] = Sub16(x[1], x[3]);
   }
+  static TERN_INLINE void Weights(const __m256i (&w)[3], __m256i (&g)[4]) {
+    const __m256i outer = Add16(w[0], w[2]);
+    g[0] = w[0];
+    g[1] = Add16(outer, w[1]);
+    g[2] = Sub16(outer, w[1]);
+    g[3] = w[2];
+  }
   // With rows of G times 1, 2, 2, 1.
   static TERN_INLINE void Output(const __m256i (&p)[4], __m256i (&y)[2]) {
     const __m256i p3 = Add32(p[3], p[3]);
@@ -62,6 +69,16 @@ struct Dimension<4> {
     t[3] = Add16(c, e);
     t[4] = Sub16(c, e);
     t[5] = Sub16(Sub16(x[5], x[3]), Add16(e, e));
+  }
+  static TERN_INLINE void Weights(const __m256i (&w)[3], __m256i (&g)[6]) {
+    const __m256i outer = Add16(w[0], w[2]), middle = Add16(w[1], w[1]);
+    const __m256i wide = Add16(w[0], _mm256_slli_epi16(w[2], 2));
+    g[0] = w[0];
+    g[1] = Add16(outer, w[1]);
+    g[2] = Sub16(outer, w[1]);
+    g[3] = Add16(wide, middle);
+    g[4] = Sub16(wide, middle);
+    g[5] = w[2];
   }
   // With rows of G times 4, -6, -6, 24, 24, 1.
   static TERN_INLINE void Output(const __m256i (&p)[6], __m256i (&y)[4]) {
@@ -104,6 +121,42 @@ void TransformInputOf(const uint8_t* const* pixels, int channels, int16_t* out, 
   }
 }
 
+TERN_INLINE __m256i Widen(const int8_t* codes) {
+  return _mm256_cvtepi8_epi16(_mm_load_si128(reinterpret_cast<const __m128i*>(codes)));
+}
+
+// Modulo 2^16: what comes out fits (WinogradConvFits). The compiler drops what row kRow does not
+// need.
+template <int kRows, int kColumns, int kRow>
+void TransformWeightsOf(const int8_t* codes, const int8_t* scales, int64_t pairs, int16_t* out,
+                        int64_t stride) {
+  using Down = Dimension<kRows>;
+  using Across = Dimension<kColumns>;
+  if constexpr (kRow < Down::kIn) {
+    for (int64_t half = 0; half < 2 * pairs; ++half) {
+      const int8_t* w = codes + half / 2 * (9 * 32) + half % 2 * 16;
+      __m256i row[3], t[Across::kIn];
+      TERN_UNROLL
+      for (int x = 0; x < 3; ++x) {
+        const __m256i taps[3] = {Widen(w + 32 * x), Widen(w + 32 * (3 + x)),
+                                 Widen(w + 32 * (6 + x))};
+        __m256i all[Down::kIn];
+        Down::Weights(taps, all);
+        row[x] = all[kRow];
+      }
+      if (scales != nullptr) {
+        const __m256i scale = Widen(scales + 16 * half);
+        TERN_UNROLL
+        for (int x = 0; x < 3; ++x) row[x] = _mm256_mullo_epi16(row[x], scale);
+      }
+      Across::Weights(row, t);
+      int16_t* to = out + 16 * half;
+      TERN_UNROLL
+      for (int j = 0; j < Across::kIn; ++j, to += stride) Store(to, t[j]);
+    }
+  }
+}
+
 template <int kRows, int kColumns>
 void TransformOutputOf(const int32_t* products, int64_t stride, int32_t* sums) {
   using Down = Dimension<kRows>;
@@ -139,14 +192,10 @@ void TransformOutputOf(const int32_t* products, int64_t stride, int32_t* sums) {
   }
 }
 
-constexpr int kPrefetchBytes = 2048;
-
 // acc += two channels, kAt bytes from channel c on, times their weights.
 template <int kTiles, int kAt>
 TERN_INLINE void AddPair(const int16_t* const (&x)[kTiles], int64_t c, const int16_t* w,
                          __m256i (&acc)[kTiles][2]) {
-  // Weights stream from beyond the second-level cache; the processor's own prefetch stops at pages.
-  _mm_prefetch(reinterpret_cast<const char*>(w) + kPrefetchBytes, _MM_HINT_T0);
   const __m256i w0 = Load(w), w1 = Load(w + 16);
   TERN_UNROLL
   for (int t = 0; t < kTiles; ++t) {
@@ -183,11 +232,18 @@ void MultiplyTiles(const MultiplyArgs& k) {
 
 }  // namespace
 
-const Kernels kAvx2Kernels[3] = {
-    {2, 2, TransformInputOf<2, 2>, TransformOutputOf<2, 2>},
-    {2, 4, TransformInputOf<2, 4>, TransformOutputOf<2, 4>},
-    {4, 4, TransformInputOf<4, 4>, TransformOutputOf<4, 4>},
-};
+template <int kRows, int kColumns>
+constexpr Kernels KernelsOf() {
+  return {kRows,
+          kColumns,
+          TransformInputOf<kRows, kColumns>,
+          {TransformWeightsOf<kRows, kColumns, 0>, TransformWeightsOf<kRows, kColumns, 1>,
+           TransformWeightsOf<kRows, kColumns, 2>, TransformWeightsOf<kRows, kColumns, 3>,
+           TransformWeightsOf<kRows, kColumns, 4>, TransformWeightsOf<kRows, kColumns, 5>},
+          TransformOutputOf<kRows, kColumns>};
+}
+
+const Kernels kAvx2Kernels[3] = {KernelsOf<2, 2>(), KernelsOf<2, 4>(), KernelsOf<4, 4>()};
 
 const Multiply kAvx2Multiply[kRegisterTiles + 1] = {
     nullptr,          MultiplyTiles<1>, MultiplyTiles<2>, MultiplyTiles<3>,

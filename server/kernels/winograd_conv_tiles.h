@@ -34,6 +34,12 @@ inline constexpr int kRegisterTiles = 6;
 using TransformInput = void (*)(const uint8_t* const* pixels, int channels, int16_t* out,
                                 int64_t stride);
 
+// Transforms the weights of one block of 16 output channels for one row of products:
+// codes[pair of channels][9 taps][16][2] times scales[pair][16][2] (null: 1), 32-byte aligned.
+// out[product of the row][pair][16][2], products `stride` elements apart.
+using TransformWeights = void (*)(const int8_t* codes, const int8_t* scales, int64_t pairs,
+                                  int16_t* out, int64_t stride);
+
 // out[tile][16] = sum over channels of input[tile][channel] * weights[channel / 2][16][channel %
 // 2], for `tiles` (1..kRegisterTiles) tiles `channels` elements apart.
 struct MultiplyArgs {
@@ -50,6 +56,7 @@ using TransformOutput = void (*)(const int32_t* products, int64_t stride, int32_
 struct Kernels {
   int rows, columns;  // m of both dimensions
   TransformInput input;
+  TransformWeights weights[6];  // by row, rows + 2 of them
   TransformOutput output;
 };
 

@@ -109,23 +109,6 @@ QuantizedWeights DrawWeights(const ConvGeometry& g, const Weights& kind) {
   return weights;
 }
 
-// Products of code and scale.
-std::vector<int16_t> Products(const ConvGeometry& g, const QuantizedWeights& weights) {
-  const auto codes = weights.codes.data<int8_t>();
-  std::vector<int16_t> products(codes.begin(), codes.end());
-  if (!IsClustered(weights.scheme)) return products;
-  const ClusterMap map(g.ic, weights.cluster_size);
-  const auto scales = weights.cluster_scales.data<int8_t>();
-  const int64_t taps = int64_t{g.kh} * g.kw;
-  for (size_t i = 0; i < products.size(); ++i) {
-    const int64_t pair = static_cast<int64_t>(i) / taps;
-    const int cluster = map.cluster_of(static_cast<int>(pair % g.ic));
-    products[i] =
-        static_cast<int16_t>(products[i] * scales[pair / g.ic * map.clusters() + cluster]);
-  }
-  return products;
-}
-
 // One kernel with packed weights.
 struct Kernel {
   size_t scratch_bytes = 0;
@@ -150,18 +133,14 @@ Kernel Tables(const ConvGeometry& g, const QuantizedWeights& weights, Isa) {
           }};
 }
 
-Kernel Winograd(const ConvGeometry& g, const QuantizedWeights& weights, Isa) {
-  const std::vector<int16_t> products = Products(g, weights);
-  for (WinogradTile tile : {WinogradTile::k4x4, WinogradTile::k2x4, WinogradTile::k2x2}) {
-    if (WinogradConvBytes(g, tile) > kMaxWinogradBytes) continue;
-    if (!WinogradConvFits(g, products, tile)) continue;
-    auto conv = std::make_shared<PackedWinogradConv>(PackWinogradConv(g, products, tile));
-    return {WinogradConvScratchBytes(*conv), conv->bytes(), [conv](const ClusterConvArgs& args) {
-              RunWinogradConv(*conv, args, 0, WinogradConvTiles(*conv, args.batch), 0,
-                              OutputBlocks(conv->geometry));
-            }};
-  }
-  return {};
+Kernel Winograd(const ConvGeometry& g, const QuantizedWeights& weights, Isa isa) {
+  const std::optional<WinogradTile> tile = ChooseWinogradTile(g, weights, isa);
+  if (!tile) return {};
+  auto conv = std::make_shared<PackedWinogradConv>(PackWinogradConv(g, weights, *tile));
+  return {WinogradConvScratchBytes(*conv), conv->bytes(), [conv](const ClusterConvArgs& args) {
+            RunWinogradConv(*conv, args, 0, WinogradConvTiles(*conv, args.batch), 0,
+                            OutputBlocks(conv->geometry));
+          }};
 }
 
 Kernel Depthwise(const ConvGeometry& g, Isa isa) {

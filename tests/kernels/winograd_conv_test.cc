@@ -3,6 +3,7 @@
 
 #include <thread>
 
+#include "absl/algorithm/container.h"
 #include "gtest/gtest.h"
 #include "tests/kernels/conv_geometry.h"
 #include "tests/kernels/conv_problem.h"
@@ -45,8 +46,7 @@ void Check(const Problem& p) {
     if (!fits && p.weights.scheme == WeightScheme::kInt4Cluster && tile != WinogradTile::k2x2)
       continue;  // random codes times random scales are larger than those of real layers
     ASSERT_TRUE(fits);
-    const PackedWinogradConv conv = PackWinogradConv(p.g, Products(p), tile);
-    EXPECT_EQ(conv.bytes(), WinogradConvBytes(p.g, tile));
+    const PackedWinogradConv conv = PackWinogradConv(p.g, p.weights, tile);
     SCOPED_TRACE(static_cast<int>(tile));
     CompareWithDefinition(p, WinogradConvScratchBytes(conv), [&](const ClusterConvArgs& args) {
       RunWinogradConv(conv, args, 0, WinogradConvTiles(conv, p.batch), 0, OutputBlocks(p.g));
@@ -137,14 +137,18 @@ TEST_P(WinogradConvTest, RefusesWeightsWhoseSumsItCannotHold) {
 
 TEST_P(WinogradConvTest, TheLargestSumsThatItTakesAreExact) {
   // Every weight and activation as large as the bound allows, of either sign.
-  const int16_t largest[] = {456, 114, 28};
+  const int codes[] = {4, 1, 1}, scales[] = {114, 114, 28};
   for (WinogradTile tile : kTiles) {
     for (int sign : {1, -1}) {
-      const int16_t weight = static_cast<int16_t>(sign * largest[static_cast<int>(tile)]);
-      const ConvGeometry g = Square(5, 512, 16, {0, 0, 0, 0});
-      const std::vector<int16_t> weights(size_t{512} * 16 * 9, weight);
-      ASSERT_TRUE(WinogradConvFits(g, weights, tile));
-      const PackedWinogradConv conv = PackWinogradConv(g, weights, tile);
+      const int code = sign * codes[static_cast<int>(tile)];
+      const int scale = scales[static_cast<int>(tile)], weight = code * scale;
+      Problem p = MakeProblem(Square(5, 512, 16, {0, 0, 0, 0}), WeightScheme::kInt4Cluster, 512, 1);
+      auto all_codes = p.weights.codes.data<int8_t>(),
+           all_scales = p.weights.cluster_scales.data<int8_t>();
+      absl::c_fill(all_codes, static_cast<int8_t>(code));
+      absl::c_fill(all_scales, static_cast<int8_t>(scale));
+      ASSERT_TRUE(WinogradConvFits(p.g, Products(p), tile));
+      const PackedWinogradConv conv = PackWinogradConv(p.g, p.weights, tile);
       const std::vector<uint8_t> src(size_t{25} * 512, 255);
       std::vector<int32_t> sums(size_t{9} * 16, 77);
       AlignedBuffer scratch(WinogradConvScratchBytes(conv));
@@ -166,7 +170,7 @@ TEST_P(WinogradConvTest, DisjointRangesMayRunAtOnceAndCoverEverything) {
         p, kSums, ClusterConvScratchBytes(reference), [&](const ClusterConvArgs& args) {
           RunClusterConv(reference, args, 0, 3 * 14 * 14, 0, OutputBlocks(p.g));
         });
-    const PackedWinogradConv conv = PackWinogradConv(p.g, Products(p), tile);
+    const PackedWinogradConv conv = PackWinogradConv(p.g, p.weights, tile);
     const int64_t tiles = WinogradConvTiles(conv, p.batch);
     const auto got = Result<int32_t>(p, kSums, 0, [&](const ClusterConvArgs& args) {
       std::vector<std::thread> threads;
