@@ -6,6 +6,7 @@
 #include <limits>
 #include <map>
 #include <mutex>
+#include <numeric>
 #include <tuple>
 
 #include "absl/strings/match.h"
@@ -96,20 +97,17 @@ IntegerWeights Lowering::Expand(const Node& node) const {
   const auto scales = q.cluster_scales.data<int8_t>();
   IntegerWeights result;
   result.sums.resize(outputs);
+  const bool sums = quant(node.inputs[0])->zero_point != 0;
   if (!clustered) {
-    for (int64_t o = 0; o < outputs; ++o) {
+    result.largest = LargestMagnitude(q.codes.data<int8_t>());
+    for (int64_t o = 0; sums && o < outputs; ++o) {
       const int8_t* own = codes + o * channels * taps;
-      int sum = 0, largest = 0;
-      for (int64_t i = 0; i < channels * taps; ++i) {
-        sum += own[i];
-        largest = std::max(largest, std::abs(static_cast<int>(own[i])));
-      }
-      result.sums[o] = sum;
-      result.largest = std::max(result.largest, largest);
+      result.sums[o] = std::accumulate(own, own + channels * taps, 0);
     }
     return result;
   }
   const bool products = ExpandsToInt8(node);
+  if (!sums && !products) return result;
   if (products) result.values.resize(shape.elements());
   std::vector<int> cluster_of(channels);
   for (int c = 0; c < static_cast<int>(channels); ++c) cluster_of[c] = map.cluster_of(c);

@@ -32,7 +32,8 @@ struct IntegerWeights {
   // Products of clustered codes that will run as int8. Int8 codes are the products themselves, and
   // the kernels of clusters read codes: both need none.
   std::vector<int8_t> values;
-  std::vector<int64_t> sums;  // per output channel
+  // Per output channel; 0 if the layer's input has zero point 0, which multiplies them.
+  std::vector<int64_t> sums;
   int largest = 0;            // magnitude of a product; 0 for the kernels of clusters
 };
 

@@ -35,18 +35,6 @@ absl::Status CheckValue(const Value& value) {
   return absl::OkStatus();
 }
 
-// Over extremes of unsigned bytes, because every x86 has instructions for 16 of them at a time; GCC 12
-// does not use them once it has inlined the function.
-[[gnu::noinline]] int LargestMagnitude(const int8_t* codes, size_t n) {
-  uint8_t least = 128, most = 128;
-  for (size_t i = 0; i < n; ++i) {
-    const uint8_t shifted = static_cast<uint8_t>(static_cast<uint8_t>(codes[i]) ^ 0x80);
-    least = shifted < least ? shifted : least;
-    most = shifted > most ? shifted : most;
-  }
-  return std::max(128 - least, most - 128);
-}
-
 // The promises of QuantizedWeights. `codes` has the rank InferShape wants.
 absl::Status CheckQuantized(const Node& node) {
   const QuantizedWeights& q = *node.quantized;
@@ -90,7 +78,7 @@ absl::Status CheckQuantized(const Node& node) {
   const absl::Span<const int8_t> codes = q.codes.data<int8_t>();
   const absl::Span<const int8_t> scales = q.cluster_scales.data<int8_t>();
   // What no channel can exceed is usually enough to know.
-  const int largest = LargestMagnitude(codes.data(), codes.size());
+  const int largest = LargestMagnitude(codes);
   const int64_t largest_scale =
       clustered ? *std::max_element(scales.begin(), scales.end()) : int8_t{1};
   if (largest <= limit && c * taps * largest * largest_scale * 255 <= kMaxElements) {

@@ -112,15 +112,24 @@ using StepWeights = std::array<int8_t, kStepBytes>;
 // vectors: no sum has more than a few steps beyond kMaxLaneSum.
 class LaneSums {
  public:
-  template <typename... Steps>
-  explicit LaneSums(const Steps&... steps) {
-    (Add(steps), ...);
+  // Of steps, or of what has been added up.
+  template <typename... Parts>
+  explicit LaneSums(const Parts&... parts) {
+    (Add(parts), ...);
   }
   void Add(const StepWeights& w) {
+    int16_t words[kFlushScales];  // two weights each
+    std::memcpy(words, w.data(), sizeof(words));
     for (int lane = 0; lane < kFlushScales; ++lane) {
-      const int16_t a = w[2 * lane], b = w[2 * lane + 1];
+      const int16_t a = static_cast<int16_t>(words[lane] << 8) >> 8, b = words[lane] >> 8;
       positive_[lane] += std::max<int16_t>(a, 0) + std::max<int16_t>(b, 0);
       negative_[lane] -= std::min<int16_t>(a, 0) + std::min<int16_t>(b, 0);
+    }
+  }
+  void Add(const LaneSums& other) {
+    for (int lane = 0; lane < kFlushScales; ++lane) {
+      positive_[lane] += other.positive_[lane];
+      negative_[lane] += other.negative_[lane];
     }
   }
   // Whether s16 sums of these products are exact, whatever the activations.
@@ -149,7 +158,6 @@ void ForExactParts(const StepWeights& w, const Take& take) {
 
 struct Step {
   int tap, dword;
-  StepWeights weights;
 };
 
 struct Flush {
@@ -157,35 +165,46 @@ struct Flush {
   std::vector<Step> steps;
 };
 
-// Collects a block's steps into flushes as long as the weights allow.
+// Collects a block's steps into flushes as long as the weights allow, and their weights in `out`.
 class FlushMaker {
  public:
-  explicit FlushMaker(size_t max_steps) : max_steps_(max_steps) {}
+  FlushMaker(size_t max_steps, int largest_code, std::vector<int8_t>& out)
+      : max_steps_(max_steps), largest_code_(largest_code), out_(out) {}
 
-  void BeginGroup(const Group& group) {
+  // Of up to `steps` steps.
+  void BeginGroup(const Group& group, size_t steps) {
     group_ = &group;
     open_ = false;
+    any_is_exact_ = steps * 2 * largest_code_ <= kMaxLaneSum;
   }
 
-  void Add(const Step& step) {
-    ForExactParts(step.weights, [&](const StepWeights& part) {
-      LaneSums with = sums_;
-      with.Add(part);
-      if (!open_ || flushes_.back().steps.size() == max_steps_ || !with.exact()) {
-        flushes_.push_back({{group_->clusters[0], group_->clusters[1]}, {}});
-        with = LaneSums(part);
-        open_ = true;
-      }
-      sums_ = with;
-      flushes_.back().steps.push_back({step.tap, step.dword, part});
-    });
+  void Add(const Step& step, const StepWeights& weights) {
+    if (2 * largest_code_ <= kMaxLaneSum) return AddExact(step, weights);
+    ForExactParts(weights, [&](const StepWeights& part) { AddExact(step, part); });
   }
 
   std::vector<Flush> Take() { return std::move(flushes_); }
 
  private:
+  void AddExact(const Step& step, const StepWeights& weights) {
+    bool fits = open_ && flushes_.back().steps.size() < max_steps_;
+    if (!any_is_exact_) {
+      LaneSums with = sums_;
+      with.Add(weights);
+      fits = fits && with.exact();
+      sums_ = fits ? with : LaneSums(weights);
+    }
+    if (!fits) flushes_.push_back({{group_->clusters[0], group_->clusters[1]}, {}});
+    open_ = true;
+    flushes_.back().steps.push_back(step);
+    out_.insert(out_.end(), weights.begin(), weights.end());
+  }
+
   const size_t max_steps_;
+  const int largest_code_;
+  std::vector<int8_t>& out_;
   const Group* group_ = nullptr;
+  bool any_is_exact_ = false;  // whatever the group's weights are
   bool open_ = false;
   LaneSums sums_;
   std::vector<Flush> flushes_;
@@ -402,6 +421,10 @@ class Packer {
     if (first + kOutputBlock <= g_.oc && 4 * dword.index + 4 <= g_.ic && dword.mask == 15) {
       const int8_t* from = codes_.data() + (first * g_.ic + 4 * dword.index) * taps_ + tap;
       for (int o = 0; o < kOutputBlock; ++o, from += int64_t{g_.ic} * taps_) {
+        if (taps_ == 1) {
+          std::memcpy(&w[4 * o], from, 4);
+          continue;
+        }
         for (int c = 0; c < 4; ++c) w[4 * o + c] = from[c * taps_];
       }
       return w;
@@ -425,13 +448,15 @@ class Packer {
     constexpr int kBytes = 32;
     const size_t group = kBytes * 8 / bits;
     weights_.resize((weights_.size() + group - 1) / group * group);
-    for (size_t at = 0; at < weights_.size(); at += group) {
-      for (int i = 0; i < kBytes; ++i) {
-        int byte = 0;
-        for (int shift = 0; shift < 8; shift += bits)
-          byte |= (weights_[at + kBytes * (shift / bits) + i] + (1 << (bits - 1))) << shift;
-        stored_.push_back(static_cast<uint8_t>(byte));
-      }
+    const size_t begin = stored_.size();
+    stored_.resize(begin + weights_.size() * bits / 8);
+    uint8_t* to = stored_.data() + begin;
+    const uint8_t bias = static_cast<uint8_t>(1 << (bits - 1));
+    for (size_t at = 0; at < weights_.size(); at += kBytes) {
+      const int shift = static_cast<int>(at % group / kBytes) * bits;
+      for (int i = 0; i < kBytes; ++i)
+        to[i] |= static_cast<uint8_t>(static_cast<uint8_t>(weights_[at + i] + bias) << shift);
+      if (shift + bits == 8) to += kBytes;
     }
   }
 
@@ -439,12 +464,12 @@ class Packer {
 
   // The number of flushes.
   int PackClusters(int block, const std::vector<Group>& groups, size_t max_steps) {
-    FlushMaker maker(max_steps);
+    FlushMaker maker(max_steps, LargestCode(scheme_), weights_);
     for (const Group& group : groups) {
-      maker.BeginGroup(group);
+      maker.BeginGroup(group, group.dwords.size() * taps_);
       for (int tap = 0; tap < taps_; ++tap) {
         for (const Dword& dword : group.dwords)
-          maker.Add({tap, dword.index, WeightsOf(block, tap, dword)});
+          maker.Add({tap, dword.index}, WeightsOf(block, tap, dword));
       }
     }
     const std::vector<Flush> flushes = maker.Take();
@@ -454,7 +479,6 @@ class Packer {
       program.push_back(0);
       for (size_t i = 0; i < flush.steps.size(); ++i) {
         const Step& step = flush.steps[i];
-        Append(step.weights);
         if (i > 0 && flush.steps[i - 1].tap == step.tap &&
             flush.steps[i - 1].dword + 1 == step.dword) {
           ++program.back();
@@ -515,10 +539,12 @@ class Packer {
   void AppendRun(int tap, const std::vector<Pair>& pairs) {
     std::vector<int32_t> fours, twos;
     std::vector<Pair> rest;
+    std::vector<LaneSums> sums;
+    for (const Pair& pair : pairs) sums.emplace_back(pair.first, pair.second);
     for (size_t i = 0; i < pairs.size(); ++i) {
       const Pair& a = pairs[i];
       if (i + 1 < pairs.size() && pairs[i + 1].channel == a.channel + 8 &&
-          LaneSums(a.first, a.second, pairs[i + 1].first, pairs[i + 1].second).exact()) {
+          LaneSums(sums[i], sums[i + 1]).exact()) {
         fours.push_back(a.channel);
         for (const Pair* pair : {&a, &pairs[i + 1]}) {
           Append(pair->first);
@@ -528,7 +554,7 @@ class Packer {
         continue;
       }
       // Together if they fit, else apart, else even apart from odd channels.
-      if (LaneSums(a.first, a.second).exact()) {
+      if (sums[i].exact()) {
         rest.push_back(a);
         continue;
       }

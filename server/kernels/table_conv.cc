@@ -319,12 +319,21 @@ PackedTableConv PackTableConv(const ConvGeometry& geometry, const QuantizedWeigh
   const auto scales = weights.cluster_scales.data<int8_t>();
 
   const int quads = g.ic / 4;
-  const auto state_of = [&](int64_t o, int64_t quad, int tap) {
-    if (o >= g.oc) return kZeroState;
+  // states[tap]: the digits of a quad's codes plus one, to the base of 3.
+  const auto states_of = [&](int64_t o, int64_t quad, auto* states, int factor, int offset) {
+    if (o >= g.oc) {
+      std::fill_n(states, taps,
+                  static_cast<std::decay_t<decltype(*states)>>(factor * kZeroState + offset));
+      return;
+    }
     const int8_t* channel = codes.data() + (o * g.ic + quad / 2 * 8) * taps;
-    int state = 0;
-    for (int c : kQuadOffsets[quad % 2]) state = 3 * state + channel[c * taps + tap] + 1;
-    return state;
+    const auto& offsets = kQuadOffsets[quad % 2];
+    const int8_t *a = channel + offsets[0] * taps, *b = channel + offsets[1] * taps,
+                 *c = channel + offsets[2] * taps, *d = channel + offsets[3] * taps;
+    for (int t = 0; t < taps; ++t) {
+      const int state = 27 * a[t] + 9 * b[t] + 3 * c[t] + d[t] + kZeroState;
+      states[t] = static_cast<std::decay_t<decltype(*states)>>(factor * state + offset);
+    }
   };
   // Block by block, so that neither the reads nor the writes leave the first-level cache.
   conv.states = AlignedBuffer((Is3x3(g) ? taps : sizeof(uint16_t)) * quads * outputs);
@@ -332,9 +341,8 @@ PackedTableConv PackTableConv(const ConvGeometry& geometry, const QuantizedWeigh
     if (Is3x3(g)) {
       for (int64_t quad = 0; quad < quads; ++quad) {
         uint8_t* states = conv.states.as<uint8_t>() + (quad * outputs + first) * taps;
-        for (int64_t o = first; o < first + kOutputBlock; ++o) {
-          for (int t = 0; t < taps; ++t) *states++ = static_cast<uint8_t>(state_of(o, quad, t));
-        }
+        for (int64_t o = first; o < first + kOutputBlock; ++o, states += taps)
+          states_of(o, quad, states, 1, 0);
       }
       continue;
     }
@@ -342,10 +350,8 @@ PackedTableConv PackTableConv(const ConvGeometry& geometry, const QuantizedWeigh
     for (int64_t group = 0; group < quads / kGroupQuads; ++group) {
       uint16_t* states = conv.states.as<uint16_t>() + (group * outputs + first) * kGroupQuads;
       for (int64_t o = first; o < first + kOutputBlock; ++o) {
-        for (int q = 0; q < kGroupQuads; ++q) {
-          *states++ = static_cast<uint16_t>(
-              2 * kLanes * (kStates * q + state_of(o, group * kGroupQuads + q, 0)));
-        }
+        for (int q = 0; q < kGroupQuads; ++q, ++states)
+          states_of(o, group * kGroupQuads + q, states, 2 * kLanes, 2 * kLanes * kStates * q);
       }
     }
   }

@@ -4,6 +4,17 @@
 
 namespace tern {
 
+int LargestMagnitude(absl::Span<const int8_t> codes) {
+  // Over extremes of unsigned bytes, because every x86 has instructions for 16 of them at a time.
+  uint8_t least = 128, most = 128;
+  for (int8_t code : codes) {
+    const uint8_t shifted = static_cast<uint8_t>(static_cast<uint8_t>(code) ^ 0x80);
+    least = shifted < least ? shifted : least;
+    most = shifted > most ? shifted : most;
+  }
+  return std::max(128 - least, most - 128);
+}
+
 Tensor Dequantize(const QuantizedWeights& weights) {
   const Shape& shape = weights.codes.shape();
   const int64_t outputs = shape[0];

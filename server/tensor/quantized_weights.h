@@ -4,6 +4,7 @@
 
 #include <vector>
 
+#include "absl/types/span.h"
 #include "server/tensor/tensor.h"
 
 namespace tern {
@@ -71,6 +72,9 @@ struct QuantizedWeights {
   Tensor cluster_scales;     // s8 [o, G], or empty
   std::vector<float> steps;  // [o], > 0
 };
+
+// The largest |code|.
+int LargestMagnitude(absl::Span<const int8_t> codes);
 
 // The real weights, f32, in the shape of `codes`.
 Tensor Dequantize(const QuantizedWeights& weights);

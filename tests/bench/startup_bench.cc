@@ -14,6 +14,7 @@
 #include <grpcpp/generic/generic_stub.h>
 #include <grpcpp/grpcpp.h>
 #include <signal.h>
+#include <spawn.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -121,11 +122,9 @@ Start StartOnce(const std::string& ternd, const std::vector<std::string>& more,
   for (std::string& word : words) argv.push_back(word.data());
   argv.push_back(nullptr);
   const Clock::time_point begin = Clock::now();
-  const pid_t pid = fork();
-  if (pid == 0) {
-    execv(argv[0], argv.data());
-    _exit(127);
-  }
+  // fork would copy the page tables of this process, which holds the network.
+  pid_t pid = 0;
+  if (posix_spawn(&pid, argv[0], nullptr, nullptr, argv.data(), environ) != 0) Fail("cannot run " + ternd);
   const auto alive = [&] {
     if (waitpid(pid, nullptr, WNOHANG) != 0) Fail(ternd + " ended");
     if (MillisecondsSince(begin) > 60e3) Fail(ternd + " does not serve after a minute");
