@@ -56,7 +56,7 @@ absl::Status CheckQuantized(const Node& node) {
   const int limit = LargestCode(q.scheme);
   const bool clustered = IsClustered(q.scheme);
   std::vector<int> cluster_of(c, 0);
-  int64_t clusters = 0;
+  int64_t clusters = 0, largest_scale = 1;
   if (clustered) {
     if (q.cluster_size < 1) return Bad(node, "cluster size ", q.cluster_size, " is below 1");
     if (node.op == OpType::kConv && node.conv.groups != 1) {
@@ -69,18 +69,24 @@ absl::Status CheckQuantized(const Node& node) {
       return Bad(node, "cluster scales are ", tern::Name(q.cluster_scales.dtype()),
                  q.cluster_scales.shape().ToString(), ", wanted s8[", o, ",", clusters, "]");
     }
+    // Unsigned extremes take 16 at a time.
+    uint8_t least = 255, most = 0;
     for (int8_t scale : q.cluster_scales.data<int8_t>()) {
-      if (scale < 1) return Bad(node, "a cluster scale is ", static_cast<int>(scale));
+      const uint8_t byte = static_cast<uint8_t>(scale);
+      least = byte < least ? byte : least;
+      most = byte > most ? byte : most;
     }
+    if (least < 1 || most > 127) {
+      return Bad(node, "a cluster scale is ", least < 1 ? 0 : static_cast<int8_t>(most));
+    }
+    largest_scale = most;
   } else if (!q.cluster_scales.empty()) {
     return Bad(node, "int8 weights have cluster scales");
   }
   const absl::Span<const int8_t> codes = q.codes.data<int8_t>();
   const absl::Span<const int8_t> scales = q.cluster_scales.data<int8_t>();
-  // What no channel can exceed is usually enough to know.
-  const int largest = LargestMagnitude(codes);
-  const int64_t largest_scale =
-      clustered ? *std::max_element(scales.begin(), scales.end()) : int8_t{1};
+  // What no channel can exceed is usually enough to know. int8 codes have all values.
+  const int largest = clustered ? LargestMagnitude(codes) : limit;
   if (largest <= limit && c * taps * largest * largest_scale * 255 <= kMaxElements) {
     return absl::OkStatus();
   }
