@@ -266,33 +266,35 @@ TEST(BatcherTest, DrainWaitsForABatchThatRuns) {
 
 TEST(BatcherTest, ATurnUsesAnInstanceThatWorkersThenLeaveAlone) {
   Log log;
-  std::atomic<bool> taken{false};
-  std::atomic<int> clashes{0};
+  Gate gate;
+  std::atomic<int> used{-1};
   Batcher<int> batcher(
-      {.max_batch = 4, .instances = 1},
+      {.max_batch = 4, .instances = 2},
       {.run =
            [&](int instance, std::vector<Queued<int>> batch) {
-             EXPECT_EQ(instance, 0);
-             clashes += taken;
+             used = instance;
              log.Ran(batch);
+             gate.Pass();
            },
        .reject = [&](Queued<int> queued, absl::Status s) { log.Rejected(queued.task, s); }});
   auto turn = batcher.TakeTurn({});
   ASSERT_TRUE(turn.has_value());
-  EXPECT_EQ(turn->instance(), 0);
-  taken = true;
-  EXPECT_FALSE(batcher.TakeTurn({}).has_value());
-  int task = 1;
-  ASSERT_TRUE(batcher.Submit(task, {}).ok());
+  const int mine = turn->instance();
+  int first = 1, second = 2;
+  ASSERT_TRUE(batcher.Submit(first, {}).ok());
+  gate.AwaitArrivals(1);
+  EXPECT_NE(used, mine);
+  EXPECT_FALSE(batcher.TakeTurn({}).has_value()) << "both are in use";
+  ASSERT_TRUE(batcher.Submit(second, {}).ok());
+  EXPECT_EQ(batcher.depth(), 1);
   // Drain waits for the turn and the task behind it.
   std::thread drain([&] { batcher.Drain(); });
-  std::this_thread::yield();
-  EXPECT_EQ(batcher.depth(), 1);
-  taken = false;
   turn.reset();
+  gate.AwaitArrivals(2);
+  EXPECT_EQ(used, mine);
+  gate.Open();
   drain.join();
-  EXPECT_EQ(clashes, 0);
-  EXPECT_THAT(log.batches, ElementsAre(ElementsAre(1)));
+  EXPECT_THAT(log.batches, ElementsAre(ElementsAre(1), ElementsAre(2)));
   EXPECT_THAT(log.rejected, IsEmpty());
   EXPECT_FALSE(batcher.TakeTurn({}).has_value()) << "it is drained";
 }
