@@ -68,6 +68,15 @@ double Decibels(double signal, double noise) {
 // A uniform number in [0, 1) that does not depend on the standard library.
 double Uniform(std::mt19937_64& random) { return static_cast<double>(random() >> 11) * 0x1.0p-53; }
 
+// Weights and bias alone, without residual and activation.
+Node Plain(const Node& node, Tensor weight) {
+  Node plain = node;
+  plain.inputs.resize(1);
+  plain.clip.reset();
+  plain.weight = std::move(weight);
+  return plain;
+}
+
 // y += sign * x
 void Accumulate(const Tensor& x, float sign, Tensor& y) {
   const auto source = x.data<float>();
@@ -120,6 +129,15 @@ Tensor ToCodes(const Tensor& real, const QuantParams& params) {
         static_cast<uint8_t>(static_cast<int>(RoundInto(source[i] / params.scale, lo, hi) + zero));
   }
   return codes;
+}
+
+// Values of f32 `real` more than half a step beyond the last codes.
+int64_t CountClipped(const Tensor& real, const QuantParams& params) {
+  const float lo = (-0.5f - static_cast<float>(params.zero_point)) * params.scale;
+  const float hi = (255.5f - static_cast<float>(params.zero_point)) * params.scale;
+  int64_t clipped = 0;
+  for (float v : real.data<float>()) clipped += v < lo || v > hi;
+  return clipped;
 }
 
 Tensor ToReal(const Tensor& codes, const QuantParams& params) {
@@ -228,8 +246,7 @@ void Walk::Warn(std::string message) { result_.report.add_warnings(std::move(mes
 
 void Walk::ChooseImages() {
   const int nodes = static_cast<int>(graph_.nodes.size());
-  // Bytes per image at the fullest moment: a 16-bit and a u8 copy of each live value, and the
-  // layer's f32 result before its range is known.
+  // Bytes per image at the fullest moment: a 16-bit and a u8 (or f32) copy of each live value.
   const auto bytes = [&](ValueId id) {
     const int64_t quantised =
         placement_.values[id] == Codes::kFloat || placement_.values[id] == Codes::kConcat ? 4 : 1;
@@ -239,7 +256,7 @@ void Walk::ChooseImages() {
   for (int i = 0; i < nodes; ++i) {
     const Node& node = graph_.nodes[i];
     live += bytes(node.output);
-    peak = std::max(peak, live + 4 * graph_.shape(node.output).elements());
+    peak = std::max(peak, live);
     std::vector<ValueId> inputs = node.inputs;
     std::sort(inputs.begin(), inputs.end());
     inputs.erase(std::unique(inputs.begin(), inputs.end()), inputs.end());
@@ -271,7 +288,7 @@ void Walk::ChooseImages() {
   for (const Node& node : graph_.nodes) {
     double cost = 2.0 * static_cast<double>(images) * graph_.shape(node.output).elements();
     if (IsWeighted(node)) {
-      cost += 3.0 * static_cast<double>(images) * MultiplyAccumulates(graph_, node);
+      cost += 5.0 * static_cast<double>(images) * MultiplyAccumulates(graph_, node);
       const double outputs = static_cast<double>(node.weight.shape()[0]);
       const double columns = static_cast<double>(node.weight.elements()) / outputs;
       const double positions =
@@ -323,77 +340,59 @@ absl::StatusOr<QuantizeResult> Walk::Run() {
   return std::move(result_);
 }
 
-absl::Status Walk::StartWithInput() {
-  Activation& input = live_[graph_.input];
+Tensor Walk::InputBatch(int batch) const {
   const Shape& sample = graph_.shape(graph_.input);
-  const int64_t elements = sample.elements();
+  const int64_t elements = sample.elements(), width = sample[sample.rank() - 1];
   const float* source = calibration_.data<float>().data();
-  for (int b = 0; b < batch_count(); ++b) {
-    Tensor batch(DType::kF32, sample.WithBatch(batch_images(b)));
-    for (int i = 0; i < batch_images(b); ++i) {
-      const auto [image, mirrored] = images_[batches_[b] + i];
-      float* target = batch.data<float>().data() + i * elements;
-      std::memcpy(target, source + image * elements, elements * sizeof(float));
-      if (!mirrored) continue;
-      const int64_t width = sample[sample.rank() - 1];
-      for (int64_t row = 0; row < elements; row += width)
-        std::reverse(target + row, target + row + width);
-    }
-    input.quantised.push_back(batch);
-    input.reference.push_back(Pack(batch));
+  Tensor result(DType::kF32, sample.WithBatch(batch_images(batch)));
+  for (int i = 0; i < batch_images(batch); ++i) {
+    const auto [image, mirrored] = images_[batches_[batch] + i];
+    float* target = result.data<float>().data() + i * elements;
+    std::memcpy(target, source + image * elements, elements * sizeof(float));
+    if (!mirrored) continue;
+    for (int64_t row = 0; row < elements; row += width)
+      std::reverse(target + row, target + row + width);
   }
-  if (placement_.values[graph_.input] != Codes::kFloat) Observe(graph_.input);
-  return absl::OkStatus();
+  return result;
 }
 
-absl::StatusOr<std::vector<Tensor>> Walk::RunNodeOn(const Node& node, bool reference) {
-  std::vector<Tensor> results;
-  for (int b = 0; b < batch_count(); ++b) {
-    TERN_RETURN_IF_ERROR(CheckCancelled());
-    std::vector<Tensor> reals;
-    reals.reserve(node.inputs.size());
-    std::vector<const Tensor*> inputs;
-    for (ValueId id : node.inputs) {
-      if (graph_.values[id].constant) {
-        inputs.push_back(&*graph_.values[id].constant);
-      } else if (reference) {
-        reals.push_back(Unpack(live_[id].reference[b]));
-        inputs.push_back(&reals.back());
-      } else if (live_[id].quantised[b].dtype() == DType::kF32) {
-        inputs.push_back(&live_[id].quantised[b]);
-      } else {
-        reals.push_back(Real(id, b));
-        inputs.push_back(&reals.back());
-      }
+absl::Status Walk::StartWithInput() {
+  for (int b = 0; b < batch_count(); ++b)
+    live_[graph_.input].reference.push_back(Pack(InputBatch(b)));
+  return FillQuantised(graph_.input, [&](int b) { return InputBatch(b); });
+}
+
+absl::StatusOr<Tensor> Walk::RunNodeOn(const Node& node, bool reference, int batch) const {
+  std::vector<Tensor> reals;
+  reals.reserve(node.inputs.size());
+  std::vector<const Tensor*> inputs;
+  for (ValueId id : node.inputs) {
+    if (graph_.values[id].constant) {
+      inputs.push_back(&*graph_.values[id].constant);
+      continue;
     }
-    TERN_ASSIGN_OR_RETURN(Tensor result,
-                          engine::RunFloatNode(graph_, node, inputs, options_.threads));
-    results.push_back(std::move(result));
+    reals.push_back(reference ? Unpack(live_[id].reference[batch]) : Real(id, batch));
+    inputs.push_back(&reals.back());
   }
-  return results;
+  return engine::RunFloatNode(graph_, node, inputs, options_.threads);
 }
 
 absl::Status Walk::RunOther(int index) {
   const Node& node = graph_.nodes[index];
   Activation& out = live_[node.output];
-  TERN_ASSIGN_OR_RETURN(const std::vector<Tensor> reference, RunNodeOn(node, true));
-  for (const Tensor& batch : reference) out.reference.push_back(Pack(batch));
-  TERN_RETURN_IF_ERROR(CheckFinite(node, out));
-  TERN_ASSIGN_OR_RETURN(out.quantised, RunNodeOn(node, false));
-  if (placement_.values[node.output] == Codes::kPassThrough) {
-    SetParams(node.output, *result_.graph.values[node.inputs[0]].quant);
-  } else if (placement_.values[node.output] == Codes::kOwn) {
-    Observe(node.output);
+  for (int b = 0; b < batch_count(); ++b) {
+    TERN_RETURN_IF_ERROR(CheckCancelled());
+    TERN_ASSIGN_OR_RETURN(const Tensor reference, RunNodeOn(node, true, b));
+    out.reference.push_back(Pack(reference));
   }
-  return absl::OkStatus();
+  TERN_RETURN_IF_ERROR(CheckFinite(node, out));
+  return FillQuantised(node.output, [&](int b) { return RunNodeOn(node, false, b); });
 }
 
 absl::Status Walk::RunReference(LayerData& data, const ClusterLayout& layout, Moments* moments,
                                 Activation& out) {
   const Node& node = *data.node;
-  Node plain = node;  // weights and bias alone
-  plain.inputs.resize(1);
-  plain.clip.reset();
+  const Node plain = Plain(node, node.weight);
   const ValueId residual = node.has_residual() ? node.inputs[1] : graph::kNoValue;
   const int64_t outputs = node.weight.shape()[0];
   data.target_sum.assign(outputs, 0);
@@ -447,22 +446,19 @@ absl::Status Walk::RunReference(LayerData& data, const ClusterLayout& layout, Mo
   return CheckFinite(node, out);
 }
 
-absl::Status Walk::RunQuantised(const Node& node, const Tensor& weight, std::vector<Tensor>& out,
-                                std::vector<double>& sum, std::vector<double>& square) {
-  Node plain = node;
-  plain.inputs.resize(1);
-  plain.clip.reset();
-  plain.weight = weight;
-  sum.assign(weight.shape()[0], 0);
-  square.assign(weight.shape()[0], 0);
-  out.clear();
+absl::StatusOr<Tensor> Walk::RunQuantised(const Node& node, int batch) const {
+  const Tensor input = Real(node.inputs[0], batch);
+  return engine::RunFloatNode(graph_, node, {&input}, options_.threads);
+}
+
+absl::Status Walk::SumQuantised(const Node& node, std::vector<double>& sum,
+                                std::vector<double>& square) const {
+  sum.assign(node.weight.shape()[0], 0);
+  square.assign(node.weight.shape()[0], 0);
   for (int b = 0; b < batch_count(); ++b) {
     TERN_RETURN_IF_ERROR(CheckCancelled());
-    const Tensor input = Real(node.inputs[0], b);
-    TERN_ASSIGN_OR_RETURN(Tensor y,
-                          engine::RunFloatNode(graph_, plain, {&input}, options_.threads));
+    TERN_ASSIGN_OR_RETURN(const Tensor y, RunQuantised(node, b));
     AddChannelSums(y, sum, square);
-    out.push_back(std::move(y));
   }
   return absl::OkStatus();
 }
@@ -532,9 +528,8 @@ absl::Status Walk::MakeCandidates(int index, const ClusterLayout& layout, const 
 }
 
 absl::Status Walk::MatchVariance(const LayerData& data, QuantizedWeights& weights) {
-  std::vector<Tensor> outputs;
   std::vector<double> sum, square;
-  TERN_RETURN_IF_ERROR(RunQuantised(*data.node, Dequantize(weights), outputs, sum, square));
+  TERN_RETURN_IF_ERROR(SumQuantised(Plain(*data.node, Dequantize(weights)), sum, square));
   const double n = static_cast<double>(data.count);
   std::vector<double> factor(sum.size());
   for (size_t o = 0; o < factor.size(); ++o) {
@@ -586,11 +581,12 @@ absl::Status Walk::RunWeighted(int index) {
   if (clustered && data.method == v1::CORRECTED) TERN_RETURN_IF_ERROR(MatchVariance(data, weights));
   ReportProgress(&node);
 
-  std::vector<double> sum, square;
-  TERN_RETURN_IF_ERROR(RunQuantised(node, Dequantize(weights), out.quantised, sum, square));
+  const Node plain = Plain(node, Dequantize(weights));
   std::vector<float> correction(outputs, 0.0f);
   Node& quantised = result_.graph.nodes[index];
   if (data.method != v1::DIRECT) {
+    std::vector<double> sum, square;
+    TERN_RETURN_IF_ERROR(SumQuantised(plain, sum, square));
     auto bias = quantised.bias.data<float>();
     for (int o = 0; o < outputs; ++o) {
       correction[o] =
@@ -598,18 +594,17 @@ absl::Status Walk::RunWeighted(int index) {
       bias[o] += correction[o];
     }
   }
-#pragma omp parallel for num_threads(options_.threads) schedule(dynamic)
-  for (int b = 0; b < batch_count(); ++b) {
-    Tensor& y = out.quantised[b];
-    AddPerChannel(correction, y);
-    if (node.has_residual()) Accumulate(Real(node.inputs[1], b), 1.0f, y);
-    ApplyClip(node.clip, y);
-  }
   quantised.quantized = std::move(weights);
   quantised.weight = Tensor();
   report_of_[node.output] = result_.report.layers_size();
   FillLayerReport(index, data);
-  if (placement_.values[node.output] == Codes::kOwn) Observe(node.output);
+  TERN_RETURN_IF_ERROR(FillQuantised(node.output, [&](int b) -> absl::StatusOr<Tensor> {
+    TERN_ASSIGN_OR_RETURN(Tensor y, RunQuantised(plain, b));
+    AddPerChannel(correction, y);
+    if (node.has_residual()) Accumulate(Real(node.inputs[1], b), 1.0f, y);
+    ApplyClip(node.clip, y);
+    return y;
+  }));
 
   // Against the float network, after the output's own rounding.
   std::vector<double> signals(batch_count()), noises(batch_count());
@@ -641,39 +636,61 @@ Tensor Walk::Real(ValueId id, int batch) const {
   return ToReal(tensor, *result_.graph.values[id].quant);
 }
 
-void Walk::Observe(ValueId id) {
-  const std::vector<Tensor>& batches = live_[id].quantised;
+absl::Status Walk::FillQuantised(ValueId id, const BatchSource& source) {
+  std::vector<Tensor>& batches = live_[id].quantised;
+  switch (placement_.values[id]) {
+    case Codes::kFloat:
+    case Codes::kConcat:
+      for (int b = 0; b < batch_count(); ++b) {
+        TERN_RETURN_IF_ERROR(CheckCancelled());
+        TERN_ASSIGN_OR_RETURN(batches.emplace_back(), source(b));
+      }
+      return absl::OkStatus();
+    case Codes::kPassThrough:
+      return Encode(
+          id, *result_.graph.values[graph_.nodes[graph_.ProducerOf(id)].inputs[0]].quant, source);
+    case Codes::kOwn:
+      break;
+  }
   Observer observer(graph_.shape(id).elements() * static_cast<int64_t>(images_.size()));
-  for (const Tensor& batch : batches) observer.Feed(batch.data<float>());
-  SetParams(id, observer.Choose(recipe_.activations()));
+  for (int b = 0; b < batch_count(); ++b) {
+    TERN_RETURN_IF_ERROR(CheckCancelled());
+    TERN_ASSIGN_OR_RETURN(const Tensor batch, source(b));
+    observer.Feed(batch.data<float>());
+  }
+  return Encode(id, observer.Choose(recipe_.activations()), source);
 }
 
-void Walk::SetParams(ValueId id, const QuantParams& params) {
+absl::Status Walk::Encode(ValueId id, const QuantParams& params, const BatchSource& source) {
+  int64_t clipped = 0;
+  for (int b = 0; b < batch_count(); ++b) {
+    TERN_RETURN_IF_ERROR(CheckCancelled());
+    TERN_ASSIGN_OR_RETURN(const Tensor batch, source(b));
+    clipped += CountClipped(batch, params);
+    live_[id].quantised.push_back(ToCodes(batch, params));
+  }
+  SetParams(id, params, clipped);
+  return absl::OkStatus();
+}
+
+void Walk::SetParams(ValueId id, const QuantParams& params, int64_t clipped) {
   result_.graph.values[id].quant = params;
-  std::vector<Tensor>& batches = live_[id].quantised;
   if (report_of_[id] >= 0) {
     v1::LayerReport& report = *result_.report.mutable_layers(report_of_[id]);
     report.set_output_scale(params.scale);
     report.set_output_zero_point(params.zero_point);
-    // More than half a step beyond the last codes.
-    const float lo = (-0.5f - static_cast<float>(params.zero_point)) * params.scale;
-    const float hi = (255.5f - static_cast<float>(params.zero_point)) * params.scale;
-    int64_t clipped = 0, all = 0;
-    for (const Tensor& batch : batches) {
-      for (float v : batch.data<float>()) clipped += v < lo || v > hi;
-      all += batch.elements();
-    }
-    if (all > 0) report.set_output_clipped(static_cast<double>(clipped) / static_cast<double>(all));
+    const double all = static_cast<double>(graph_.shape(id).elements()) *
+                       static_cast<double>(images_.size());
+    report.set_output_clipped(static_cast<double>(clipped) / all);
   }
-  const int count = static_cast<int>(batches.size());
-#pragma omp parallel for num_threads(options_.threads) schedule(dynamic)
-  for (int b = 0; b < count; ++b) batches[b] = ToCodes(batches[b], params);
-
   const int producer = graph_.ProducerOf(id);
   if (producer < 0 || graph_.nodes[producer].op != OpType::kConcat) return;
   for (ValueId part : graph_.nodes[producer].inputs) {
-    if (placement_.values[part] == Codes::kConcat && !result_.graph.values[part].quant)
-      SetParams(part, params);
+    if (placement_.values[part] != Codes::kConcat || result_.graph.values[part].quant) continue;
+    int64_t clipped_in_part = 0;  // of a part that is still held
+    for (const Tensor& batch : live_[part].quantised)
+      clipped_in_part += CountClipped(batch, params);
+    SetParams(part, params, clipped_in_part);
   }
 }
 

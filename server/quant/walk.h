@@ -85,6 +85,7 @@ class Walk {
 
   // Decides how many images fit in memory and splits them into batches_.
   void ChooseImages();
+  Tensor InputBatch(int batch) const;
   absl::Status StartWithInput();
   absl::Status RunOther(int index);
   absl::Status RunWeighted(int index);
@@ -93,10 +94,11 @@ class Walk {
   // (may be null).
   absl::Status RunReference(LayerData& data, const ClusterLayout& layout, Moments* moments,
                             Activation& out);
-  // Quantised convolution without bias correction, residual and clip: [batch] f32; sums per output
-  // channel.
-  absl::Status RunQuantised(const graph::Node& node, const Tensor& weight, std::vector<Tensor>& out,
-                            std::vector<double>& sum, std::vector<double>& square);
+  // A layer of one input, on the quantised network's batch: f32.
+  absl::StatusOr<Tensor> RunQuantised(const graph::Node& node, int batch) const;
+  // Sums of that over all batches, per output channel.
+  absl::Status SumQuantised(const graph::Node& node, std::vector<double>& sum,
+                            std::vector<double>& square) const;
   absl::StatusOr<QuantizedWeights> ChooseWeights(const graph::Node& node, const Scheme& scheme,
                                                  const ClusterLayout& layout,
                                                  const Moments* moments);
@@ -105,14 +107,19 @@ class Walk {
   // Rescales rows so that the variance of the layer's output matches the float network's.
   absl::Status MatchVariance(const LayerData& data, QuantizedWeights& weights);
 
-  // Gives value `id` its parameters by what its (float) quantised activation holds, and turns it
-  // into codes.
-  void Observe(graph::ValueId id);
-  // Sets the parameters; codes if the activation is live; concatenated parts follow.
-  void SetParams(graph::ValueId id, const QuantParams& params);
+  // Makes batch b of a value, f32; the same at every call.
+  using BatchSource = std::function<absl::StatusOr<Tensor>(int batch)>;
+  // Fills the quantised side of value `id`. One that has parameters of its own is made twice, to
+  // learn its range and to be held as codes: the f32 results of all images would be most of the
+  // walk's memory.
+  absl::Status FillQuantised(graph::ValueId id, const BatchSource& source);
+  // Holds the value as codes with these parameters.
+  absl::Status Encode(graph::ValueId id, const QuantParams& params, const BatchSource& source);
+  // Sets the parameters of a value of which so many elements are clipped; concatenated parts follow.
+  void SetParams(graph::ValueId id, const QuantParams& params, int64_t clipped);
   // The f32 tensor of a quantised activation's batch.
   Tensor Real(graph::ValueId id, int batch) const;
-  absl::StatusOr<std::vector<Tensor>> RunNodeOn(const graph::Node& node, bool reference);
+  absl::StatusOr<Tensor> RunNodeOn(const graph::Node& node, bool reference, int batch) const;
   absl::Status CheckFinite(const graph::Node& node, const Activation& activation) const;
   void Release(int index);
   void FillLayerReport(int index, const LayerData& data);
