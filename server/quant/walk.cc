@@ -647,8 +647,8 @@ absl::Status Walk::FillQuantised(ValueId id, const BatchSource& source) {
       }
       return absl::OkStatus();
     case Codes::kPassThrough:
-      return Encode(
-          id, *result_.graph.values[graph_.nodes[graph_.ProducerOf(id)].inputs[0]].quant, source);
+      return Encode(id, *result_.graph.values[graph_.nodes[graph_.ProducerOf(id)].inputs[0]].quant,
+                    source);
     case Codes::kOwn:
       break;
   }
@@ -679,8 +679,8 @@ void Walk::SetParams(ValueId id, const QuantParams& params, int64_t clipped) {
     v1::LayerReport& report = *result_.report.mutable_layers(report_of_[id]);
     report.set_output_scale(params.scale);
     report.set_output_zero_point(params.zero_point);
-    const double all = static_cast<double>(graph_.shape(id).elements()) *
-                       static_cast<double>(images_.size());
+    const double all =
+        static_cast<double>(graph_.shape(id).elements()) * static_cast<double>(images_.size());
     report.set_output_clipped(static_cast<double>(clipped) / all);
   }
   const int producer = graph_.ProducerOf(id);

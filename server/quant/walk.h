@@ -115,7 +115,8 @@ class Walk {
   absl::Status FillQuantised(graph::ValueId id, const BatchSource& source);
   // Holds the value as codes with these parameters.
   absl::Status Encode(graph::ValueId id, const QuantParams& params, const BatchSource& source);
-  // Sets the parameters of a value of which so many elements are clipped; concatenated parts follow.
+  // Sets the parameters of a value of which so many elements are clipped; concatenated parts
+  // follow.
   void SetParams(graph::ValueId id, const QuantParams& params, int64_t clipped);
   // The f32 tensor of a quantised activation's batch.
   Tensor Real(graph::ValueId id, int batch) const;
