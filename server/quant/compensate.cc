@@ -14,6 +14,9 @@ namespace {
 constexpr int kRowBlock = 32;
 // Updates within this many columns are applied at once, beyond them by one matrix product.
 constexpr int kPanelColumns = 64;
+// Scales of a cluster, as multiples of the one that descent has come to, from which it descends
+// again.
+constexpr float kOtherScales[] = {0.7f, 0.8f, 0.85f, 0.9f, 0.95f, 0.98f, 1.02f, 1.05f, 1.1f, 1.2f};
 // Damping per column and position, of the target's regression and of the search.
 constexpr double kTargetScarcity = 1.0;
 constexpr double kSearchScarcity = 0.1;
@@ -181,6 +184,7 @@ class Search {
 
   void SweepRows(bool on_grid, int row, int rows) {
     std::vector<float> delta, product;
+    Restart restart;
     for (const Panel& panel : panels_) {
       if (Cancelled()) return;
       const int width = panel.end - panel.begin;
@@ -192,6 +196,8 @@ class Search {
         for (int g = panel.first_cluster; g < panel.last_cluster; ++g) {
           SweepCodes(panel, row + r, g);
           RefitScale(panel, row + r, g, on_grid, product);
+          if (!on_grid && options_.other_scales)
+            TryOtherScales(panel, row + r, g, product, restart);
         }
         AddPanelWeights(panel, row + r, 1.0f, false, change);
       }
@@ -264,6 +270,73 @@ class Search {
     SubtractScaled(refitted - alpha, product.data(), panel.end - panel.begin,
                    residual + panel.begin);
     alpha = refitted;
+  }
+
+  // The state of one row's cluster.
+  struct ClusterState {
+    float alpha = 0;
+    std::vector<int8_t> codes;    // of the cluster
+    std::vector<float> residual;  // of the panel
+  };
+  struct Restart {
+    ClusterState start, best;
+  };
+
+  void Save(const Panel& panel, int o, int g, ClusterState& state) const {
+    const int8_t* codes = &weights_.codes[At(o, 0)];
+    const float* residual = &residual_[At(o, 0)];
+    state.alpha = alpha_[static_cast<size_t>(o) * clusters_ + g];
+    state.codes.assign(codes + layout_.begin[g], codes + layout_.begin[g + 1]);
+    state.residual.assign(residual + panel.begin, residual + panel.end);
+  }
+
+  void Load(const Panel& panel, int o, int g, const ClusterState& state) {
+    alpha_[static_cast<size_t>(o) * clusters_ + g] = state.alpha;
+    std::copy(state.codes.begin(), state.codes.end(), &weights_.codes[At(o, layout_.begin[g])]);
+    std::copy(state.residual.begin(), state.residual.end(), &residual_[At(o, panel.begin)]);
+  }
+
+  // Steps of one code or one scale at a time end in one of many local minima. Descends from other
+  // scales of the cluster as well, and keeps the best end.
+  void TryOtherScales(const Panel& panel, int o, int g, std::vector<float>& product,
+                      Restart& restart) {
+    const int begin = layout_.begin[g], size = layout_.begin[g + 1] - begin;
+    int8_t* codes = &weights_.codes[At(o, begin)];
+    float* residual = &residual_[At(o, 0)];
+    float& alpha = alpha_[static_cast<size_t>(o) * clusters_ + g];
+    Save(panel, o, g, restart.start);
+    const ClusterState& start = restart.start;
+    double least = 0;
+    for (float factor : kOtherScales) {
+      // The same codes times another scale, then descent.
+      std::fill(product.begin(), product.end(), 0.0f);
+      for (int j = 0; j < size; ++j) {
+        if (codes[j] != 0) {
+          SubtractScaled(-static_cast<float>(codes[j]), &h_[At(begin + j, panel.begin)],
+                         panel.end - panel.begin, product.data());
+        }
+      }
+      alpha = factor * start.alpha;
+      SubtractScaled(alpha - start.alpha, product.data(), panel.end - panel.begin,
+                     residual + panel.begin);
+      SweepCodes(panel, o, g);
+      RefitScale(panel, o, g, false, product);
+      SweepCodes(panel, o, g);
+      // With d the change of the cluster's weights the objective changes by d H d - 2 d R, which
+      // is -d (R + R') for R' = R - d H.
+      double change = 0;
+      for (int j = 0; j < size; ++j) {
+        const float d = alpha * codes[j] - start.alpha * start.codes[j];
+        change -= static_cast<double>(d) *
+                  (start.residual[begin + j - panel.begin] + residual[begin + j]);
+      }
+      if (change < least) {
+        least = change;
+        Save(panel, o, g, restart.best);
+      }
+      Load(panel, o, g, start);
+    }
+    if (least < 0) Load(panel, o, g, restart.best);
   }
 
   const ClusterLayout& layout_;

@@ -54,6 +54,8 @@ struct CompensateOptions {
   int max_code = 1;
   ScaleGrid grid;
   int sweeps = 3;  // of coordinate descent before scales are rounded; one more follows
+  // The sweeps before scales are rounded also descend from other scales of each cluster.
+  bool other_scales = false;
   // Added to the diagonal of H, as shares of its mean: in the search, and in the target's
   // regression. Where there are few positions for the number of columns, more is added to both
   // (compensate.cc).

@@ -481,6 +481,7 @@ absl::StatusOr<QuantizedWeights> Walk::ChooseWeights(const Node& node, const Sch
     if (!fixed_point) options.grid.max_scale = 1;
   } else {
     options.grid.max_scale = MaxClusterScale(scheme.weights, columns);
+    options.other_scales = true;
   }
   options.grid.power_of_two_step = fixed_point;
   CodedWeights coded;

@@ -110,16 +110,33 @@ class CompensateTest : public ::testing::TestWithParam<Case> {};
 TEST_P(CompensateTest, NoStepRaisesTheObjectiveAndTheFinalSweepRepairsRounding) {
   const auto [channels, taps, n, max_code] = GetParam();
   const Problem problem(channels, taps, n, 40, 11);
+  for (bool other_scales : {false, true}) {
+    CompensateOptions options;
+    options.max_code = max_code;
+    options.other_scales = other_scales;
+    std::vector<double> objective;
+    options.objective = &objective;
+    MustCompensate(problem, options);
+    ASSERT_EQ(objective.size(), 6u);
+    const double slack = 1e-5 * objective[0];
+    for (int i = 1; i <= 3; ++i) EXPECT_LE(objective[i], objective[i - 1] + slack) << "sweep " << i;
+    EXPECT_LE(objective[5], objective[4] + slack);
+    EXPECT_LT(objective[3], 0.99 * objective[0]);
+  }
+}
+
+TEST_P(CompensateTest, OtherScalesEndInDeeperMinima) {
+  const auto [channels, taps, n, max_code] = GetParam();
+  const Problem problem(channels, taps, n, 40, 11);
+  std::vector<double> one, several;
   CompensateOptions options;
   options.max_code = max_code;
-  std::vector<double> objective;
-  options.objective = &objective;
+  options.objective = &one;
   MustCompensate(problem, options);
-  ASSERT_EQ(objective.size(), 6u);
-  const double slack = 1e-5 * objective[0];
-  for (int i = 1; i <= 3; ++i) EXPECT_LE(objective[i], objective[i - 1] + slack) << "sweep " << i;
-  EXPECT_LE(objective[5], objective[4] + slack);
-  EXPECT_LT(objective[3], 0.99 * objective[0]);
+  options.other_scales = true;
+  options.objective = &several;
+  MustCompensate(problem, options);
+  EXPECT_LT(several.back(), one.back());
 }
 
 TEST_P(CompensateTest, CodesAndScalesStayOnTheGrid) {
