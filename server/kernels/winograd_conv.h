@@ -34,7 +34,11 @@ struct PackedWinogradConv {
   // times as long, are made when a block is at work.
   AlignedBuffer codes;
   AlignedBuffer scales;  // s8 [block][ic / 2][16][2]; empty for int8
-  size_t bytes() const { return codes.size_bytes() + scales.size_bytes(); }
+  // Small layers keep the transforms instead: s16 [block][product][ic / 2][16][2], padded.
+  AlignedBuffer transformed;
+  size_t bytes() const {
+    return codes.size_bytes() + scales.size_bytes() + transformed.size_bytes();
+  }
 };
 
 // The transformed weights of one row of products, for a block of output channels: beyond this, with
