@@ -70,6 +70,19 @@ TEST_P(WinogradConvTest, AgreesForEverySchemeAndChannelCount) {
   }
 }
 
+TEST_P(WinogradConvTest, AgreesWhereWeightsAreTransformedWhenTheyAreUsed) {
+  uint32_t seed = 50;
+  for (WeightScheme scheme : {WeightScheme::kInt8, WeightScheme::kTernaryCluster,
+                              WeightScheme::kInt3Cluster, WeightScheme::kInt4Cluster}) {
+    for (int n : {3, 64}) {
+      const Problem p = MakeProblem(Square(6, 112, 200), scheme, n, seed++);
+      EXPECT_EQ(PackWinogradConv(p.g, p.weights, WinogradTile::k2x2).transformed.size_bytes(), 0);
+      Check(p);
+      if (HasFatalFailure()) return;
+    }
+  }
+}
+
 TEST_P(WinogradConvTest, AgreesForEverySizeOfTheImage) {
   uint32_t seed = 100;
   for (int size = 1; size <= 13; ++size) {
