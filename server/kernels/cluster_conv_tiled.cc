@@ -10,6 +10,7 @@
 #include "server/kernels/cluster_conv_epilogue.h"
 #include "server/kernels/cluster_conv_tiles.h"
 #include "server/kernels/cluster_conv_variants.h"
+#include "server/kernels/scratch_parts.h"
 #include "server/tensor/cluster.h"
 
 namespace tern::kernels::tiled {
@@ -215,33 +216,23 @@ int64_t PointerCapacity(const ConvGeometry& g) {
 }
 
 // The parts of a call's scratch, each at a multiple of 64 bytes.
-struct Scratch {
+struct Scratch : ScratchParts {
   Scratch(const PackedClusterConv& conv, void* memory)
-      : at(static_cast<char*>(memory)),
+      : ScratchParts(memory),
         row_stride((conv.layout[kRowBytes] + 63) / 64 * 64),
         tails((conv.layout[kRowBytes] - 1) / conv.geometry.ic) {
     rows = Take<uint8_t>((1 + tails) * row_stride);
     pointers = Take<const uint8_t*>(PointerCapacity(conv.geometry));
     weights = Take<int8_t>(int64_t{conv.layout[kMostSteps]} * kStepBytes);
     scales = Take<int16_t>(int64_t{conv.layout[kMostFlushes]} * kFlushScales);
-    bytes = static_cast<size_t>(at - static_cast<char*>(memory));
   }
 
-  template <typename T>
-  T* Take(size_t elements) {
-    T* result = reinterpret_cast<T*>(at);
-    at += (elements * sizeof(T) + 63) / 64 * 64;
-    return result;
-  }
-
-  char* at;
   int64_t row_stride;
   int tails;      // pixels that a read of row_bytes could leave by the end of the source
   uint8_t* rows;  // one of zero points, then copies of the last pixels of the source
   const uint8_t** pointers;
   int8_t* weights;  // one block's
   int16_t* scales;
-  size_t bytes;
 };
 
 // Finds where each tap of an output pixel lies.
@@ -615,7 +606,7 @@ double Int8Cycles(const PackedClusterConv& conv) {
   return std::max(4.0, static_cast<double>(g.oh) * g.ow) / 10 * cycles;
 }
 
-size_t ScratchBytes(const PackedClusterConv& conv) { return Scratch(conv, nullptr).bytes; }
+size_t ScratchBytes(const PackedClusterConv& conv) { return Scratch(conv, nullptr).bytes(); }
 
 void Run(const PackedClusterConv& conv, const ClusterConvArgs& args, int64_t pixel_begin,
          int64_t pixel_end, int block_begin, int block_end) {

@@ -12,6 +12,7 @@
 #include "server/tensor/cluster.h"
 #if TERN_HAVE_AVX2
 #include "server/kernels/cluster_conv_epilogue.h"
+#include "server/kernels/scratch_parts.h"
 #include "server/kernels/table_conv_tiles.h"
 #endif
 
@@ -83,34 +84,24 @@ Tiling MakeTiling(const ConvGeometry& g, int batch) {
 }
 
 // The parts of a call's scratch, each at a multiple of 64 bytes.
-struct Scratch {
-  Scratch(const PackedTableConv& conv, void* memory) : at(static_cast<char*>(memory)) {
+struct Scratch : ScratchParts {
+  Scratch(const PackedTableConv& conv, void* memory) : ScratchParts(memory) {
     const ConvGeometry& g = conv.geometry;
     const size_t outputs = PaddedOutputs(g);
     const size_t sums = Is3x3(g) ? outputs * kMaxRows * kMaxVectors * kLanes : 0;
     padding = Take<uint8_t>(g.ic);
     planes = Take<uint8_t>(static_cast<size_t>(g.ic) * (Is3x3(g) ? kPlaneStride : kLanes));
     table = Take<char>(Is3x3(g) ? kTable3x3Bytes : kTable1x1Bytes);
-    partner = Take<int16_t>(sums * sizeof(int16_t));
-    own = Take<int16_t>(sums * sizeof(int16_t));
-    acc = Take<int32_t>(sizeof(int32_t) * (Is3x3(g) ? sums : outputs * kLanes));
-    bytes = static_cast<size_t>(at - static_cast<char*>(memory));
+    partner = Take<int16_t>(sums);
+    own = Take<int16_t>(sums);
+    acc = Take<int32_t>(Is3x3(g) ? sums : outputs * kLanes);
   }
 
-  template <typename T>
-  T* Take(size_t size) {
-    T* result = reinterpret_cast<T*>(at);
-    at += (size + 63) / 64 * 64;
-    return result;
-  }
-
-  char* at;
   uint8_t* padding;  // one pixel
   uint8_t* planes;
   char* table;
   int16_t *partner, *own;
   int32_t* acc;
-  size_t bytes;
 };
 
 // One call.
@@ -375,7 +366,7 @@ PackedTableConv PackTableConv(const ConvGeometry& geometry, const QuantizedWeigh
   return conv;
 }
 
-size_t TableConvScratchBytes(const PackedTableConv& conv) { return Scratch(conv, nullptr).bytes; }
+size_t TableConvScratchBytes(const PackedTableConv& conv) { return Scratch(conv, nullptr).bytes(); }
 
 int64_t TableConvTiles(const PackedTableConv& conv, int batch) {
   const ConvGeometry& g = conv.geometry;

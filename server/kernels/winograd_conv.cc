@@ -11,6 +11,7 @@
 
 #if TERN_HAVE_AVX2
 #include "server/kernels/cluster_conv_epilogue.h"
+#include "server/kernels/scratch_parts.h"
 #include "server/kernels/winograd_conv_tiles.h"
 #endif
 
@@ -118,30 +119,20 @@ int64_t TransformedBytes(const ConvGeometry& g, WinogradTile tile) {
 }
 
 // The parts of a call's scratch, each at a multiple of 64 bytes.
-struct Scratch {
-  Scratch(const PackedWinogradConv& conv, void* memory) : at(static_cast<char*>(memory)) {
+struct Scratch : ScratchParts {
+  Scratch(const PackedWinogradConv& conv, void* memory) : ScratchParts(memory) {
     const int64_t tiles = ChunkTiles(conv.geometry, conv.tile),
                   products = Products(KernelsOf(conv.tile));
     padding = Take<uint8_t>(conv.geometry.ic);
     inputs = Take<int16_t>(products * ProductStride<int16_t>(tiles, conv.geometry.ic));
     weights = Take<int16_t>((KernelsOf(conv.tile).columns + 2) * WeightStride(conv.geometry));
     outputs = Take<int32_t>(products * ProductStride<int32_t>(tiles, kOutputBlock));
-    bytes = static_cast<size_t>(at - static_cast<char*>(memory));
   }
 
-  template <typename T>
-  T* Take(size_t elements) {
-    T* result = reinterpret_cast<T*>(at);
-    at += (elements * sizeof(T) + 63) / 64 * 64;
-    return result;
-  }
-
-  char* at;
   uint8_t* padding;  // one pixel
   int16_t* inputs;   // [product][tile][ic], products ProductStride apart
   int16_t* weights;  // [product of a row][ic / 2][16][2] of one block, the same
   int32_t* outputs;  // [product][tile][16] of one block, the same
-  size_t bytes;
 };
 
 // One call.
@@ -379,7 +370,7 @@ PackedWinogradConv PackWinogradConv(const ConvGeometry& geometry, const Quantize
 }
 
 size_t WinogradConvScratchBytes(const PackedWinogradConv& conv) {
-  return Scratch(conv, nullptr).bytes;
+  return Scratch(conv, nullptr).bytes();
 }
 
 int64_t WinogradConvTiles(const ConvGeometry& g, WinogradTile tile, int batch) {
