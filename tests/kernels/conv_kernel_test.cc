@@ -2,7 +2,6 @@
 #include "server/kernels/conv_kernel.h"
 
 #include <algorithm>
-#include <cstdio>
 #include <random>
 #include <string>
 #include <vector>
@@ -10,8 +9,6 @@
 #include "absl/strings/str_cat.h"
 #include "gtest/gtest.h"
 #include "server/base/aligned_buffer.h"
-#include "server/base/file.h"
-#include "server/kernels/choices_file.h"
 #include "server/tensor/cluster.h"
 #include "tests/kernels/isa_test.h"
 
@@ -150,26 +147,6 @@ TEST(KernelChoicesTest, AddedLinesDecideAndOthersAreIgnored) {
     const std::string name =
         ConvKernel::Make(g, RandomWeights(g, WeightScheme::kTernaryCluster, 64), isa).name();
     EXPECT_EQ(name == "sum-tables-avx2", choice == std::string("tables")) << name;
-  }
-}
-
-TEST(KernelChoicesTest, TheFileIsRefusedWhenDamagedOrOfAnotherVersion) {
-  const std::string path = ::testing::TempDir() + "/tern-kernel-choices";
-  std::remove(path.c_str());
-  EXPECT_EQ(ReadChoices(path, "1.0").code(), absl::StatusCode::kNotFound);
-  ASSERT_TRUE(WriteChoices(path, "1.0").ok());
-  EXPECT_TRUE(ReadChoices(path, "1.0").ok());
-  EXPECT_EQ(ReadChoices(path, "1.1").code(), absl::StatusCode::kFailedPrecondition);
-  const std::string whole = *ReadFile(path);
-  for (size_t i = 0; i < whole.size(); i += 7) {
-    std::string damaged = whole;
-    damaged[i] ^= 1;
-    ASSERT_TRUE(WriteFileAtomically(path, {damaged}).ok());
-    EXPECT_EQ(ReadChoices(path, "1.0").code(), absl::StatusCode::kDataLoss) << i;
-  }
-  for (size_t bytes : {size_t{0}, size_t{5}, whole.size() - 1}) {
-    ASSERT_TRUE(WriteFileAtomically(path, {whole.substr(0, bytes)}).ok());
-    EXPECT_EQ(ReadChoices(path, "1.0").code(), absl::StatusCode::kDataLoss) << bytes;
   }
 }
 
