@@ -200,13 +200,19 @@ absl::StatusOr<Network::Layer> Network::MakeLayer(const Node& source, const Node
       at::from_blob(const_cast<float*>(weights.steps.data()), {outputs, 1}, at::kFloat).clone();
   layer.start_scales = layer.start_steps;
   if (layer.has_grid) {
-    layer.max_scale = quant::MaxClusterScale(weights.scheme, static_cast<int>(columns));
+    const bool fixed_point = arithmetic == graph::Arithmetic::kFixedPoint;
     const at::Tensor integers = FromCodes(weights.cluster_scales);
-    if (integers.max().item<double>() > layer.max_scale) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "node '", start.name, "': a cluster scale is ", integers.max().item<double>(),
-          ", want at most ", layer.max_scale, " for ", columns, " weights"));
+    const double largest = integers.max().item<double>();
+    const int bound =
+        quant::MaxScaleWithoutOverflow(static_cast<int>(columns), LargestCode(weights.scheme));
+    if (largest > bound) {
+      return absl::InvalidArgumentError(absl::StrCat("node '", start.name, "': a cluster scale is ",
+                                                     largest, ", want at most ", bound, " for ",
+                                                     columns, " weights"));
     }
+    // Scales that are larger than this quantiser's stay.
+    layer.max_scale = std::max<double>(
+        quant::MaxClusterScale(weights.scheme, static_cast<int>(columns), fixed_point), largest);
     layer.start_scales = layer.start_steps * integers;
     const int channels = static_cast<int>(shape[1]);
     const ClusterMap map(channels, weights.cluster_size == 0 ? channels : weights.cluster_size);

@@ -480,7 +480,7 @@ absl::StatusOr<QuantizedWeights> Walk::ChooseWeights(const Node& node, const Sch
     // In fixed point the scale is the step's multiplier, and no factor of the s32 sums.
     if (!fixed_point) options.grid.max_scale = 1;
   } else {
-    options.grid.max_scale = MaxClusterScale(scheme.weights, columns);
+    options.grid.max_scale = MaxClusterScale(scheme.weights, columns, fixed_point);
     options.other_scales = true;
   }
   options.grid.power_of_two_step = fixed_point;

@@ -18,9 +18,10 @@ int MaxCode(WeightScheme scheme) {
   return IsClustered(scheme) ? LargestCode(scheme) : kMaxInt8Code;
 }
 
-int MaxClusterScale(WeightScheme scheme, int columns) {
-  const int largest =
-      scheme == WeightScheme::kInt3Cluster ? kMaxInt3ClusterScale : kMaxClusterScale;
+int MaxClusterScale(WeightScheme scheme, int columns, bool fixed_point) {
+  const int largest = scheme == WeightScheme::kInt3Cluster                   ? kMaxInt3ClusterScale
+                      : scheme == WeightScheme::kInt4Cluster && !fixed_point ? kMaxInt4ClusterScale
+                                                                             : kMaxClusterScale;
   return std::min(largest, MaxScaleWithoutOverflow(columns, LargestCode(scheme)));
 }
 
@@ -223,8 +224,8 @@ void RescaleClusters(absl::Span<const double> factor, bool power_of_two_step,
   for (size_t i = 0; i < alpha.size(); ++i)
     alpha[i] = static_cast<float>(factor[i] * weights.steps[i / clusters] * scales[i]);
   ScaleGrid grid;
-  grid.max_scale =
-      MaxClusterScale(weights.scheme, static_cast<int>(weights.codes.elements() / outputs));
+  grid.max_scale = MaxClusterScale(
+      weights.scheme, static_cast<int>(weights.codes.elements() / outputs), power_of_two_step);
   grid.power_of_two_step = power_of_two_step;
   CodedWeights coded;
   coded.outputs = outputs;

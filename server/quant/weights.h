@@ -21,14 +21,18 @@ inline constexpr int kMaxInt8Code = 63;
 // Largest cluster scale.
 inline constexpr int kMaxClusterScale = 127;
 
-// Of 3-bit codes: 42 * 3 fits s8 (server/tensor/quantized_weights.h).
+// Of 3- and 4-bit codes: 42 * 3 and 18 * 7 fit s8, so that the layer can run as int8
+// (server/tensor/quantized_weights.h).
 inline constexpr int kMaxInt3ClusterScale = 42;
+inline constexpr int kMaxInt4ClusterScale = 18;
 
 // Largest code magnitude of a scheme: 63, 7, 3 or 1.
 int MaxCode(WeightScheme scheme);
 
-// The largest cluster scale for rows of `columns` codes of a cluster scheme.
-int MaxClusterScale(WeightScheme scheme, int columns);
+// The largest cluster scale for rows of `columns` codes of a cluster scheme. In fixed point, where
+// all rows of a layer share a power-of-two step, 4-bit codes keep the scales up to 127: with 18
+// those of most rows would be a handful of integers.
+int MaxClusterScale(WeightScheme scheme, int columns, bool fixed_point);
 
 // The order of a layer's weight columns in which clusters are contiguous. OIHW column
 // c * taps + t of channel c and tap t; ClusterMap interleaves the channels of two clusters, so

@@ -62,7 +62,8 @@ constexpr const char* Name(WeightScheme scheme) {
 //   s16), and a layer with larger codes runs on our own exact kernels there.
 // cluster schemes: cluster_scales is s8 [o][G], 1..127, with g(c) from ClusterMap(c, n); the
 //   product scale * ternary code fits s8, so the same weights run exactly as int8 on VNNI. So do
-//   3-bit ones with scales up to 42, which is as far as Tern's own quantiser goes.
+//   3-bit ones with scales up to 42 and 4-bit ones up to 18, which is as far as Tern's own quantiser
+//   goes (4-bit weights in fixed point: up to 127).
 // In every case 255 * sum over j of |cluster_scale * code| < 2^31 for each o: s32 sums are
 // exact. Grouped convolutions are int8 only.
 struct QuantizedWeights {

@@ -37,9 +37,9 @@ inline QuantParams ParamsFor(std::pair<float, float> range) {
   return params;
 }
 
-// Direct rounding of f32 weights [o, c, ...].
-inline QuantizedWeights QuantizeWeights(const Tensor& weight, WeightScheme scheme,
-                                        int cluster_size) {
+// Direct rounding of f32 weights [o, c, ...]. `max_scale` as in QuantizeOptions.
+inline QuantizedWeights QuantizeWeights(const Tensor& weight, WeightScheme scheme, int cluster_size,
+                                        int max_scale) {
   const int64_t outputs = weight.shape()[0], channels = weight.shape()[1];
   const int64_t taps = weight.elements() / (outputs * channels);
   const bool clustered = scheme != WeightScheme::kInt8;
@@ -47,6 +47,7 @@ inline QuantizedWeights QuantizeWeights(const Tensor& weight, WeightScheme schem
                     : scheme == WeightScheme::kInt4Cluster ? 7
                     : scheme == WeightScheme::kInt3Cluster ? 3
                                                            : 1;
+  if (max_scale == 0) max_scale = 127 / limit;
   const ClusterMap map(static_cast<int>(channels),
                        clustered ? cluster_size : static_cast<int>(channels));
   QuantizedWeights q;
@@ -64,11 +65,12 @@ inline QuantizedWeights QuantizeWeights(const Tensor& weight, WeightScheme schem
       m = std::max(m, std::abs(w[o * channels * taps + i]) * (limit == 1 ? 0.6f : 1.0f));
     }
     const float top = *std::max_element(largest.begin(), largest.end());
-    q.steps.push_back(top / limit / (clustered ? 127.0f : 1.0f));
+    q.steps.push_back(top / limit / static_cast<float>(clustered ? max_scale : 1));
     std::vector<int> scales(map.clusters(), 1);
     if (clustered) {
       for (int g = 0; g < map.clusters(); ++g) {
-        scales[g] = std::clamp(static_cast<int>(std::lround(largest[g] / top * 127.0f)), 1, 127);
+        const float scale = largest[g] / top * static_cast<float>(max_scale);
+        scales[g] = std::clamp(static_cast<int>(std::lround(scale)), 1, max_scale);
         q.cluster_scales.data<int8_t>()[o * map.clusters() + g] = static_cast<int8_t>(scales[g]);
       }
     }
@@ -84,6 +86,7 @@ inline QuantizedWeights QuantizeWeights(const Tensor& weight, WeightScheme schem
 struct QuantizeOptions {
   WeightScheme scheme = WeightScheme::kInt8;
   int cluster_size = 4;
+  int max_scale = 0;                 // 1..127; 0: as large as keeps scale x code in s8
   bool float_output = true;          // the logits stay f32
   bool first_and_last_int8 = false;  // as deployed networks do
 };
@@ -106,7 +109,7 @@ inline graph::Graph QuantizeGraph(graph::Graph graph, const Ranges& ranges,
         options.first_and_last_int8 && (node == weighted.front() || node == weighted.back());
     const bool int8 = edge || node->conv.groups != 1;
     node->quantized = QuantizeWeights(node->weight, int8 ? WeightScheme::kInt8 : options.scheme,
-                                      options.cluster_size);
+                                      options.cluster_size, options.max_scale);
     node->weight = Tensor();
   }
   return graph;

@@ -5,6 +5,7 @@
 #include <thread>
 
 #include "absl/strings/str_replace.h"
+#include "server/engine/onednn.h"
 #include "server/engine/plan.h"
 #include "server/graph/fixed_point.h"
 #include "server/reference/execute.h"
@@ -421,15 +422,23 @@ TEST_P(OneDnnLayerTest, Int8OnOurOwnKernelsIsBitIdenticalToTheReference) {
   }
 }
 
-TEST_P(OneDnnLayerTest, TernaryExpandedToInt8IsWithinOneCodeOfTheReference) {
-  for (bool float_output : {false, true}) {
-    GraphBuilder b(GetParam().input);
-    QuantizeOptions quantize;
-    quantize.scheme = WeightScheme::kTernaryCluster;
-    quantize.float_output = float_output;
-    Case c{Quantized(b.Finish(GetParam().build(b)), quantize), {}, 3, 1};
-    c.options.max_batch = 3;
-    ExpectWithinOneCode(c, InputFor(c.graph, 3));
+TEST_P(OneDnnLayerTest, ClustersExpandedToInt8AreWithinOneCodeOfTheReference) {
+  for (WeightScheme scheme :
+       {WeightScheme::kTernaryCluster, WeightScheme::kInt3Cluster, WeightScheme::kInt4Cluster}) {
+    for (bool float_output : {false, true}) {
+      GraphBuilder b(GetParam().input);
+      QuantizeOptions quantize;
+      quantize.scheme = scheme;
+      quantize.float_output = float_output;
+      Case c{Quantized(b.Finish(GetParam().build(b)), quantize), {}, 3, 1};
+      c.options.max_batch = 3;
+      ExpectWithinOneCode(c, InputFor(c.graph, 3));
+      if (kernels::DetectIsa() < kernels::Isa::kAvx512Vnni || !onednn::ExactInt8()) continue;
+      const auto plan = Plan::Create(c.graph, c.options);
+      ASSERT_TRUE(plan.ok()) << plan.status();
+      for (const LayerInfo& layer : (*plan)->layers())
+        EXPECT_NE(layer.implementation, "tern:avx512vnni") << layer.name;
+    }
   }
 }
 

@@ -127,6 +127,21 @@ TEST(ExportTest, AFixedPointNetworkComesBackWithItsTiesRoundedUp) {
   }
 }
 
+TEST(ExportTest, FourBitProductsThatFitBecomeInt8) {
+  const Graph plain = Flattened(testing::ExportZoo()[0].graph);
+  const Tensor input = RandomInput(plain, 1);
+  const Graph graph = Quantised(plain, input, WeightScheme::kInt4Cluster, 18);
+  const auto again = RoundTrip(graph);
+  ASSERT_TRUE(again.ok()) << again.status();
+  for (size_t i = 0; i < graph.nodes.size(); ++i) {
+    if (!graph.nodes[i].quantized) continue;
+    EXPECT_EQ(again->nodes[i].quantized->scheme, WeightScheme::kInt8);
+    EXPECT_EQ(Dequantize(*again->nodes[i].quantized).data<float>(),
+              Dequantize(*graph.nodes[i].quantized).data<float>());
+  }
+  EXPECT_EQ(Logits(*again, input), Logits(graph, input));
+}
+
 TEST(ExportTest, FourBitProductsBeyondInt8KeepTheirClusterScalesBeside) {
   const Graph plain = Flattened(testing::ExportZoo()[0].graph);
   const Tensor input = RandomInput(plain, 1);

@@ -80,12 +80,14 @@ inline Tensor RandomInput(const graph::Graph& graph, int64_t n) {
   return random.Random(graph.shape(graph.input).WithBatch(n), -2.0f, 2.0f);
 }
 
-// By direct rounding, ranges from `input`.
-inline graph::Graph Quantised(const graph::Graph& graph, const Tensor& input, WeightScheme scheme) {
+// By direct rounding, ranges from `input`; cluster scales up to `max_scale`.
+inline graph::Graph Quantised(const graph::Graph& graph, const Tensor& input, WeightScheme scheme,
+                              int max_scale = 127) {
   const auto values = reference::ExecuteFloat(graph, input);
   EXPECT_TRUE(values.ok()) << values.status();
   engine::testing::QuantizeOptions options;
   options.scheme = scheme;
+  options.max_scale = max_scale;
   return QuantizeGraph(graph, engine::testing::RangesOf(*values), options);
 }
 
