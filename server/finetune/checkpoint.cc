@@ -5,6 +5,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "server/base/file.h"
 #include "server/base/status_macros.h"
@@ -119,10 +120,11 @@ absl::Status WriteCheckpoint(const Checkpoint& c, const std::string& path) {
 }
 
 absl::StatusOr<Checkpoint> ReadCheckpoint(const std::string& path) {
-  TERN_ASSIGN_OR_RETURN(const std::string file, ReadFile(path));
-  const absl::string_view bytes = file;
+  const absl::StatusOr<std::string> file = ReadFile(path);
+  if (!file.ok()) return file.status();
+  const absl::string_view bytes = *file;
   uint32_t crc = 0;
-  if (bytes.size() < kMagic.size() + sizeof(crc) || bytes.substr(0, kMagic.size()) != kMagic) {
+  if (bytes.size() < kMagic.size() + sizeof(crc) || !absl::StartsWith(bytes, kMagic)) {
     return absl::DataLossError(absl::StrCat(path, ": not a checkpoint of this program"));
   }
   std::memcpy(&crc, bytes.data() + kMagic.size(), sizeof(crc));
