@@ -19,10 +19,10 @@ int MaxCode(WeightScheme scheme) {
 }
 
 int MaxClusterScale(WeightScheme scheme, int columns, bool fixed_point) {
-  const int largest = scheme == WeightScheme::kInt3Cluster                   ? kMaxInt3ClusterScale
-                      : scheme == WeightScheme::kInt4Cluster && !fixed_point ? kMaxInt4ClusterScale
-                                                                             : kMaxClusterScale;
-  return std::min(largest, MaxScaleWithoutOverflow(columns, LargestCode(scheme)));
+  const int code = LargestCode(scheme);
+  const bool any = fixed_point && scheme == WeightScheme::kInt4Cluster;
+  return std::min(any ? kMaxClusterScale : kMaxClusterScale / code,
+                  MaxScaleWithoutOverflow(columns, code));
 }
 
 ClusterLayout MakeClusterLayout(int channels, int taps, int n) {

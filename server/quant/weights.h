@@ -18,18 +18,15 @@ namespace tern::quant {
 
 // Largest magnitude of an int8 layer's codes: 7 bits (server/tensor/quantized_weights.h).
 inline constexpr int kMaxInt8Code = 63;
-// Largest cluster scale.
+// Largest cluster scale, and product of scale and code.
 inline constexpr int kMaxClusterScale = 127;
-
-// Of 3- and 4-bit codes: 42 * 3 and 18 * 7 fit s8, so that the layer can run as int8
-// (server/tensor/quantized_weights.h).
-inline constexpr int kMaxInt3ClusterScale = 42;
-inline constexpr int kMaxInt4ClusterScale = 18;
 
 // Largest code magnitude of a scheme: 63, 7, 3 or 1.
 int MaxCode(WeightScheme scheme);
 
-// The largest cluster scale for rows of `columns` codes of a cluster scheme. In fixed point, where
+// The largest cluster scale for rows of `columns` codes of a cluster scheme: 127, 42 for 3-bit and
+// 18 for 4-bit codes, so that scale x code fits s8 and the layer can run as int8
+// (server/tensor/quantized_weights.h); less where s32 sums would overflow. In fixed point, where
 // all rows of a layer share a power-of-two step, 4-bit codes keep the scales up to 127: with 18
 // those of most rows would be a handful of integers.
 int MaxClusterScale(WeightScheme scheme, int columns, bool fixed_point);
