@@ -53,11 +53,19 @@ absl::StatusOr<Program> Lowering::Run() {
 
   integers_.resize(graph_.nodes.size());
   int8_kernels_.resize(graph_.nodes.size());
+  int8_onednn_.resize(graph_.nodes.size());
   TERN_RETURN_IF_ERROR(SideBySide(graph_.nodes.size(), [&](size_t i) {
     const Node& node = graph_.nodes[i];
     if (!node.quantized) return;
     integers_[i] = Expand(node);
     int8_kernels_[i] = MakeInt8Kernel(node, integers_[i].largest);
+    // oneDNN compiles each layer, which takes longer than all else here where VNNI exists. What it
+    // refuses, LowerInt8 asks again and reports.
+    if (RunsInt8OnOneDnn(static_cast<int>(i))) {
+      onednn::Guard(node.name, [&] {
+        int8_onednn_[i] = MakeInt8OneDnn(node, RescalingOf(node, integers_[i]));
+      }).IgnoreError();
+    }
   }));
 
   program_.input = NewBuffer(Format::kF32, program_.input_shape);
@@ -88,7 +96,7 @@ absl::Status Lowering::SideBySide(size_t n, const std::function<void(size_t)>& f
   std::vector<absl::Status> statuses(n);
   ParallelFor(options_.load_threads, n, [&](size_t i) {
     onednn::ScopedThreads team(1);
-    statuses[i] = onednn::Guard("packing weights", [&] { f(i); });
+    statuses[i] = onednn::Guard("making a plan", [&] { f(i); });
   });
   for (const absl::Status& status : statuses) TERN_RETURN_IF_ERROR(status);
   return absl::OkStatus();
@@ -148,6 +156,16 @@ void Lowering::StoreFloat(ValueId id, int b) {
     });
   };
   Define(id, codes);
+}
+
+Executable Lowering::Bind(std::shared_ptr<const onednn::Primitive> primitive, onednn::Args args) {
+  Executable executable;
+  executable.primitive = primitive->primitive;
+  executable.args = std::move(args);
+  executable.args.insert(primitive->constant_args.begin(), primitive->constant_args.end());
+  executable.scratchpad = primitive->scratchpad;
+  executable.shared = std::move(primitive);
+  return executable;
 }
 
 int Lowering::Convert(int b, Format format) {

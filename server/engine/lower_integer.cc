@@ -283,14 +283,11 @@ bool Lowering::AddPooling(const Node& node, int src, int dst) {
       onednn::Guard("pooling", [&] { implementation = make(1).implementation; });
   if (!status.ok()) return false;
   layer().implementation = absl::StrCat("onednn:", implementation);
+  const auto primitives = std::make_shared<onednn::SharedPrimitives>(make);
   AddStep({src}, {dst}).make = [=](const RunContext& run) {
-    const auto primitive = make(run.batch);
-    Executable executable;
-    executable.primitive = primitive.primitive;
-    executable.args = primitive.constant_args;
-    executable.args.insert({{DNNL_ARG_SRC, Wrap(run, src, primitive.src)},
-                            {DNNL_ARG_DST, Wrap(run, dst, primitive.dst)}});
-    return executable;
+    const auto made = primitives->Get(run.batch);
+    return Bind(made, {{DNNL_ARG_SRC, Wrap(run, src, made->src)},
+                       {DNNL_ARG_DST, Wrap(run, dst, made->dst)}});
   };
   return true;
 }

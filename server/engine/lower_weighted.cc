@@ -163,34 +163,33 @@ absl::Status Lowering::LowerFloatWeighted(const Node& node) {
   }
   candidates.push_back({Format::kF32, Format::kF32});
   std::optional<std::pair<Format, Format>> chosen;
-  std::string implementation;
+  Weighted made;
   absl::Status failure;
   for (const auto& candidate : candidates) {
-    onednn::Primitive primitive;
-    const absl::Status made = onednn::Guard(absl::StrCat("node ", node.name), [&] {
-      primitive = MakeWeighted(node, candidate.first, candidate.second, w_dims, epilogue, x, y, 1);
-    });
-    if (!made.ok()) {
-      failure = made;
+    made.primitives =
+        ShareWeighted(node, candidate.first, candidate.second, w_dims, epilogue, x, y);
+    const absl::Status status = onednn::Guard(absl::StrCat("node ", node.name),
+                                              [&] { made.first = made.primitives->Get(1); });
+    if (!status.ok()) {
+      failure = status;
       continue;
     }
-    const bool fast = absl::StartsWith(primitive.implementation, "jit") ||
-                      absl::StartsWith(primitive.implementation, "brg");
+    const bool fast = absl::StartsWith(made.first->implementation, "jit") ||
+                      absl::StartsWith(made.first->implementation, "brg");
     if (candidate.first != Format::kF32 && !fast) continue;
-    PackLater(weights, primitive.weights);
+    PackLater(weights, made.first->weights);
     chosen = candidate;
-    implementation = primitive.implementation;
     break;
   }
   if (!chosen) return failure;
   const auto [x_format, y_format] = *chosen;
-  SetFloatImplementation(node, absl::StrCat("onednn:", implementation));
+  SetFloatImplementation(node, absl::StrCat("onednn:", made.first->implementation));
   program_.weight_bytes += bias_values.size() * sizeof(float);
 
   const int src = Get(node.inputs[0], x_format);
   const int residual = node.has_residual() ? Get(node.inputs[1], y_format) : -1;
   const int dst = NewBuffer(y_format, y);
-  AddWeightedStep(node, src, residual, dst, w_dims, epilogue, x, y, weights, bias);
+  AddWeightedStep(made, src, residual, dst, weights, bias);
   StoreFloat(node.output, dst);
   return absl::OkStatus();
 }
@@ -235,6 +234,19 @@ onednn::Primitive Lowering::MakeWeighted(const Node& node, Format x_format, Form
   return onednn::MakeConvolution(spec, epilogue);
 }
 
+std::shared_ptr<onednn::SharedPrimitives> Lowering::ShareWeighted(
+    const Node& node, Format x_format, Format y_format, const memory::dims& w_dims,
+    const onednn::Epilogue& epilogue, const Shape& x, const Shape& y, bool padded) {
+  // The node's name and attributes only: its weights are packed elsewhere.
+  Node attributes;
+  attributes.name = node.name;
+  attributes.op = node.op;
+  attributes.conv = node.conv;
+  return std::make_shared<onednn::SharedPrimitives>([=](int64_t batch) {
+    return MakeWeighted(attributes, x_format, y_format, w_dims, epilogue, x, y, batch, padded);
+  });
+}
+
 absl::Span<const int8_t> Lowering::Products(const Node& node, const IntegerWeights& integers) {
   return integers.values.empty() ? node.quantized->codes.data<int8_t>()
                                  : absl::MakeConstSpan(integers.values);
@@ -253,11 +265,9 @@ void Lowering::PackLater(std::shared_ptr<PackedWeights> weights, const memory::d
                       [this, weights] { program_.weight_bytes += weights->bytes(); }});
 }
 
-void Lowering::AddWeightedStep(const Node& node, int src, int residual, int dst,
-                               const memory::dims& w_dims, const onednn::Epilogue& epilogue,
-                               const Shape& x, const Shape& y,
-                               std::shared_ptr<PackedWeights> weights, std::shared_ptr<memory> bias,
-                               bool padded) {
+void Lowering::AddWeightedStep(const Weighted& made, int src, int residual, int dst,
+                               std::shared_ptr<PackedWeights> weights,
+                               std::shared_ptr<memory> bias) {
   std::vector<int> reads{src};
   if (residual >= 0) reads.push_back(residual);
   Step& step = AddStep(std::move(reads), {dst});
@@ -267,60 +277,53 @@ void Lowering::AddWeightedStep(const Node& node, int src, int residual, int dst,
     step.copy_from = residual;
     step.copy_to = dst;
   }
-  const Format x_format = buffer(src).format, y_format = buffer(dst).format;
-  // The node's name and attributes only: its weights are packed already.
-  auto attributes = std::make_shared<Node>();
-  attributes->name = node.name;
-  attributes->op = node.op;
-  attributes->conv = node.conv;
   step.make = [=](const RunContext& run) {
-    const auto primitive =
-        MakeWeighted(*attributes, x_format, y_format, w_dims, epilogue, x, y, run.batch, padded);
-    Executable executable;
-    executable.primitive = primitive.primitive;
-    executable.args = primitive.constant_args;
-    executable.args.insert({{DNNL_ARG_SRC, Wrap(run, src, primitive.src)},
-                            {DNNL_ARG_WEIGHTS, weights->Get(primitive.weights)},
+    const auto primitive = made.primitives->Get(run.batch);
+    return Bind(primitive, {{DNNL_ARG_SRC, Wrap(run, src, primitive->src)},
+                            {DNNL_ARG_WEIGHTS, weights->Get(primitive->weights)},
                             {DNNL_ARG_BIAS, *bias},
-                            {DNNL_ARG_DST, Wrap(run, dst, primitive.dst)}});
-    return executable;
+                            {DNNL_ARG_DST, Wrap(run, dst, primitive->dst)}});
   };
 }
 
-absl::Status Lowering::LowerIntegerWeighted(const Node& node) {
+Lowering::Rescaling Lowering::RescalingOf(const Node& node, const IntegerWeights& weights) const {
   const QuantParams x = *quant(node.inputs[0]);
   const bool codes_out = quant(node.output).has_value();
   const QuantParams y = codes_out ? *quant(node.output) : QuantParams{1.0f, 0};
-  const IntegerWeights weights = std::move(integers_[node_]);
   const QuantizedWeights& q = *node.quantized;
   const auto bias = node.bias.data<float>();
   const int64_t outputs = q.codes.shape()[0];
-  double residual_ratio = 0, residual_zero = 0;
+  Rescaling result;
+  double residual_zero = 0;
   if (node.has_residual()) {
     const QuantParams r = *quant(node.inputs[1]);
-    residual_ratio = static_cast<double>(r.scale) / y.scale;
+    result.residual_ratio = static_cast<double>(r.scale) / y.scale;
     residual_zero = r.zero_point;
   }
-  std::vector<float> multiplier(outputs), offset(outputs);
+  result.multiplier.resize(outputs);
+  result.offset.resize(outputs);
   for (int64_t o = 0; o < outputs; ++o) {
     const double m = static_cast<double>(x.scale) * q.steps[o] / y.scale;
-    multiplier[o] = static_cast<float>(m);
-    offset[o] = static_cast<float>(static_cast<double>(bias[o]) / y.scale + y.zero_point -
-                                   static_cast<double>(x.zero_point) * weights.sums[o] * m -
-                                   residual_zero * residual_ratio);
+    result.multiplier[o] = static_cast<float>(m);
+    result.offset[o] = static_cast<float>(static_cast<double>(bias[o]) / y.scale + y.zero_point -
+                                          static_cast<double>(x.zero_point) * weights.sums[o] * m -
+                                          residual_zero * result.residual_ratio);
   }
-  graph::ClipRange clamp{0.0f, 255.0f};
   if (codes_out) {
     const auto [lo, hi] = ClipCodes(node.clip, y);
-    clamp = {static_cast<float>(lo), static_cast<float>(hi)};
+    result.clamp = {static_cast<float>(lo), static_cast<float>(hi)};
   } else {
     constexpr float kInfinity = std::numeric_limits<float>::infinity();
-    clamp = node.clip.value_or(graph::ClipRange{-kInfinity, kInfinity});
+    result.clamp = node.clip.value_or(graph::ClipRange{-kInfinity, kInfinity});
   }
-  if (const OwnLayer own = PackOwn(node, weights.largest)) {
-    return LowerOwn(node, own, multiplier, offset, static_cast<float>(residual_ratio), clamp);
-  }
-  return LowerInt8(node, weights, multiplier, offset, residual_ratio, clamp);
+  return result;
+}
+
+absl::Status Lowering::LowerIntegerWeighted(const Node& node) {
+  const IntegerWeights weights = std::move(integers_[node_]);
+  const Rescaling rescaling = RescalingOf(node, weights);
+  if (const OwnLayer own = PackOwn(node, weights.largest)) return LowerOwn(node, own, rescaling);
+  return LowerInt8(node, weights, rescaling);
 }
 
 bool Lowering::ExpandsToInt8(const Node& node) const {
@@ -355,10 +358,54 @@ kernels::ConvGeometry Lowering::GeometryOf(const Node& node, const Shape& x, con
   return geometry;
 }
 
+bool Lowering::RunsInt8OnOneDnn(int i) const {
+  const Node& node = graph_.nodes[i];
+  if (graph_.arithmetic == graph::Arithmetic::kFixedPoint || !IsInteger(node)) return false;
+  if (integers_[i].largest > kMaxSaturatingCode && !onednn::ExactInt8()) return false;
+  if (IsClustered(node.quantized->scheme)) return ExpandsToInt8(node);
+  return !int8_kernels_[i] && !(IsInt8Depthwise(node) && options_.own_int8);
+}
+
+Lowering::Int8OneDnn Lowering::MakeInt8OneDnn(const Node& node, const Rescaling& rescaling) const {
+  const bool codes_out = quant(node.output).has_value();
+  Int8OneDnn result;
+  result.x = graph_.shape(node.inputs[0]);
+  result.bias = rescaling.offset;
+  onednn::Epilogue epilogue;
+  epilogue.scales = rescaling.multiplier;
+  epilogue.sum = node.has_residual();
+  epilogue.sum_scale = static_cast<float>(rescaling.residual_ratio);
+  // A float result takes its residual as reals, whose zero point is gone.
+  if (node.has_residual() && !codes_out) {
+    const QuantParams r = *quant(node.inputs[1]);
+    for (float& b : result.bias) b += static_cast<float>(r.zero_point * rescaling.residual_ratio);
+    epilogue.sum_scale = 1.0f;
+  }
+  // u8 results saturate at 0 and 255 by themselves.
+  const graph::ClipRange clamp = rescaling.clamp;
+  const bool clamps = codes_out ? clamp.lo > 0.0f || clamp.hi < 255.0f : node.clip.has_value();
+  if (clamps) epilogue.clip = clamp;
+
+  // oneDNN pads with 0. Where the zero point is another code, the input is padded first.
+  const auto& conv = node.conv;
+  const bool has_pads = node.op == OpType::kConv &&
+                        (conv.pad_top | conv.pad_left | conv.pad_bottom | conv.pad_right) != 0;
+  result.padded = quant(node.inputs[0])->zero_point != 0 && has_pads;
+  if (result.padded) {
+    const Shape x = result.x;
+    result.x =
+        Shape{x[0], x[1] + conv.pad_top + conv.pad_bottom, x[2] + conv.pad_left + conv.pad_right};
+  }
+  result.w_dims = WeightDims(node, node.quantized->codes.shape());
+  result.made.primitives =
+      ShareWeighted(node, Format::kU8, codes_out ? Format::kU8 : Format::kF32, result.w_dims,
+                    epilogue, result.x, graph_.shape(node.output), result.padded);
+  result.made.first = result.made.primitives->Get(1);
+  return result;
+}
+
 absl::Status Lowering::LowerInt8(const Node& node, const IntegerWeights& integers,
-                                 const std::vector<float>& multiplier,
-                                 const std::vector<float>& offset, double residual_ratio,
-                                 graph::ClipRange clamp) {
+                                 const Rescaling& rescaling) {
   const bool codes_out = quant(node.output).has_value();
   if (integers.largest > kMaxSaturatingCode && !onednn::ExactInt8()) {
     const int residual = node.has_residual() ? Get(node.inputs[1], Format::kU8) : -1;
@@ -368,67 +415,44 @@ absl::Status Lowering::LowerInt8(const Node& node, const IntegerWeights& integer
     if (residual >= 0) reads.push_back(residual);
     Step& step = AddStep(std::move(reads), {dst});
     if (residual >= 0 && codes_out) step.in_place = {{residual, dst}};
-    const int64_t pixels = buffer(dst).sample_elements / static_cast<int64_t>(multiplier.size());
-    step.loop = [=, isa = options_.isa,
-                 ratio = static_cast<float>(residual_ratio)](const RunContext& run) {
-      const kernels::FloatEpilogue epilogue{multiplier.data(), offset.data(), ratio, clamp.lo,
-                                            clamp.hi};
-      FinishSums(isa, epilogue, static_cast<int64_t>(multiplier.size()), run.at<int32_t>(sums),
-                 residual >= 0 ? run.at<uint8_t>(residual) : nullptr, run.batch * pixels,
-                 codes_out ? run.at<uint8_t>(dst) : nullptr,
+    const int64_t pixels =
+        buffer(dst).sample_elements / static_cast<int64_t>(rescaling.multiplier.size());
+    step.loop = [=, isa = options_.isa](const RunContext& run) {
+      const kernels::FloatEpilogue epilogue{rescaling.multiplier.data(), rescaling.offset.data(),
+                                            static_cast<float>(rescaling.residual_ratio),
+                                            rescaling.clamp.lo, rescaling.clamp.hi};
+      FinishSums(isa, epilogue, static_cast<int64_t>(rescaling.multiplier.size()),
+                 run.at<int32_t>(sums), residual >= 0 ? run.at<uint8_t>(residual) : nullptr,
+                 run.batch * pixels, codes_out ? run.at<uint8_t>(dst) : nullptr,
                  codes_out ? nullptr : run.at<float>(dst));
     };
     Define(node.output, dst);
     return absl::OkStatus();
   }
-  const Format y_format = codes_out ? Format::kU8 : Format::kF32;
-  const Shape& y = graph_.shape(node.output);
-  Shape x = graph_.shape(node.inputs[0]);
-  onednn::Epilogue epilogue;
-  epilogue.scales = multiplier;
-  epilogue.sum = node.has_residual();
-  // A float result takes its residual as reals, whose zero point is gone.
-  std::vector<float> bias = offset;
-  epilogue.sum_scale = static_cast<float>(residual_ratio);
-  if (node.has_residual() && !codes_out) {
-    const QuantParams r = *quant(node.inputs[1]);
-    for (float& b : bias) b += static_cast<float>(r.zero_point * residual_ratio);
-    epilogue.sum_scale = 1.0f;
+  std::optional<Int8OneDnn>& ready = int8_onednn_[node_];
+  if (!ready) {
+    TERN_RETURN_IF_ERROR(onednn::Guard(absl::StrCat("node ", node.name),
+                                       [&] { ready = MakeInt8OneDnn(node, rescaling); }));
   }
-  // u8 results saturate at 0 and 255 by themselves.
-  const bool clamps = codes_out ? clamp.lo > 0.0f || clamp.hi < 255.0f : node.clip.has_value();
-  if (clamps) epilogue.clip = clamp;
-
-  // oneDNN pads with 0. Where the zero point is another code, the input is padded first.
-  const auto& conv = node.conv;
-  const int zero = quant(node.inputs[0])->zero_point;
-  const bool has_pads = node.op == OpType::kConv &&
-                        (conv.pad_top | conv.pad_left | conv.pad_bottom | conv.pad_right) != 0;
-  const bool padded = zero != 0 && has_pads;
-  if (padded)
-    x = Shape{x[0], x[1] + conv.pad_top + conv.pad_bottom, x[2] + conv.pad_left + conv.pad_right};
-
-  const memory::dims w_dims = WeightDims(node, node.quantized->codes.shape());
-  onednn::Primitive primitive;
-  TERN_RETURN_IF_ERROR(onednn::Guard(absl::StrCat("node ", node.name), [&] {
-    primitive = MakeWeighted(node, Format::kU8, y_format, w_dims, epilogue, x, y, 1, padded);
-  }));
+  const Int8OneDnn layer_made = *std::exchange(ready, std::nullopt);
+  const onednn::Primitive& primitive = *layer_made.made.first;
   if (absl::StartsWith(primitive.implementation, "ref")) {
     slow_int8_.push_back(node.name);
     return LowerFloatWeighted(node);
   }
-  auto weights = Plain(node, w_dims, integers);
+  auto weights = Plain(node, layer_made.w_dims, integers);
   PackLater(weights, primitive.weights);
-  auto bias_memory =
-      std::make_shared<memory>(FloatVector(onednn::BiasBesideScales(bias, multiplier)));
+  auto bias = std::make_shared<memory>(
+      FloatVector(onednn::BiasBesideScales(layer_made.bias, rescaling.multiplier)));
   layer().implementation = absl::StrCat("onednn:", primitive.implementation);
-  program_.weight_bytes += bias.size() * sizeof(float);
+  program_.weight_bytes += layer_made.bias.size() * sizeof(float);
 
+  const Format y_format = codes_out ? Format::kU8 : Format::kF32;
   int src = Get(node.inputs[0], Format::kU8);
-  if (padded) src = Pad(src, node, zero);
+  if (layer_made.padded) src = Pad(src, node, quant(node.inputs[0])->zero_point);
   const int residual = node.has_residual() ? Get(node.inputs[1], y_format) : -1;
-  const int dst = NewBuffer(y_format, y);
-  AddWeightedStep(node, src, residual, dst, w_dims, epilogue, x, y, weights, bias_memory, padded);
+  const int dst = NewBuffer(y_format, graph_.shape(node.output));
+  AddWeightedStep(layer_made.made, src, residual, dst, weights, bias);
   Define(node.output, dst);
   return absl::OkStatus();
 }
@@ -530,11 +554,8 @@ int Lowering::OwnInput(const Node& node, const OwnLayer& own) {
   return own.padded ? Pad(src, node, quant(node.inputs[0])->zero_point) : src;
 }
 
-absl::Status Lowering::LowerOwn(const Node& node, const OwnLayer& own,
-                                const std::vector<float>& multiplier,
-                                const std::vector<float>& offset, float residual_multiplier,
-                                graph::ClipRange clamp) {
-  program_.weight_bytes += (multiplier.size() + offset.size()) * sizeof(float);
+absl::Status Lowering::LowerOwn(const Node& node, const OwnLayer& own, const Rescaling& rescaling) {
+  program_.weight_bytes += (rescaling.multiplier.size() + rescaling.offset.size()) * sizeof(float);
 
   const bool codes_out = quant(node.output).has_value();
   const int src = OwnInput(node, own);
@@ -550,17 +571,17 @@ absl::Status Lowering::LowerOwn(const Node& node, const OwnLayer& own,
     args.src = run.at<uint8_t>(src);
     args.batch = run.batch;
     args.src_zero_point = zero;
-    args.multiplier = multiplier.data();
-    args.offset = offset.data();
+    args.multiplier = rescaling.multiplier.data();
+    args.offset = rescaling.offset.data();
     if (residual >= 0) args.residual = run.at<uint8_t>(residual);
-    args.residual_multiplier = residual_multiplier;
+    args.residual_multiplier = static_cast<float>(rescaling.residual_ratio);
     if (codes_out) {
       args.dst = run.at<uint8_t>(dst);
     } else {
       args.dst_f32 = run.at<float>(dst);
     }
-    args.lo = clamp.lo;
-    args.hi = clamp.hi;
+    args.lo = rescaling.clamp.lo;
+    args.hi = rescaling.clamp.hi;
     kernel(run, args);
   };
   Define(node.output, dst);
@@ -743,7 +764,7 @@ absl::StatusOr<bool> Lowering::LowerFixedPointOneDnn(const Node& node,
       if (is_new) {
         const auto made = MakeWeighted(like, Format::kU8, Format::kS32, w_dims, {}, in, out, n);
         Piece piece{made.primitive,
-                    made.constant_args,
+                    onednn::OwnArgs(made),
                     memory(made.src, onednn::Engine(), run.at<uint8_t>(src)),
                     {}};
         piece.args.insert({{DNNL_ARG_SRC, piece.src},

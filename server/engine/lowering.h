@@ -34,7 +34,7 @@ struct IntegerWeights {
   std::vector<int8_t> values;
   // Per output channel; 0 if the layer's input has zero point 0, which multiplies them.
   std::vector<int64_t> sums;
-  int largest = 0;            // magnitude of a product; 0 for the kernels of clusters
+  int largest = 0;  // magnitude of a product; 0 for the kernels of clusters
 };
 
 // Emits the steps of a valid graph in its order. Not thread safe; used once.
@@ -96,6 +96,9 @@ class Lowering {
   // The memory of buffer `b` in a session.
   static memory Wrap(const RunContext& run, int b, const memory::desc& desc);
 
+  // What runs a shared primitive in a session, with these arguments beside its own.
+  static Executable Bind(std::shared_ptr<const onednn::Primitive> primitive, onednn::Args args);
+
   // ---- Nodes -------------------------------------------------------------------------------
 
   absl::Status LowerNode(const Node& node);
@@ -120,6 +123,11 @@ class Lowering {
                                         const onednn::Epilogue& epilogue, const Shape& x,
                                         const Shape& y, int64_t batch, bool padded = false);
 
+  // The same for every batch, of a node that need not live as long.
+  static std::shared_ptr<onednn::SharedPrimitives> ShareWeighted(
+      const Node& node, Format x_format, Format y_format, const memory::dims& w_dims,
+      const onednn::Epilogue& epilogue, const Shape& x, const Shape& y, bool padded = false);
+
   // Int8 weights in OIHW order.
   static absl::Span<const int8_t> Products(const Node& node, const IntegerWeights& integers);
 
@@ -130,23 +138,48 @@ class Lowering {
   // Packs them for oneDNN, and counts their bytes.
   void PackLater(std::shared_ptr<PackedWeights> weights, const memory::desc& wanted);
 
+  // A layer's primitives and that of batch 1, which the layer's plan begins with.
+  struct Weighted {
+    std::shared_ptr<onednn::SharedPrimitives> primitives;
+    std::shared_ptr<const onednn::Primitive> first;
+  };
+
   // Emits the step of a weighted node; residual < 0: none. The residual's memory becomes dst's
   // where it dies.
-  void AddWeightedStep(const Node& node, int src, int residual, int dst, const memory::dims& w_dims,
-                       const onednn::Epilogue& epilogue, const Shape& x, const Shape& y,
-                       std::shared_ptr<PackedWeights> weights, std::shared_ptr<memory> bias,
-                       bool padded = false);
+  void AddWeightedStep(const Weighted& made, int src, int residual, int dst,
+                       std::shared_ptr<PackedWeights> weights, std::shared_ptr<memory> bias);
 
   // ---- Convolution and fully connected, integer ----------------------------------------------
 
   absl::Status LowerIntegerWeighted(const Node& node);
 
+  // codes of the output = clamp(sums * multiplier + offset + residual codes * residual_ratio)
+  struct Rescaling {
+    std::vector<float> multiplier, offset;
+    double residual_ratio = 0;
+    graph::ClipRange clamp;
+  };
+  Rescaling RescalingOf(const Node& node, const IntegerWeights& weights) const;
+
+  // An int8 layer on oneDNN.
+  struct Int8OneDnn {
+    Shape x;  // the input's after Pad() where `padded`
+    bool padded = false;
+    memory::dims w_dims;
+    std::vector<float> bias;
+    Weighted made;
+  };
+  // Throws dnnl::error.
+  Int8OneDnn MakeInt8OneDnn(const Node& node, const Rescaling& rescaling) const;
+
+  // Whether node `i` with codes will be one. Wants integers_[i] and int8_kernels_[i].
+  bool RunsInt8OnOneDnn(int i) const;
+
   // What `integers_` holds of a node with codes.
   IntegerWeights Expand(const Node& node) const;
 
   absl::Status LowerInt8(const Node& node, const IntegerWeights& integers,
-                         const std::vector<float>& multiplier, const std::vector<float>& offset,
-                         double residual_ratio, graph::ClipRange clamp);
+                         const Rescaling& rescaling);
 
   // A copy of `src` with the node's spatial padding made of code `zero`.
   int Pad(int src, const Node& node, int zero);
@@ -181,9 +214,7 @@ class Lowering {
   };
 
   // On our own kernels, with the float epilogue.
-  absl::Status LowerOwn(const Node& node, const OwnLayer& own, const std::vector<float>& multiplier,
-                        const std::vector<float>& offset, float residual_multiplier,
-                        graph::ClipRange clamp);
+  absl::Status LowerOwn(const Node& node, const OwnLayer& own, const Rescaling& rescaling);
 
   // ---- Our own kernels -----------------------------------------------------------------------
 
@@ -274,6 +305,7 @@ class Lowering {
   std::vector<Packing> packing_;
   std::vector<IntegerWeights> integers_;                 // by node; empty for those without codes
   std::vector<std::optional<Int8Kernel>> int8_kernels_;  // by node
+  std::vector<std::optional<Int8OneDnn>> int8_onednn_;   // by node
   std::vector<std::string> slow_int8_;          // int8 layers that run in float for want of better
   std::vector<std::map<Format, int>> formats_;  // by ValueId: its buffers
   std::set<ValueId> fused_;                     // values that exist nowhere

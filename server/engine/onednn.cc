@@ -34,6 +34,8 @@ dnnl::primitive_attr MakeAttributes(const Epilogue& epilogue, bool grouped) {
 #endif
   }
   attributes.set_post_ops(post);
+  // oneDNN's own scratchpad belongs to the thread that made the primitive; another one that runs it
+  // would write to address 0.
   attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
   return attributes;
 }
@@ -45,11 +47,7 @@ Primitive Finish(const PrimitiveDesc& desc, dnnl::primitive primitive) {
   result.src = desc.src_desc();
   result.dst = desc.dst_desc();
   result.implementation = desc.impl_info_str();
-  // oneDNN's own scratchpad belongs to the thread that made the primitive; another one that runs it
-  // would write to address 0.
-  const memory::desc scratchpad = desc.scratchpad_desc();
-  if (scratchpad.get_size() > 0)
-    result.constant_args.emplace(DNNL_ARG_SCRATCHPAD, memory(scratchpad, Engine()));
+  result.scratchpad = desc.scratchpad_desc();
   return result;
 }
 
@@ -110,6 +108,21 @@ std::vector<float> BiasBesideScales(const std::vector<float>& bias,
   }
 #endif
   return result;
+}
+
+Args OwnArgs(const Primitive& primitive) {
+  Args args = primitive.constant_args;
+  if (primitive.scratchpad.get_size() > 0)
+    args.emplace(DNNL_ARG_SCRATCHPAD, memory(primitive.scratchpad, Engine()));
+  return args;
+}
+
+std::shared_ptr<const Primitive> SharedPrimitives::Get(int64_t batch) {
+  std::lock_guard lock(mutex_);
+  std::weak_ptr<const Primitive>& known = made_[{batch, omp_get_max_threads()}];
+  std::shared_ptr<const Primitive> primitive = known.lock();
+  if (primitive == nullptr) known = primitive = std::make_shared<const Primitive>(make_(batch));
+  return primitive;
 }
 
 Primitive MakeConvolution(const ConvolutionSpec& spec, const Epilogue& epilogue) {

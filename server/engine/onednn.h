@@ -8,9 +8,14 @@
 #ifndef TERN_SERVER_ENGINE_ONEDNN_H_
 #define TERN_SERVER_ENGINE_ONEDNN_H_
 
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -62,9 +67,30 @@ void Execute(const dnnl::primitive& primitive, dnnl::stream& stream,
 struct Primitive {
   dnnl::primitive primitive;
   memory::desc src, weights, bias, dst;
+  memory::desc scratchpad;     // memory that an execution needs for itself; size 0: none
   std::string implementation;  // oneDNN's impl_info_str
-  // To be merged into every execution, of one thread at a time: a scratchpad; in 3.x the scales.
+  // To be merged into every execution: in 3.x the scales.
   Args constant_args;
+};
+
+// The constant arguments and a scratchpad of their own, for one thread at a time.
+Args OwnArgs(const Primitive& primitive);
+
+// The primitives of one layer, each made once for all sessions and kept while one of them uses it.
+// oneDNN plans for a batch and for the calling thread's team. Thread safe.
+class SharedPrimitives {
+ public:
+  // `make` throws dnnl::error.
+  explicit SharedPrimitives(std::function<Primitive(int64_t batch)> make)
+      : make_(std::move(make)) {}
+
+  // Throws dnnl::error.
+  std::shared_ptr<const Primitive> Get(int64_t batch);
+
+ private:
+  const std::function<Primitive(int64_t batch)> make_;
+  std::mutex mutex_;
+  std::map<std::pair<int64_t, int>, std::weak_ptr<const Primitive>> made_;  // by batch and team
 };
 
 // The bias as oneDNN wants it beside `scales`, so that the result is acc * scale + bias in both

@@ -72,7 +72,7 @@ absl::Status RunConvolution(const Node& node, const Tensor& x, const Tensor* res
     memory dst = direct ? result : memory(primitive.dst, onednn::Engine());
     if (residual != nullptr)
       onednn::Reorder(stream, Wrap(y_plain, residual->data<float>().data()), dst);
-    onednn::Args args = primitive.constant_args;
+    onednn::Args args = onednn::OwnArgs(primitive);
     args.insert({{DNNL_ARG_SRC, src},
                  {DNNL_ARG_WEIGHTS, weights},
                  {DNNL_ARG_BIAS, Wrap(primitive.bias, node.bias.data<float>().data())},
@@ -121,7 +121,7 @@ absl::Status RunPooling(const Node& node, const Tensor& x, Tensor& y) {
     spec.pads_end = {(y_dims[2] - 1) * pool.stride_h + pool.kernel_h - x_dims[2] - pool.pad_top,
                      (y_dims[3] - 1) * pool.stride_w + pool.kernel_w - x_dims[3] - pool.pad_left};
     const auto primitive = onednn::MakePooling(spec);
-    onednn::Args args = primitive.constant_args;
+    onednn::Args args = onednn::OwnArgs(primitive);
     args.insert({{DNNL_ARG_SRC, Wrap(primitive.src, x.data<float>().data())},
                  {DNNL_ARG_DST, Wrap(primitive.dst, y.data<float>().data())}});
     primitive.primitive.execute(stream, args);

@@ -63,6 +63,7 @@ struct Session::Impl {
   struct Prepared {
     int batch = 0;
     std::vector<Executable> executables;
+    AlignedBuffer scratchpad;  // the largest of the executables'
   };
 
   Impl(std::shared_ptr<const CompiledPlan> plan_in, int threads_in)
@@ -93,14 +94,27 @@ struct Session::Impl {
     const auto& steps = plan->program().steps;
     made.executables.resize(steps.size());
     const RunContext context = Context(batch);
+    size_t scratchpad_bytes = 0;
     for (size_t s = 0; s < steps.size(); ++s) {
       if (!steps[s].make) continue;
       TERN_RETURN_IF_ERROR(onednn::Guard(
           absl::StrCat("node ", plan->layers()[steps[s].node].name, " at batch ", batch), [&] {
             made.executables[s] = steps[s].make(context);
-            made.executables[s].flat = onednn::Flatten(made.executables[s].args);
+            scratchpad_bytes =
+                std::max(scratchpad_bytes, made.executables[s].scratchpad.get_size());
           }));
     }
+    TERN_RETURN_IF_ERROR(onednn::Guard("preparing a session", [&] {
+      made.scratchpad = AlignedBuffer(scratchpad_bytes);
+      for (Executable& executable : made.executables) {
+        if (executable.scratchpad.get_size() > 0) {
+          executable.args.emplace(
+              DNNL_ARG_SCRATCHPAD,
+              dnnl::memory(executable.scratchpad, onednn::Engine(), made.scratchpad.as<char>()));
+        }
+        executable.flat = onednn::Flatten(executable.args);
+      }
+    }));
     prepared.push_front(std::move(made));
     if (prepared.size() > kPreparedBatches) prepared.pop_back();
     return &prepared.front();

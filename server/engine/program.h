@@ -62,7 +62,9 @@ struct RunContext {
 struct Executable {
   dnnl::primitive primitive;
   onednn::Args args;
+  dnnl::memory::desc scratchpad;      // bound by the session to memory that all its steps share
   std::vector<dnnl_exec_arg_t> flat;  // of `args`, set by the session
+  std::shared_ptr<const onednn::Primitive> shared;  // kept for other sessions
   std::function<void(dnnl::stream&)> run;
 };
 

@@ -2,7 +2,7 @@
 //
 //   engine_bench --onnx FILE [--isa scalar|avx2|native] [--batch 1,8] [--threads 1] [--rounds 15]
 //                [--schemes float,int8,ternary:64,int8:dfp8,ternary:4:dfp8] [--layers] [--expand]
-//                [--serve]
+//                [--load-threads 1] [--serve]
 //
 // :dfp8 is the fixed-point form of a scheme, int8:onednn leaves every int8 layer to oneDNN, a
 // scheme ending in .tern is an artifact of the same network; --expand lets cluster layers that fit
@@ -51,6 +51,7 @@ struct Flags {
   int rounds = 15;
   bool layers = false;
   bool expand = false;
+  int load_threads = 1;
   bool serve = false;
 };
 
@@ -69,6 +70,8 @@ Flags Parse(int argc, char** argv) {
       ->check(CLI::PositiveNumber);
   app.add_option("--rounds", flags.rounds, "Interleaved rounds")->check(CLI::PositiveNumber);
   app.add_flag("--layers", flags.layers, "A table of layers, too");
+  app.add_option("--load-threads", flags.load_threads, "Threads that make a plan")
+      ->check(CLI::PositiveNumber);
   app.add_flag("--expand", flags.expand, "Cluster layers may run as int8 where VNNI exists");
   app.add_flag("--serve", flags.serve, "Runs what standard input asks for; one batch size");
   try {
@@ -86,6 +89,7 @@ struct Contender {
   Session session;
   std::vector<double> milliseconds;  // per image
   std::optional<RunTimes> least;     // of all rounds, each part by itself
+  double plan_ms = 0, session_ms = 0;
 };
 
 // Minima of single layers hardly feel a busy machine; their sum is what the network takes on a
@@ -127,6 +131,12 @@ void PrintLayers(const std::vector<Contender>& contenders, int batch) {
   std::printf("\n%s\n", outside.c_str());
 }
 
+// In milliseconds.
+double Since(std::chrono::steady_clock::time_point begin) {
+  const std::chrono::duration<double, std::milli> time = std::chrono::steady_clock::now() - begin;
+  return time.count();
+}
+
 std::vector<Contender> MakeContenders(const Flags& flags, const graph::Graph& graph,
                                       const testing::Ranges& ranges, kernels::Isa isa, int batch) {
   std::vector<Contender> contenders;
@@ -137,12 +147,18 @@ std::vector<Contender> MakeContenders(const Flags& flags, const graph::Graph& gr
     // Ternary is measured on our kernels even where int8 would serve it, unless told otherwise.
     options.expand_on_vnni = flags.expand;
     options.own_int8 = !absl::EndsWith(name, ":onednn");
-    auto plan = Check(Plan::Create(InScheme(graph, ranges, name), options));
+    options.load_threads = flags.load_threads;
+    const graph::Graph network = InScheme(graph, ranges, name);
+    const auto begin = std::chrono::steady_clock::now();
+    auto plan = Check(Plan::Create(network, options));
+    const double plan_ms = Since(begin);
+    const auto made = std::chrono::steady_clock::now();
     Session session = Check(plan->NewSession(flags.threads));
+    const double session_ms = Since(made);
     std::mt19937 random(2);
     std::normal_distribution<float> normal;
     for (float& v : session.input()) v = normal(random);
-    contenders.push_back({name, plan, std::move(session), {}, {}});
+    contenders.push_back({name, plan, std::move(session), {}, {}, plan_ms, session_ms});
   }
   return contenders;
 }
@@ -153,9 +169,9 @@ double Time(Contender& contender, int batch, RunTimes* times) {
   const absl::Status status = times != nullptr
                                   ? contender.session.RunProfiled(batch, *times).status()
                                   : contender.session.Run(batch).status();
-  const std::chrono::duration<double, std::milli> time = std::chrono::steady_clock::now() - begin;
+  const double milliseconds = Since(begin);
   if (!status.ok()) Fail(status.ToString());
-  return time.count() / batch;
+  return milliseconds / batch;
 }
 
 void Serve(const Flags& flags, std::vector<Contender> contenders, kernels::Isa isa, int batch) {
@@ -214,8 +230,9 @@ int Main(int argc, char** argv) {
           c.least->conversions[i] = std::min(c.least->conversions[i], times.conversions[i]);
       }
     }
-    std::printf("\nbatch %d\n%-14s %10s %10s %12s %12s %12s %12s\n", batch, "scheme", "min ms",
-                "median ms", "min/float", "min/int8", "weights MiB", "arena MiB");
+    std::printf("\nbatch %d\n%-14s %10s %10s %12s %12s %12s %12s %9s %10s\n", batch, "scheme",
+                "min ms", "median ms", "min/float", "min/int8", "weights MiB", "arena MiB",
+                "plan ms", "session ms");
     std::map<std::string, double> best;
     for (Contender& c : contenders) {
       std::sort(c.milliseconds.begin(), c.milliseconds.end());
@@ -225,10 +242,11 @@ int Main(int argc, char** argv) {
       const auto speed = [&](const char* base) {
         return best.count(base) != 0 ? best[base] / best[c.name] : 0.0;
       };
-      std::printf("%-14s %10.3f %10.3f %11.2fx %11.2fx %12.1f %12.1f\n", c.name.c_str(),
-                  best[c.name], c.milliseconds[c.milliseconds.size() / 2], speed("float"),
-                  speed("int8"), static_cast<double>(c.plan->weight_bytes()) / (1 << 20),
-                  static_cast<double>(c.plan->activation_bytes()) / (1 << 20));
+      std::printf(
+          "%-14s %10.3f %10.3f %11.2fx %11.2fx %12.1f %12.1f %9.1f %10.2f\n", c.name.c_str(),
+          best[c.name], c.milliseconds[c.milliseconds.size() / 2], speed("float"), speed("int8"),
+          static_cast<double>(c.plan->weight_bytes()) / (1 << 20),
+          static_cast<double>(c.plan->activation_bytes()) / (1 << 20), c.plan_ms, c.session_ms);
     }
     if (flags.layers) PrintLayers(contenders, batch);
   }
