@@ -65,5 +65,5 @@ got "${grafana:-}" TERN_GRAFANA_PYTHON "$fixtures/grafana/bin/python" \
 got "${axe:-}" TERN_AXE "$fixtures/axe/node_modules/axe-core/axe.min.js" \
   "axe-core cannot be installed from npm: its check of the status page is skipped"
 export TERN_TORCH_FIXTURES=$fixtures/torch TERN_PARITY_FIXTURES=$fixtures/parity
-# The emulated CPU takes the longest and one core: it starts first, and the others run beside it.
+# The longest start first (COST), so that the others run beside them.
 ctest --test-dir "$build" --output-on-failure -j "$(nproc)" -L full

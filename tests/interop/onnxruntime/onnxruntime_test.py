@@ -228,13 +228,13 @@ class NetworkTest(unittest.TestCase):
             preprocess = text
         self.server.json("import", "--name", model, "--onnx", onnx, "--preprocess", preprocess)
 
-    def check_export(self, model, images, recipes, method="compensated"):
+    def check_export(self, model, images, recipes):
         calibration = self.folder("calibration", images.calibration)
         for weights, cluster, activations in recipes:
             name = f"{model} {weights} N={cluster} {activations}"
             with self.subTest(name):
-                version = self.server.json("quantize", "--method", method, "--distill", "off", "--model", model, "--from", 1,
-                                           "--weights", weights, "--cluster", cluster, "--activations", activations, "--calibration", calibration,
+                version = self.server.json("quantize", "--distill", "off", "--model", model, "--from", 1, "--weights", weights, "--cluster",
+                                           cluster, "--activations", activations, "--calibration", calibration,
                                            "--seed", 0)["version"]
                 stored, exported = self.path(f"{version}.tern"), self.path(f"{version}.onnx")
                 self.server.json("export", "--model", model, "--version", version, "--output", stored)
@@ -314,9 +314,6 @@ class NetworkTest(unittest.TestCase):
 
     RECIPES = [("int8", 1, "affine"), ("int4", 16, "affine"), ("ternary", 4, "affine"), ("ternary", 4, "dfp8")]
 
-    # What the codes are chosen by makes no difference between runtimes; on the large networks it would take minutes.
-    LARGE_METHOD = "direct"
-
     def test_demo_export(self):
         self.check_export("demo", demo_images(), self.RECIPES + [("int4", 16, "dfp8")])
 
@@ -337,14 +334,14 @@ class NetworkTest(unittest.TestCase):
         images = imagenet_images(0)
         onnx = f"{SHARED}/models/squeezenet1.1-imagenet.onnx"
         self.import_float("squeezenet", onnx, IMAGENET_BGR)
-        self.check_export("squeezenet", images, [("int8", 1, "affine")], self.LARGE_METHOD)
+        self.check_export("squeezenet", images, [("int8", 1, "affine")])
 
     @unittest.skipUnless(SHARED, "TERN_SHARED_DATA is not set")
     def test_mobilenet(self):
         images = imagenet_images(1)
         onnx = f"{SHARED}/models/mobilenet_v2-imagenet.onnx"
         self.import_float("mobilenet", onnx, IMAGENET_HALF)
-        self.check_export("mobilenet", images, [("int8", 1, "affine")], self.LARGE_METHOD)
+        self.check_export("mobilenet", images, [("int8", 1, "affine")])
         self.check_import("mobilenet", onnx, images, {"u8 per channel": self.variants()["u8 per channel"]})
 
 
