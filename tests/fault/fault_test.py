@@ -31,6 +31,7 @@ try:
     import h2.config
     import h2.connection
     import h2.events
+    import h2.exceptions
 except ImportError:
     h2 = None
 
@@ -319,7 +320,11 @@ def unfinished(address, streams, size, seconds):
                 received = b""
             if not received:
                 return sent, ended + len(left)
-            for event in connection.receive_data(received):
+            try:
+                events = connection.receive_data(received)
+            except h2.exceptions.ProtocolError:  # h2 wants no frame behind the one that ends the connection
+                return sent, ended + len(left)
+            for event in events:
                 if isinstance(event, (h2.events.StreamReset, h2.events.StreamEnded)):
                     ended += left.pop(event.stream_id, None) is not None
                 elif isinstance(event, h2.events.ConnectionTerminated):
