@@ -2,7 +2,7 @@
 #ifndef TERN_SERVER_RPC_DEADLINE_H_
 #define TERN_SERVER_RPC_DEADLINE_H_
 
-#include <chrono>
+#include <grpc/support/time.h>
 
 #include "absl/time/time.h"
 #include "grpcpp/server_context.h"
@@ -11,10 +11,14 @@
 namespace tern::rpc {
 
 inline absl::Time Deadline(const grpc::CallbackServerContext& context) {
-  const auto deadline = context.deadline();
-  if (deadline == std::chrono::system_clock::time_point::max()) return absl::InfiniteFuture();
-  // gRPC counts it from the time of day as it is now; Clock's time goes on when that is set.
-  return Clock::Real()->Now() + absl::FromChrono(deadline - std::chrono::system_clock::now());
+  // As gRPC holds it, on its monotonic clock: context.deadline() would convert it to the time of
+  // day, which may be set before the next line takes it off again.
+  const gpr_timespec deadline = context.raw_deadline();
+  if (gpr_time_cmp(deadline, gpr_inf_future(deadline.clock_type)) == 0) {
+    return absl::InfiniteFuture();
+  }
+  const gpr_timespec left = gpr_time_sub(deadline, gpr_now(deadline.clock_type));
+  return Clock::Real()->Now() + absl::Seconds(left.tv_sec) + absl::Nanoseconds(left.tv_nsec);
 }
 
 }  // namespace tern::rpc
