@@ -369,7 +369,7 @@ bool Lowering::RunsInt8OnOneDnn(int i) const {
 Lowering::Int8OneDnn Lowering::MakeInt8OneDnn(const Node& node, const Rescaling& rescaling) const {
   const bool codes_out = quant(node.output).has_value();
   Int8OneDnn result;
-  result.x = graph_.shape(node.inputs[0]);
+  Shape x = graph_.shape(node.inputs[0]);
   result.bias = rescaling.offset;
   onednn::Epilogue epilogue;
   epilogue.scales = rescaling.multiplier;
@@ -391,15 +391,12 @@ Lowering::Int8OneDnn Lowering::MakeInt8OneDnn(const Node& node, const Rescaling&
   const bool has_pads = node.op == OpType::kConv &&
                         (conv.pad_top | conv.pad_left | conv.pad_bottom | conv.pad_right) != 0;
   result.padded = quant(node.inputs[0])->zero_point != 0 && has_pads;
-  if (result.padded) {
-    const Shape x = result.x;
-    result.x =
-        Shape{x[0], x[1] + conv.pad_top + conv.pad_bottom, x[2] + conv.pad_left + conv.pad_right};
-  }
+  if (result.padded)
+    x = Shape{x[0], x[1] + conv.pad_top + conv.pad_bottom, x[2] + conv.pad_left + conv.pad_right};
   result.w_dims = WeightDims(node, node.quantized->codes.shape());
   result.made.primitives =
       ShareWeighted(node, Format::kU8, codes_out ? Format::kU8 : Format::kF32, result.w_dims,
-                    epilogue, result.x, graph_.shape(node.output), result.padded);
+                    epilogue, x, graph_.shape(node.output), result.padded);
   result.made.first = result.made.primitives->Get(1);
   return result;
 }

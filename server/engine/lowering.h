@@ -163,8 +163,7 @@ class Lowering {
 
   // An int8 layer on oneDNN.
   struct Int8OneDnn {
-    Shape x;  // the input's after Pad() where `padded`
-    bool padded = false;
+    bool padded = false;  // its input is the layer's after Pad()
     memory::dims w_dims;
     std::vector<float> bias;
     Weighted made;
