@@ -56,7 +56,8 @@ absl::StatusOr<Program> Lowering::Run() {
   int8_onednn_.resize(graph_.nodes.size());
   TERN_RETURN_IF_ERROR(SideBySide(graph_.nodes.size(), [&](size_t i) {
     const Node& node = graph_.nodes[i];
-    if (!node.quantized) return;
+    // Codes of weights whose input is float are dequantised.
+    if (!node.quantized || !IsInteger(node)) return;
     integers_[i] = Expand(node);
     int8_kernels_[i] = MakeInt8Kernel(node, integers_[i].largest);
     // oneDNN compiles each layer, which takes longer than all else here where VNNI exists. What it

@@ -143,10 +143,8 @@ absl::Status Lowering::LowerFloat(const Node& node) {
   Step& step = AddStep(sources, {dst});
   if (elementwise) {
     for (size_t i = 0; i < inputs.size(); ++i) {
-      if (graph_.shape(node.inputs[i]) == ys && sources[0] != sources.back())
-        step.in_place.push_back({sources[i], dst});
+      if (graph_.shape(node.inputs[i]) == ys) step.in_place.push_back({sources[i], dst});
     }
-    if (inputs.size() == 1) step.in_place = {{sources[0], dst}};
   }
   auto attributes = std::make_shared<Node>(node);
   if (pooled_blocks) {

@@ -155,7 +155,7 @@ absl::Status Lowering::LowerFloatWeighted(const Node& node) {
 
   // Candidates of (input, output) format, best first.
   std::vector<std::pair<Format, Format>> candidates;
-  const bool blocks = conv && !onednn::PrefersNhwc() && y[0] >= kChannelBlock;
+  const bool blocks = conv && !onednn::UsesAvx512() && y[0] >= kChannelBlock;
   if (blocks && (x[0] >= kChannelBlock || IsDepthwise(node, x))) {
     candidates.push_back({Format::kF32Blocked, Format::kF32Blocked});
   } else if (blocks && x[0] <= 4 && node.conv.groups == 1) {
@@ -272,8 +272,7 @@ void Lowering::AddWeightedStep(const Weighted& made, int src, int residual, int 
   if (residual >= 0) reads.push_back(residual);
   Step& step = AddStep(std::move(reads), {dst});
   if (residual >= 0) {
-    // The convolution reads pixels of `src` after it wrote others of dst.
-    if (residual != src) step.in_place = {{residual, dst}};
+    step.in_place = {{residual, dst}};
     step.copy_from = residual;
     step.copy_to = dst;
   }
@@ -328,7 +327,7 @@ absl::Status Lowering::LowerIntegerWeighted(const Node& node) {
 
 bool Lowering::ExpandsToInt8(const Node& node) const {
   if (!options_.expand_on_vnni || options_.isa != kernels::Isa::kAvx512Vnni ||
-      !onednn::ExactInt8()) {
+      !onednn::ExactInt8() || !IsExactOnOneDnn(node, 0)) {
     return false;
   }
   const auto scales = node.quantized->cluster_scales.data<int8_t>();
@@ -358,10 +357,19 @@ kernels::ConvGeometry Lowering::GeometryOf(const Node& node, const Shape& x, con
   return geometry;
 }
 
+bool Lowering::IsExactOnOneDnn(const Node& node, int largest) {
+  if (largest > kMaxSaturatingCode && !onednn::ExactInt8()) return false;
+  if (node.op != OpType::kConv || onednn::UsesAvx512()) return true;
+  // oneDNN copies the pixels that a stride leaves of a 1x1 layer's input, 16 channels at a time; a
+  // thread's last ones may overwrite the next thread's first.
+  const Shape& w = node.quantized->codes.shape();
+  return w[2] * w[3] != 1 || (node.conv.stride_h == 1 && node.conv.stride_w == 1) || w[1] % 16 == 0;
+}
+
 bool Lowering::RunsInt8OnOneDnn(int i) const {
   const Node& node = graph_.nodes[i];
   if (graph_.arithmetic == graph::Arithmetic::kFixedPoint || !IsInteger(node)) return false;
-  if (integers_[i].largest > kMaxSaturatingCode && !onednn::ExactInt8()) return false;
+  if (!IsExactOnOneDnn(node, integers_[i].largest)) return false;
   if (IsClustered(node.quantized->scheme)) return ExpandsToInt8(node);
   return !int8_kernels_[i] && !(IsInt8Depthwise(node) && options_.own_int8);
 }
@@ -404,7 +412,7 @@ Lowering::Int8OneDnn Lowering::MakeInt8OneDnn(const Node& node, const Rescaling&
 absl::Status Lowering::LowerInt8(const Node& node, const IntegerWeights& integers,
                                  const Rescaling& rescaling) {
   const bool codes_out = quant(node.output).has_value();
-  if (integers.largest > kMaxSaturatingCode && !onednn::ExactInt8()) {
+  if (!IsExactOnOneDnn(node, integers.largest)) {
     const int residual = node.has_residual() ? Get(node.inputs[1], Format::kU8) : -1;
     const int sums = AddInt8Sums(node, integers, Get(node.inputs[0], Format::kU8));
     const int dst = NewBuffer(codes_out ? Format::kU8 : Format::kF32, graph_.shape(node.output));
@@ -474,8 +482,7 @@ bool Lowering::IsInt8Depthwise(const Node& node) const {
 }
 
 Lowering::OwnLayer Lowering::PackOwn(const Node& node, int largest) {
-  const bool saturates = largest > kMaxSaturatingCode && !onednn::ExactInt8();
-  if (IsInt8Depthwise(node) && (options_.own_int8 || saturates)) {
+  if (IsInt8Depthwise(node) && (options_.own_int8 || !IsExactOnOneDnn(node, largest))) {
     const auto packed =
         std::make_shared<const kernels::PackedDepthwiseConv>(kernels::PackDepthwiseConv(
             GeometryOf(node, graph_.shape(node.inputs[0]), graph_.shape(node.output)),
@@ -524,11 +531,10 @@ Lowering::OwnKernel Lowering::UseKernel(const Node& node) {
 }
 
 std::optional<Lowering::Int8Kernel> Lowering::MakeInt8Kernel(const Node& node, int largest) const {
-  const bool saturates = largest > kMaxSaturatingCode && !onednn::ExactInt8();
+  const bool exact = IsExactOnOneDnn(node, largest);
   if (node.quantized->scheme != WeightScheme::kInt8 || node.conv.groups != 1) return std::nullopt;
   // With VNNI oneDNN needs one instruction where these kernels need three.
-  if (!saturates && (options_.isa != kernels::Isa::kAvx2 || !options_.own_int8))
-    return std::nullopt;
+  if (exact && (options_.isa != kernels::Isa::kAvx2 || !options_.own_int8)) return std::nullopt;
   kernels::ConvGeometry geometry =
       GeometryOf(node, graph_.shape(node.inputs[0]), graph_.shape(node.output));
   const auto& conv = node.conv;
@@ -539,9 +545,8 @@ std::optional<Lowering::Int8Kernel> Lowering::MakeInt8Kernel(const Node& node, i
     geometry.iw += conv.pad_left + conv.pad_right;
     geometry.pad_top = geometry.pad_left = 0;
   }
-  auto kernel = saturates
-                    ? kernels::ConvKernel::Make(geometry, *node.quantized, options_.isa)
-                    : kernels::ConvKernel::MakeIfFaster(geometry, *node.quantized, options_.isa);
+  auto kernel = exact ? kernels::ConvKernel::MakeIfFaster(geometry, *node.quantized, options_.isa)
+                      : kernels::ConvKernel::Make(geometry, *node.quantized, options_.isa);
   if (!kernel) return std::nullopt;
   return Int8Kernel{std::move(*kernel), padded};
 }
@@ -562,7 +567,7 @@ absl::Status Lowering::LowerOwn(const Node& node, const OwnLayer& own, const Res
   if (residual >= 0) reads.push_back(residual);
   const uint8_t zero = static_cast<uint8_t>(quant(node.inputs[0])->zero_point);
   Step& step = AddStep(std::move(reads), {dst});
-  if (residual >= 0 && residual != src && codes_out) step.in_place = {{residual, dst}};
+  if (residual >= 0 && codes_out) step.in_place = {{residual, dst}};
   step.loop = [=, kernel = own.run](const RunContext& run) {
     kernels::ClusterConvArgs args;
     args.src = run.at<uint8_t>(src);
@@ -608,7 +613,7 @@ absl::Status Lowering::LowerFixedPoint(const Node& node) {
   if (own) {
     out = NewBuffer(fused ? Format::kU8 : Format::kS32, y);
     Step& step = AddStep(std::move(reads), {out});
-    if (fused && residual >= 0 && residual != src) step.in_place = {{residual, out}};
+    if (fused && residual >= 0) step.in_place = {{residual, out}};
     step.loop = [=, kernel = own.run](const RunContext& run) {
       kernels::ClusterConvArgs args;
       args.src = run.at<uint8_t>(src);
@@ -681,7 +686,7 @@ absl::StatusOr<bool> Lowering::LowerFixedPointOneDnn(const Node& node,
                                                      std::shared_ptr<const FixedPointLayer> fixed) {
   // oneDNN converts s32 results through f32, which holds every integer up to 2^24.
   if (fixed->largest_accumulator > (1 << 24)) return false;
-  if (integers.largest > kMaxSaturatingCode && !onednn::ExactInt8()) return false;
+  if (!IsExactOnOneDnn(node, integers.largest)) return false;
   const Shape& y = graph_.shape(node.output);
   Shape x = graph_.shape(node.inputs[0]);
   const auto& conv = node.conv;
@@ -728,7 +733,7 @@ absl::StatusOr<bool> Lowering::LowerFixedPointOneDnn(const Node& node,
   if (residual >= 0) reads.push_back(residual);
   Step& step = AddStep(std::move(reads), {dst, sums});
   // Each residual code is read before its result is written.
-  if (residual >= 0 && residual != src && codes_out) step.in_place = {{residual, dst}};
+  if (residual >= 0 && codes_out) step.in_place = {{residual, dst}};
   // The node's name and attributes only; the pads are zero where `src` holds them.
   Node attributes;
   attributes.name = node.name;

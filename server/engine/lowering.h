@@ -171,10 +171,14 @@ class Lowering {
   // Throws dnnl::error.
   Int8OneDnn MakeInt8OneDnn(const Node& node, const Rescaling& rescaling) const;
 
+  // Whether oneDNN's sums of a layer are exact on this CPU. largest: the magnitude of its integer
+  // weights.
+  static bool IsExactOnOneDnn(const Node& node, int largest);
+
   // Whether node `i` with codes will be one. Wants integers_[i] and int8_kernels_[i].
   bool RunsInt8OnOneDnn(int i) const;
 
-  // What `integers_` holds of a node with codes.
+  // What `integers_` holds of a node with codes whose input has codes.
   IntegerWeights Expand(const Node& node) const;
 
   absl::Status LowerInt8(const Node& node, const IntegerWeights& integers,

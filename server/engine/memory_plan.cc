@@ -58,8 +58,12 @@ void PlanMemory(Program& program) {
       const Buffer& from = buffers[from_root];
       const Buffer& to = buffers[wish.to];
       Group& source = groups[group_of[from_root]];
-      if (from.constant >= 0 || from.pinned || source.pinned || source.last != s || to.first != s ||
-          group_of[wish.to] != wish.to || from.sample_bytes != to.sample_bytes ||
+      // Whatever a step reads twice it may read again after it has written a part of `to`.
+      const auto& reads = program.steps[s].reads;
+      const auto same = std::count_if(reads.begin(), reads.end(),
+                                      [&](int read) { return root(read) == from_root; });
+      if (same > 1 || from.constant >= 0 || from.pinned || source.pinned || source.last != s ||
+          to.first != s || group_of[wish.to] != wish.to || from.sample_bytes != to.sample_bytes ||
           from.max_samples != to.max_samples) {
         continue;
       }

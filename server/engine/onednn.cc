@@ -270,11 +270,15 @@ bool ExactInt8() {
   }
 }
 
-bool PrefersNhwc() {
+bool UsesAvx512() {
   switch (dnnl::get_effective_cpu_isa()) {
     case dnnl::cpu_isa::sse41:
     case dnnl::cpu_isa::avx:
     case dnnl::cpu_isa::avx2:
+    case dnnl::cpu_isa::avx2_vnni:
+#if DNNL_VERSION_MAJOR >= 3
+    case dnnl::cpu_isa::avx2_vnni_2:
+#endif
       return false;
     default:
       return true;

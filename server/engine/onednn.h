@@ -129,9 +129,9 @@ memory InLayout(dnnl::stream& stream, const memory& plain, const memory::desc& w
 // True if the instruction set oneDNN uses multiplies u8 x s8 exactly for full 8-bit weights (VNNI);
 // without it pairs of products saturate in 16 bits unless weights stay within 7 bits.
 bool ExactInt8();
-// True if oneDNN uses AVX-512, where plain NHWC is as fast as blocked layouts (measured on
-// ResNet-50: within 1 %; with AVX2 the blocked layout is 10 % faster in f32).
-bool PrefersNhwc();
+// There plain NHWC is as fast as blocked layouts (measured on ResNet-50: within 1 %; with AVX2 the
+// blocked layout is 10 % faster in f32).
+bool UsesAvx512();
 // "avx2", "avx512_core_vnni", ...
 std::string IsaName();
 // "2.6.3"

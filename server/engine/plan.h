@@ -32,7 +32,7 @@ struct PlanOptions {
   // exists (exact, and faster there).
   bool expand_on_vnni = true;
   // int8 layers run on our own kernels where these are expected to be faster than oneDNN's. Off, to
-  // compare with oneDNN: only where oneDNN would saturate.
+  // compare with oneDNN: only where oneDNN would be wrong.
   bool own_int8 = true;
 };
 

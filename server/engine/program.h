@@ -68,7 +68,7 @@ struct Executable {
   std::function<void(dnnl::stream&)> run;
 };
 
-// `to` may take the memory of `from`, which this step reads for the last time.
+// `to` may take the memory of `from` if this step reads it for the last time, and once.
 struct InPlace {
   int from = -1;
   int to = -1;

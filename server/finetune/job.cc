@@ -20,7 +20,7 @@
 #include "server/engine/plan.h"
 #include "server/finetune/network.h"
 #include "server/graph/passes.h"
-#include "server/onnx/import.h"
+#include "server/onnx/classifier.h"
 #include "server/quant/self_test.h"
 #include "statistics/statistics.h"
 
@@ -42,7 +42,7 @@ absl::StatusOr<Inputs> ReadInputs(const JobOptions& options) {
   Inputs inputs;
   TERN_ASSIGN_OR_RETURN(const std::string onnx, ReadFile(options.float_model));
   inputs.source_sha256 = Sha256Hex(onnx);
-  absl::StatusOr<graph::Graph> source = onnx::Import(onnx);
+  absl::StatusOr<graph::Graph> source = onnx::ImportClassifier(onnx);
   if (!source.ok()) return Annotate(source.status(), options.float_model);
   inputs.source = *std::move(source);
   graph::Optimize(inputs.source);

@@ -132,15 +132,10 @@ absl::Status CheckSameNetwork(const Graph& source, const Graph& start) {
 }  // namespace
 
 Network::Network(const Graph& graph)
-    : graph_(graph),
-      logits_(graph.output),
-      constants_(graph.values.size()),
-      layers_(graph.nodes.size()) {
+    : graph_(graph), constants_(graph.values.size()), layers_(graph.nodes.size()) {
   for (size_t id = 0; id < graph.values.size(); ++id) {
     if (graph.values[id].constant) constants_[id] = FromTensor(*graph.values[id].constant);
   }
-  const int last = graph.ProducerOf(graph.output);
-  if (last >= 0 && graph.nodes[last].op == OpType::kSoftmax) logits_ = graph.nodes[last].inputs[0];
 }
 
 absl::StatusOr<Network> Network::Float(const Graph& graph) {
@@ -258,7 +253,9 @@ at::Tensor Network::Stretch(const Layer& layer, const at::Tensor& scales) {
 }
 
 at::Tensor Network::Codes(const Layer& layer) {
-  return at::round(layer.weight.detach() / layer.unit).clamp(-layer.max_code, layer.max_code);
+  // -128 has no counterpart.
+  return at::round(layer.weight.detach() / layer.unit)
+      .clamp(-layer.max_code, std::min(layer.max_code, 127.0));
 }
 
 at::Tensor Network::RealScales(const Layer& layer) {
@@ -356,7 +353,7 @@ at::Tensor Network::Round(const at::Tensor& real, graph::ValueId id,
 }
 
 at::Tensor Network::Forward(const at::Tensor& images) const {
-  const at::Tensor logits = ForwardAll(images, nullptr)[logits_];
+  const at::Tensor logits = ForwardAll(images, nullptr)[graph_.output];
   return logits.reshape({logits.size(0), -1});
 }
 

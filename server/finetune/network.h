@@ -46,8 +46,7 @@ class Network {
   // as above.
   static absl::StatusOr<Network> Quantised(const graph::Graph& source, const graph::Graph& start);
 
-  // f32 [n, ...sample shape] to logits [n, classes]; of a network that ends in a softmax, the
-  // softmax's input. Throws what torch throws (c10::Error).
+  // f32 [n, ...sample shape] to logits [n, classes]. Throws what torch throws (c10::Error).
   at::Tensor Forward(const at::Tensor& images) const;
   // Every value by ValueId (undefined: unused). `observer` may be empty.
   std::vector<at::Tensor> ForwardAll(const at::Tensor& images, const Observer& observer) const;
@@ -100,7 +99,6 @@ class Network {
   at::Tensor Evaluate(int index, const std::vector<at::Tensor>& values) const;
 
   graph::Graph graph_;
-  graph::ValueId logits_;
   std::vector<at::Tensor> constants_;  // by ValueId
   std::vector<Layer> layers_;          // by node; empty for nodes without weights
   std::vector<at::Tensor> latents_, scales_, biases_;

@@ -37,10 +37,6 @@ void AddU8(Isa isa, const uint8_t* a, float ma, const uint8_t* b, float mb, floa
   TERN_DISPATCH(isa, AddU8(a, ma, b, mb, offset, lo, hi, n, dst));
 }
 
-void RequantizeU8(Isa isa, const uint8_t* src, float m, float offset, size_t n, uint8_t* dst) {
-  TERN_DISPATCH(isa, RequantizeU8(src, m, offset, n, dst));
-}
-
 void MulChannelsU8(Isa isa, const uint8_t* a, int za, const uint8_t* b, int zb, float m, int zy,
                    size_t pixels, size_t channels, uint8_t* dst) {
   TERN_DISPATCH(isa, MulChannelsU8(a, za, b, zb, m, zy, pixels, channels, dst));

@@ -28,9 +28,6 @@ void LookupU8(Isa isa, const uint8_t* src, size_t n, const uint8_t* table, uint8
 void AddU8(Isa isa, const uint8_t* a, float ma, const uint8_t* b, float mb, float offset,
            uint8_t lo, uint8_t hi, size_t n, uint8_t* dst);
 
-// dst[i] = clamp(rint(fma(float(src[i]), m, offset)), 0, 255): another scale for the same reals.
-void RequantizeU8(Isa isa, const uint8_t* src, float m, float offset, size_t n, uint8_t* dst);
-
 // For pixels p < pixels: dst[p][c] = clamp(rint(fma(float((a[p][c] - za) * (b[c] - zb)), m,
 // float(zy))), 0, 255): the squeeze-excite multiplication of an NHWC tensor by one factor per
 // channel.

@@ -126,19 +126,6 @@ void AddU8(const uint8_t* a, float ma, const uint8_t* b, float mb, float offset,
   scalar::AddU8(a + i, ma, b + i, mb, offset, lo, hi, n - i, dst + i);
 }
 
-void RequantizeU8(const uint8_t* src, float m, float offset, size_t n, uint8_t* dst) {
-  const __m256 multiplier = _mm256_set1_ps(m);
-  const __m256 shift = _mm256_set1_ps(offset);
-  const __m256 lo = _mm256_setzero_ps();
-  const __m256 hi = _mm256_set1_ps(255.0f);
-  size_t i = 0;
-  for (; i + 8 <= n; i += 8) {
-    const __m256 v = _mm256_fmadd_ps(LoadU8AsF32(src + i), multiplier, shift);
-    StoreU8(ClampAndRound(v, lo, hi), dst + i);
-  }
-  scalar::RequantizeU8(src + i, m, offset, n - i, dst + i);
-}
-
 void MulChannelsU8(const uint8_t* a, int za, const uint8_t* b, int zb, float m, int zy,
                    size_t pixels, size_t channels, uint8_t* dst) {
   // (a - za) and (b - zb) are whole numbers below 2^8 and their product below 2^16, so the

@@ -45,12 +45,6 @@ void AddU8(const uint8_t* a, float ma, const uint8_t* b, float mb, float offset,
   }
 }
 
-void RequantizeU8(const uint8_t* src, float m, float offset, size_t n, uint8_t* dst) {
-  for (size_t i = 0; i < n; ++i) {
-    dst[i] = RoundAndClamp(std::fma(static_cast<float>(src[i]), m, offset), 0.0f, 255.0f);
-  }
-}
-
 void MulChannelsU8(const uint8_t* a, int za, const uint8_t* b, int zb, float m, int zy,
                    size_t pixels, size_t channels, uint8_t* dst) {
   for (size_t p = 0; p < pixels; ++p) {

@@ -45,7 +45,6 @@ struct NarrowSum {
   void LookupU8(const uint8_t* src, size_t n, const uint8_t* table, uint8_t* dst);             \
   void AddU8(const uint8_t* a, float ma, const uint8_t* b, float mb, float offset, uint8_t lo, \
              uint8_t hi, size_t n, uint8_t* dst);                                              \
-  void RequantizeU8(const uint8_t* src, float m, float offset, size_t n, uint8_t* dst);        \
   void MulChannelsU8(const uint8_t* a, int za, const uint8_t* b, int zb, float m, int zy,      \
                      size_t pixels, size_t channels, uint8_t* dst);                            \
   void ScaleChannelsU8(const uint8_t* src, const FloatEpilogue& scale, size_t pixels,          \

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "server/base/status_macros.h"
 #include "server/engine/ops.h"
@@ -17,9 +18,14 @@ constexpr int kPanelColumns = 64;
 // Scales of a cluster, as multiples of the one that descent has come to, from which it descends
 // again.
 constexpr float kOtherScales[] = {0.7f, 0.8f, 0.85f, 0.9f, 0.95f, 0.98f, 1.02f, 1.05f, 1.1f, 1.2f};
-// Damping per column and position, of the target's regression and of the search.
-constexpr double kTargetScarcity = 1.0;
-constexpr double kSearchScarcity = 0.1;
+// Damping, that is what is added to the diagonal of H as a share of its mean, of the target's
+// regression and of the search; and more of it per column and position.
+constexpr double kTargetDamping = 0.05, kTargetScarcity = 1.0;
+constexpr double kSearchDamping = 0.01, kSearchScarcity = 0.1;
+constexpr int kSweeps = 3;  // of coordinate descent before scales are rounded; one more follows
+// Inputs whose variance is less than this share of their mean square are constant: f32's rounding
+// leaves about 1e-14, one code of 255 that once in 10,000 positions is another one 1e-9.
+constexpr double kLeastVariance = 1e-10;
 
 // Clusters first_cluster .. last_cluster - 1, columns begin .. end - 1.
 struct Panel {
@@ -354,12 +360,29 @@ class Search {
 Moments::Moments(int columns, int outputs)
     : columns_(columns),
       outputs_(outputs),
+      x_shift_(columns),
+      z_shift_(outputs),
       xx_(static_cast<size_t>(columns) * columns),
       zx_(static_cast<size_t>(outputs) * columns),
       x_(columns),
       z_(outputs) {}
 
-void Moments::Add(int64_t count, const float* x, const float* z) {
+void Moments::Add(int64_t count, float* x, float* z) {
+  const bool first = count_ == 0;
+  const auto centre = [&](float* values, std::vector<float>& shift, std::vector<double>& sums) {
+    for (size_t j = 0; j < shift.size(); ++j) {
+      float* row = values + j * count;
+      if (first) shift[j] = static_cast<float>(std::accumulate(row, row + count, 0.0) / count);
+      double sum = 0;
+      for (int64_t i = 0; i < count; ++i) {
+        row[i] -= shift[j];
+        sum += row[i];
+      }
+      sums[j] += sum;
+    }
+  };
+  centre(x, x_shift_, x_);
+  centre(z, z_shift_, z_);
   constexpr int kRows = 256;
   product_.resize(static_cast<size_t>(std::max(outputs_, kRows)) * columns_);
   for (int row = 0; row < columns_; row += kRows) {
@@ -376,15 +399,6 @@ void Moments::Add(int64_t count, const float* x, const float* z) {
   engine::Sgemm(false, true, outputs_, columns_, count, 1.0f, z, count, x, count, 0.0f,
                 product_.data(), columns_);
   for (size_t i = 0; i < zx_.size(); ++i) zx_[i] += product_[i];
-  const auto add_sums = [count](const float* values, std::vector<double>& sums) {
-    for (size_t j = 0; j < sums.size(); ++j) {
-      double sum = 0;
-      for (int64_t i = 0; i < count; ++i) sum += values[j * count + i];
-      sums[j] += sum;
-    }
-  };
-  add_sums(x, x_);
-  add_sums(z, z_);
   count_ += count;
 }
 
@@ -392,8 +406,10 @@ Moments Moments::Permuted(absl::Span<const int> order) const {
   Moments result(columns_, outputs_);
   result.count_ = count_;
   result.z_ = z_;
+  result.z_shift_ = z_shift_;
   for (int i = 0; i < columns_; ++i) {
     result.x_[i] = x_[order[i]];
+    result.x_shift_[i] = x_shift_[order[i]];
     for (int j = 0; j <= i; ++j) {
       const auto [low, high] = std::minmax(order[i], order[j]);
       result.xx_[static_cast<size_t>(i) * columns_ + j] =
@@ -407,16 +423,26 @@ Moments Moments::Permuted(absl::Span<const int> order) const {
   return result;
 }
 
-std::vector<double> Moments::InputMean() const {
-  std::vector<double> mean = x_;
-  for (double& v : mean) v /= static_cast<double>(std::max<int64_t>(count_, 1));
+std::vector<double> Moments::Means(const std::vector<double>& sums,
+                                   const std::vector<float>& shift) const {
+  std::vector<double> mean(shift.begin(), shift.end());
+  for (size_t j = 0; j < mean.size(); ++j)
+    mean[j] += sums[j] / static_cast<double>(std::max<int64_t>(count_, 1));
   return mean;
 }
 
-std::vector<double> Moments::OutputMean() const {
-  std::vector<double> mean = z_;
-  for (double& v : mean) v /= static_cast<double>(std::max<int64_t>(count_, 1));
-  return mean;
+std::vector<double> Moments::InputMean() const { return Means(x_, x_shift_); }
+
+std::vector<double> Moments::OutputMean() const { return Means(z_, z_shift_); }
+
+double Moments::InputPower() const {
+  const double n = static_cast<double>(std::max<int64_t>(count_, 1));
+  double sum = 0;
+  for (int j = 0; j < columns_; ++j) {
+    const double shift = x_shift_[j];
+    sum += xx_[static_cast<size_t>(j) * columns_ + j] / n + shift * (2 * x_[j] / n + shift);
+  }
+  return sum / columns_;
 }
 
 std::vector<double> Moments::InputCovariance() const {
@@ -453,25 +479,23 @@ absl::StatusOr<CodedWeights> Compensate(const ClusterLayout& layout, absl::Span<
   double mean_diagonal = 0;
   for (int j = 0; j < columns; ++j) mean_diagonal += h[static_cast<size_t>(j) * columns + j];
   mean_diagonal /= columns;
-  if (!(mean_diagonal > 1e-20)) {
+  const double power = moments.InputPower();
+  if (!(mean_diagonal > kLeastVariance * power)) {
     // Constant inputs say nothing about which weights matter: all alike.
     std::fill(h.begin(), h.end(), 0.0);
-    mean_diagonal = 1.0;
+    mean_diagonal = power > 0 ? power : 1.0;
   }
-  const auto add_to_diagonal = [&](double amount) {
-    for (int j = 0; j < columns; ++j) h[static_cast<size_t>(j) * columns + j] += amount;
-  };
 
   // With fewer positions than columns H has directions without any variance, in which the target
   // would fit noise and codes would be free: what looks perfect on the calibration images is not on
   // others.
   const double scarcity =
       static_cast<double>(columns) / static_cast<double>(std::max<int64_t>(moments.count(), 1));
-  const double target_damping = options.target_damping + kTargetScarcity * scarcity;
-  const double damping = options.damping + kSearchScarcity * scarcity;
+  const double target_damping = kTargetDamping + kTargetScarcity * scarcity;
+  const double damping = kSearchDamping + kSearchScarcity * scarcity;
 
   std::vector<float> target(rows.begin(), rows.end());
-  if (options.asymmetric_target) {
+  {
     std::vector<float> product(target.size());
     {
       const std::vector<float> h_float(h.begin(), h.end());
@@ -480,16 +504,17 @@ absl::StatusOr<CodedWeights> Compensate(const ClusterLayout& layout, absl::Span<
     }
     std::vector<double> correction = moments.CrossCovariance();
     for (size_t i = 0; i < correction.size(); ++i) correction[i] -= product[i];
-    add_to_diagonal(target_damping * mean_diagonal);
     std::vector<double> factor = h;
-    add_to_diagonal(-target_damping * mean_diagonal);
+    for (int j = 0; j < columns; ++j)
+      factor[static_cast<size_t>(j) * columns + j] += target_damping * mean_diagonal;
     TERN_RETURN_IF_ERROR(CholeskyInPlace(columns, factor, options.threads, options.cancelled));
     TERN_RETURN_IF_ERROR(CholeskySolveRows(columns, factor, outputs, correction, options.threads,
                                            options.cancelled));
     for (size_t i = 0; i < target.size(); ++i) target[i] += static_cast<float>(correction[i]);
   }
 
-  add_to_diagonal(damping * mean_diagonal);
+  for (int j = 0; j < columns; ++j)
+    h[static_cast<size_t>(j) * columns + j] += damping * mean_diagonal;
   std::vector<float> u;
   TERN_RETURN_IF_ERROR(InverseCholeskyUpper(columns, h, options.threads, options.cancelled, u));
   Search search(layout, outputs, std::move(target), std::vector<float>(h.begin(), h.end()),
@@ -502,7 +527,7 @@ absl::StatusOr<CodedWeights> Compensate(const ClusterLayout& layout, absl::Span<
   u = std::vector<float>();
   TERN_RETURN_IF_ERROR(search.ComputeResidual());
   trace();
-  for (int i = 0; i < options.sweeps; ++i) {
+  for (int i = 0; i < kSweeps; ++i) {
     TERN_RETURN_IF_ERROR(search.Sweep(/*on_grid=*/false));
     trace();
   }

@@ -24,8 +24,9 @@ class Moments {
  public:
   Moments(int columns, int outputs);
 
-  // Adds `count` positions: x is [J, count], z [O, count], row-major. Uses engine::Sgemm.
-  void Add(int64_t count, const float* x, const float* z);
+  // Adds `count` positions: x is [J, count], z [O, count], row-major; they are left less a constant
+  // per row. Uses engine::Sgemm.
+  void Add(int64_t count, float* x, float* z);
 
   // The same moments of the columns order[0], order[1], ..., a permutation.
   Moments Permuted(absl::Span<const int> order) const;
@@ -33,6 +34,9 @@ class Moments {
   // Means of x [J] and z [O].
   std::vector<double> InputMean() const;
   std::vector<double> OutputMean() const;
+
+  // Mean square of an element of x.
+  double InputPower() const;
 
   // H = cov(x, x), [J, J] symmetric.
   std::vector<double> InputCovariance() const;
@@ -44,8 +48,13 @@ class Moments {
   int64_t count() const { return count_; }
 
  private:
+  std::vector<double> Means(const std::vector<double>& sums, const std::vector<float>& shift) const;
+
   int columns_, outputs_;
   int64_t count_ = 0;
+  // The means of the first positions, which are taken from all: f32 sums of the squares of what
+  // hardly changes would hold no variance.
+  std::vector<float> x_shift_, z_shift_;
   std::vector<double> xx_, zx_, x_, z_;  // sums; the lower triangle of xx
   std::vector<float> product_;
 };
@@ -53,15 +62,8 @@ class Moments {
 struct CompensateOptions {
   int max_code = 1;
   ScaleGrid grid;
-  int sweeps = 3;  // of coordinate descent before scales are rounded; one more follows
   // The sweeps before scales are rounded also descend from other scales of each cluster.
   bool other_scales = false;
-  // Added to the diagonal of H, as shares of its mean: in the search, and in the target's
-  // regression. Where there are few positions for the number of columns, more is added to both
-  // (compensate.cc).
-  double damping = 0.01;
-  double target_damping = 0.05;
-  bool asymmetric_target = true;
   int threads = 1;
   const std::atomic<bool>* cancelled = nullptr;  // may be null
   // May be null. Receives tr((W - Q) H (W - Q)^T), with the damped H and the target W, after the
@@ -71,9 +73,8 @@ struct CompensateOptions {
 };
 
 // `rows` [O, J] in the layout's order are the float weights. Chooses
-//   target = W + (cov(z, x) - W H) (H + target_damping)^-1: what float weights would best turn the
-//   quantised input into
-//     the wanted output (asymmetric target);
+//   target = W + (cov(z, x) - W H) (H + damping)^-1: what float weights would best turn the
+//     quantised input into the wanted output (asymmetric target);
 //   codes and scales that minimise tr((target - Q) H (target - Q)^T).
 // Deterministic whatever the number of threads, as far as engine::Sgemm is. CANCELLED.
 absl::StatusOr<CodedWeights> Compensate(const ClusterLayout& layout, absl::Span<const float> rows,

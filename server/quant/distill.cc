@@ -121,8 +121,8 @@ class Drawer {
 // A float network over the engine, on NCHW batches of any size.
 class Teacher {
  public:
-  static absl::StatusOr<Teacher> Create(const Graph& graph, int threads) {
-    engine::PlanOptions options;
+  static absl::StatusOr<Teacher> Create(const Graph& graph, engine::PlanOptions options,
+                                        int threads) {
     options.max_batch = kEngineBatch;
     TERN_ASSIGN_OR_RETURN(const std::shared_ptr<const engine::Plan> plan,
                           engine::Plan::Create(graph, options));
@@ -333,9 +333,9 @@ Tensor TakeImages(const Tensor& images, absl::Span<const int64_t> which) {
 }
 
 absl::StatusOr<Tensor> RunEngine(const Graph& graph, const Tensor& images,
-                                 absl::Span<const int64_t> which, int threads,
-                                 const std::atomic<bool>* cancelled) {
-  TERN_ASSIGN_OR_RETURN(Teacher network, Teacher::Create(graph, threads));
+                                 absl::Span<const int64_t> which, const engine::PlanOptions& plan,
+                                 int threads, const std::atomic<bool>* cancelled) {
+  TERN_ASSIGN_OR_RETURN(Teacher network, Teacher::Create(graph, plan, threads));
   Tensor result(DType::kF32, Shape{static_cast<int64_t>(which.size()), graph.classes()});
   for (size_t first = 0; first < which.size(); first += kEngineBatch) {
     if (IsSet(cancelled)) return Cancelled();
@@ -378,17 +378,17 @@ absl::StatusOr<v1::DistillationReport> Distill(const Graph& reference, const Ten
   const absl::Time start = absl::Now();
   v1::DistillationReport report;
   report.set_kind(options.kind == v1::DISTILL_BLOCKS ? v1::DISTILL_BLOCKS : v1::DISTILL_NETWORK);
-  TERN_ASSIGN_OR_RETURN(Teacher teacher, Teacher::Create(reference, options.threads));
+  TERN_ASSIGN_OR_RETURN(Teacher teacher, Teacher::Create(reference, options.plan, options.threads));
   Tensor wanted;
   Closeness before;
   const auto measure = [&](const Graph& graph) -> absl::StatusOr<Closeness> {
-    TERN_ASSIGN_OR_RETURN(const Tensor got,
-                          RunEngine(graph, images, held_out, options.threads, options.cancelled));
+    TERN_ASSIGN_OR_RETURN(const Tensor got, RunEngine(graph, images, held_out, options.plan,
+                                                      options.threads, options.cancelled));
     return Compare(wanted, got);
   };
   if (!held_out.empty()) {
-    TERN_ASSIGN_OR_RETURN(
-        wanted, RunEngine(reference, images, held_out, options.threads, options.cancelled));
+    TERN_ASSIGN_OR_RETURN(wanted, RunEngine(reference, images, held_out, options.plan,
+                                            options.threads, options.cancelled));
     TERN_ASSIGN_OR_RETURN(before, measure(quantised));
   }
   report.set_loss_before(before.divergence);

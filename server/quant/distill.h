@@ -12,6 +12,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "server/engine/plan.h"
 #include "server/graph/graph.h"
 #include "server/tensor/tensor.h"
 #include "tern/v1/model.pb.h"
@@ -27,6 +28,7 @@ struct DistillOptions {
   int steps = 0;                    // of DISTILL_NETWORK; 0: by the network's size
   bool power_of_two_steps = false;  // DFP8: scales go back to such a grid
   int threads = 1;
+  engine::PlanOptions plan;  // of the networks that answer; max_batch is not taken
   // Share done, 0..1; called on the calling thread. May be empty.
   std::function<void(double done)> progress;
   // Distill returns CANCELLED within about a second of this becoming true. May be null.
@@ -35,8 +37,8 @@ struct DistillOptions {
 
 // How far a network's answers are from the float network's on some images.
 struct Closeness {
-  double divergence = 0;         // mean Kullback-Leibler divergence of the outputs, nats
-  double agreement = 0;          // share of images with the same top-1
+  double divergence = 0;  // mean Kullback-Leibler divergence of the outputs, nats
+  double agreement = 0;   // share of images with the same top-1
 };
 
 // Trains `quantised`, made from `reference` (the same nodes in the same order), on the images
@@ -53,10 +55,11 @@ absl::StatusOr<v1::DistillationReport> Distill(const graph::Graph& reference, co
 // The images `which` of `images` [n, ...].
 Tensor TakeImages(const Tensor& images, absl::Span<const int64_t> which);
 
-// The outputs of a network, float or quantised, run by the engine: [n, classes].
+// The outputs of a network, float or quantised, run by the engine: [n, classes]. max_batch of
+// `plan` is not taken.
 absl::StatusOr<Tensor> RunEngine(const graph::Graph& graph, const Tensor& images,
-                                 absl::Span<const int64_t> which, int threads,
-                                 const std::atomic<bool>* cancelled);
+                                 absl::Span<const int64_t> which, const engine::PlanOptions& plan,
+                                 int threads, const std::atomic<bool>* cancelled);
 
 // Compares two sets of outputs [n, classes]: the divergence of `got` from `wanted`.
 Closeness Compare(const Tensor& wanted, const Tensor& got);

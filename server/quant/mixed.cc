@@ -41,6 +41,7 @@ constexpr int64_t kLeastMeasured = 32, kMostMeasured = 128;
 constexpr int kBins = 4000;  // of a cost in the knapsack
 constexpr int kFrontierPoints = 16;
 constexpr int kMostTrials = 5;  // networks made in search of a top-1 drop
+static_assert(1 << kMostTrials > kFrontierPoints, "the bisection comes to its end");
 
 bool IsSet(const std::atomic<bool>* flag) {
   return flag != nullptr && flag->load(std::memory_order_relaxed);
@@ -87,9 +88,8 @@ v1::WeightType TypeOf(WeightScheme scheme) {
 }
 
 // Milliseconds per node of a network, one thread, batch 1: the least of several runs.
-absl::StatusOr<std::vector<double>> TimeNodes(const Graph& graph,
+absl::StatusOr<std::vector<double>> TimeNodes(const Graph& graph, engine::PlanOptions options,
                                               const std::atomic<bool>* cancelled) {
-  engine::PlanOptions options;
   options.max_batch = 1;
   TERN_ASSIGN_OR_RETURN(const std::shared_ptr<const engine::Plan> plan,
                         engine::Plan::Create(graph, options));
@@ -125,7 +125,8 @@ absl::Status AddTimes(const Graph& graph, const Tensor& calibration, const Quant
     direct.threads = options.threads;
     direct.cancelled = options.cancelled;
     TERN_ASSIGN_OR_RETURN(const QuantizeResult made, Walk(graph, image, direct).Run());
-    TERN_ASSIGN_OR_RETURN(const std::vector<double> ms, TimeNodes(made.graph, options.cancelled));
+    TERN_ASSIGN_OR_RETURN(const std::vector<double> ms,
+                          TimeNodes(made.graph, options.plan, options.cancelled));
     for (LayerOptions& layer : layers) {
       const Scheme scheme = MakeScheme(
           type, n,
@@ -143,8 +144,8 @@ absl::Status AddDivergences(const Graph& base, const Graph& reference, const Ten
                             absl::Span<const int64_t> which,
                             const std::vector<std::vector<Candidate>>& candidates,
                             const QuantizeOptions& options, std::vector<LayerOptions>& layers) {
-  TERN_ASSIGN_OR_RETURN(const Tensor wanted,
-                        RunEngine(reference, images, which, options.threads, options.cancelled));
+  TERN_ASSIGN_OR_RETURN(const Tensor wanted, RunEngine(reference, images, which, options.plan,
+                                                       options.threads, options.cancelled));
   Student network(base, 1, options.threads);
   network.StopAt(options.cancelled);
   const NodeRange whole = network.whole();
@@ -474,13 +475,13 @@ absl::StatusOr<QuantizeResult> QuantizeMixed(const Graph& graph, const Tensor& c
   }
   Tensor wanted;
   if (!held_out.empty()) {
-    TERN_ASSIGN_OR_RETURN(
-        wanted, RunEngine(graph, calibration, held_out, options.threads, options.cancelled));
+    TERN_ASSIGN_OR_RETURN(wanted, RunEngine(graph, calibration, held_out, options.plan,
+                                            options.threads, options.cancelled));
   }
   const auto measure_point = [&](const Graph& made, v1::FrontierPoint& point) -> absl::Status {
     if (held_out.empty()) return absl::OkStatus();
-    TERN_ASSIGN_OR_RETURN(const Tensor got, RunEngine(made, calibration, held_out, options.threads,
-                                                      options.cancelled));
+    TERN_ASSIGN_OR_RETURN(const Tensor got, RunEngine(made, calibration, held_out, options.plan,
+                                                      options.threads, options.cancelled));
     const Closeness closeness = Compare(wanted, got);
     point.set_measured(true);
     point.set_divergence(closeness.divergence);
@@ -492,8 +493,7 @@ absl::StatusOr<QuantizeResult> QuantizeMixed(const Graph& graph, const Tensor& c
   QuantizeResult result;
   std::vector<std::string> warnings;
   if (recipe.has_target_bits() || recipe.has_target_ms()) {
-    const double budget =
-        recipe.has_target_bits() ? recipe.target_bits() * n : recipe.target_ms() - 0.0;
+    const double budget = recipe.has_target_bits() ? recipe.target_bits() * n : recipe.target_ms();
     const Assignment assignment =
         BestAssignments(layers, cost, absl::MakeConstSpan(&budget, 1)).front();
     const Totals totals = Sum(layers, assignment);
@@ -519,7 +519,8 @@ absl::StatusOr<QuantizeResult> QuantizeMixed(const Graph& graph, const Tensor& c
   } else {
     // The fastest point whose loss is within the budget: a bisection, because loss falls with cost.
     int low = 0, high = static_cast<int>(points.size()) - 1, chosen = -1;
-    for (int trial = 0; trial < kMostTrials && low <= high; ++trial) {
+    QuantizeResult made;
+    for (int trial = 0; low <= high; ++trial) {
       const int middle = (low + high) / 2;
       if (options.progress) {
         Progress progress;
@@ -528,7 +529,7 @@ absl::StatusOr<QuantizeResult> QuantizeMixed(const Graph& graph, const Tensor& c
         progress.layer = Describe(layers, points[middle]);
         options.progress(progress);
       }
-      TERN_ASSIGN_OR_RETURN(QuantizeResult made, quantise(points[middle]));
+      TERN_ASSIGN_OR_RETURN(made, quantise(points[middle]));
       TERN_RETURN_IF_ERROR(measure_point(made.graph, reports[middle]));
       if (reports[middle].drop() <= recipe.max_top1_drop()) {
         chosen = middle;
@@ -539,9 +540,9 @@ absl::StatusOr<QuantizeResult> QuantizeMixed(const Graph& graph, const Tensor& c
       }
     }
     if (chosen < 0) {
+      // It was the last to be tried.
       chosen = static_cast<int>(points.size()) - 1;
-      TERN_ASSIGN_OR_RETURN(result, quantise(points[chosen]));
-      TERN_RETURN_IF_ERROR(measure_point(result.graph, reports[chosen]));
+      result = std::move(made);
       warnings.push_back(absl::StrFormat(
           "no assignment keeps the expected loss of top-1 within %.4f on the %d images set aside; "
           "the most accurate one was taken",

@@ -29,7 +29,7 @@ QuantParams ChooseAffine(absl::Span<const float> sample, float min, float max) {
   const auto consider = [&](float lo, float hi) {
     const QuantParams params = Spanning(lo, hi);
     const double error = QuantizationError(sample, params);
-    if (error >= best_error) return;
+    if (!(error < best_error)) return;  // NaN, too
     best_error = error;
     best = params;
     best_lo = lo;
@@ -61,7 +61,7 @@ QuantParams ChooseDynamicFixedPoint(absl::Span<const float> sample, float min, f
     params.scale = std::ldexp(1.0f, top - k);
     params.zero_point = is_signed ? 128 : 0;
     const double error = QuantizationError(sample, params);
-    if (error >= best_error) continue;
+    if (k > 0 && !(error < best_error)) continue;
     best_error = error;
     best = params;
   }

@@ -29,9 +29,6 @@ class Observer {
   //   error.
   QuantParams Choose(v1::ActivationType type) const;
 
-  float min() const { return min_; }
-  float max() const { return max_; }
-
  private:
   int64_t stride_ = 1;
   int64_t next_ = 0;         // elements to skip before the next kept one

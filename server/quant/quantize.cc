@@ -12,6 +12,7 @@
 #include "server/base/log.h"
 #include "server/base/status_macros.h"
 #include "server/quant/distill.h"
+#include "server/quant/measure.h"
 #include "server/quant/mixed.h"
 #include "server/quant/walk.h"
 
@@ -26,6 +27,8 @@ constexpr int64_t kLeastForDistillation = 100;
 // Mixed precision needs some to build layers with, to measure and to judge.
 constexpr int64_t kLeastForMixed = 50;
 constexpr int64_t kMostHeldOut = 100;
+// Images for the report's figures about a distilled network's layers: one pass of each network.
+constexpr size_t kMeasuredImages = 64;
 // A network that agrees with the float one on so large a share of the calibration images, of those
 // apart too, is not distilled.
 constexpr double kNothingToWin = 0.97;
@@ -185,6 +188,14 @@ absl::StatusOr<QuantizeResult> Quantize(const graph::Graph& graph, const Tensor&
     if (node.op != graph::OpType::kConv && node.op != graph::OpType::kFullyConnected) continue;
     ++weighted;
   }
+  int last = graph.ProducerOf(graph.output);
+  while (last >= 0 && graph.nodes[last].op == graph::OpType::kReshape)
+    last = graph.ProducerOf(graph.nodes[last].inputs[0]);
+  if (last >= 0 && graph.nodes[last].op == graph::OpType::kSoftmax) {
+    return absl::InvalidArgumentError(absl::StrCat("the network ends in a softmax (",
+                                                   graph.nodes[last].name,
+                                                   "); wanted one whose output is the logits"));
+  }
   if (weighted == 0)
     return absl::InvalidArgumentError("the network has no convolution or fully connected layer");
   const Shape& sample = graph.shape(graph.input);
@@ -230,10 +241,11 @@ absl::StatusOr<QuantizeResult> QuantizeAndDistill(const graph::Graph& graph,
   if (kind == v1::DISTILL_OFF) return result;
   if (kind == v1::DISTILL_AUTO && result.report.calibration_agreement().value() >= kNothingToWin) {
     // The images that built the codes flatter a network with few of them; the others do not.
-    TERN_ASSIGN_OR_RETURN(const Tensor wanted, RunEngine(graph, calibration, held_out,
+    TERN_ASSIGN_OR_RETURN(const Tensor wanted, RunEngine(graph, calibration, held_out, options.plan,
                                                          options.threads, options.cancelled));
-    TERN_ASSIGN_OR_RETURN(const Tensor got, RunEngine(result.graph, calibration, held_out,
-                                                      options.threads, options.cancelled));
+    TERN_ASSIGN_OR_RETURN(const Tensor got,
+                          RunEngine(result.graph, calibration, held_out, options.plan,
+                                    options.threads, options.cancelled));
     if (Compare(wanted, got).agreement >= kNothingToWin) return result;
   }
   DistillOptions distill;
@@ -241,6 +253,7 @@ absl::StatusOr<QuantizeResult> QuantizeAndDistill(const graph::Graph& graph,
   distill.seed = options.recipe.seed();
   distill.power_of_two_steps = options.recipe.activations() == v1::DFP8;
   distill.threads = options.threads;
+  distill.plan = options.plan;
   distill.cancelled = options.cancelled;
   const absl::Time start = absl::Now();
   distill.progress = [&](double done) {
@@ -253,6 +266,12 @@ absl::StatusOr<QuantizeResult> QuantizeAndDistill(const graph::Graph& graph,
   };
   TERN_ASSIGN_OR_RETURN(*result.report.mutable_distillation(),
                         Distill(graph, calibration, train, held_out, distill, result.graph));
+  if (!result.report.distillation().kept()) return result;
+  std::vector<int64_t> measured;
+  const size_t count = std::min(kMeasuredImages, train.size());
+  for (size_t i = 0; i < count; ++i) measured.push_back(train[i * train.size() / count]);
+  TERN_RETURN_IF_ERROR(MeasureOutputs(graph, result.graph, calibration, measured, options.threads,
+                                      options.cancelled, result.report));
   return result;
 }
 

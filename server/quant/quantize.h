@@ -8,6 +8,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "server/engine/plan.h"
 #include "server/graph/graph.h"
 #include "tern/v1/model.pb.h"
 
@@ -25,6 +26,8 @@ struct Progress {
 struct QuantizeOptions {
   v1::Recipe recipe;
   int threads = 1;
+  // Of the plans that are timed and compared with the float network; max_batch is not taken.
+  engine::PlanOptions plan;
   // Called between layers and inside long ones, on the calling thread. May be empty.
   std::function<void(const Progress&)> progress;
   // Set to true by anyone: Quantize returns CANCELLED within about a second. May be null.
@@ -33,7 +36,7 @@ struct QuantizeOptions {
 
 struct QuantizeResult {
   graph::Graph graph;  // quantised; valid
-  // Fills: recipe, calibration_images, layers, float_nodes, float_macs_share, bits_per_weight,
+  // Fills: recipe, calibration_images, layers, float_nodes, bits_per_weight,
   // float_bytes, multiplications_removed, sqnr_db, calibration_agreement, seconds, warnings. The
   // caller adds the rest.
   v1::QuantizationReport report;
@@ -41,8 +44,9 @@ struct QuantizeResult {
 
 // Quantises `graph` (float, after graph::Optimize) with `calibration`, f32 NCHW [n, c, h, w], n >=
 // 1, already preprocessed. Deterministic for a recipe (its seed included), images and thread count.
-// INVALID_ARGUMENT: recipe out of range (ValidateRecipe) or naming a layer that is not there,
-// calibration of another shape or with non-finite values; FAILED_PRECONDITION: the network produces
+// INVALID_ARGUMENT: recipe out of range (ValidateRecipe) or naming a layer that is not there, a
+// network that graph::Validate refuses or that ends in a softmax instead of its logits, calibration
+// of another shape or with non-finite values; FAILED_PRECONDITION: the network produces
 // non-finite values on the calibration images (names the layer); CANCELLED.
 absl::StatusOr<QuantizeResult> Quantize(const graph::Graph& graph, const Tensor& calibration,
                                         const QuantizeOptions& options);

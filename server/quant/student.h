@@ -62,7 +62,6 @@ class Student {
   // Writes scales (rounded to 8 bits) and biases into the graph that this was made from.
   void Store(bool power_of_two_steps, graph::Graph& quantised) const;
 
-  const graph::Graph& graph() const { return graph_; }
   // Bytes of all values of a range for one image, about.
   int64_t BytesPerImage(const NodeRange& range) const;
 

@@ -16,6 +16,7 @@
 #include "server/engine/ops.h"
 #include "server/graph/fixed_point.h"
 #include "server/quant/im2col.h"
+#include "server/quant/measure.h"
 #include "server/quant/observe.h"
 #include "statistics/statistics.h"
 
@@ -26,12 +27,14 @@ using graph::Node;
 using graph::OpType;
 using graph::ValueId;
 
-// Activations of the calibration images may take this much memory; fewer images are used otherwise.
+// Activations of the calibration images, and what a layer works on, may take this much memory;
+// fewer images are used otherwise.
 constexpr int64_t kMemoryLimit = int64_t{2304} << 20;
 // Fewer calibration images than this are used twice, the second time mirrored.
 constexpr int64_t kFewImages = 1000;
-// Elements of the network's input in one batch, about.
-constexpr int64_t kBatchElements = int64_t{1} << 22;
+// Elements of the network's largest value in one batch.
+constexpr int64_t kBatchElements = int64_t{1} << 24;
+constexpr int64_t kMostInBatch = 128;
 // Output positions that feed a layer's second moments.
 constexpr int64_t kMaxPositions = 100'000;
 // Layers with more columns are not compensated: their covariance would take gigabytes.
@@ -58,11 +61,6 @@ WeightScheme SchemeOf(v1::WeightType type) {
 
 int64_t PlaneSize(const Tensor& t) {
   return t.shape().rank() == 4 ? t.shape()[2] * t.shape()[3] : 1;
-}
-
-double Decibels(double signal, double noise) {
-  if (noise <= 0) return 200.0;  // exact; more is beyond f32
-  return std::clamp(10.0 * std::log10(std::max(signal, 1e-30) / noise), -200.0, 200.0);
 }
 
 // A uniform number in [0, 1) that does not depend on the standard library.
@@ -113,41 +111,6 @@ void AddChannelSums(const Tensor& y, std::vector<double>& sum, std::vector<doubl
     sum[row % channels] += s;
     square[row % channels] += q;
   }
-}
-
-Tensor ToCodes(const Tensor& real, const QuantParams& params) {
-  Tensor codes(DType::kU8, real.shape());
-  const auto source = real.data<float>();
-  auto target = codes.data<uint8_t>();
-  // The range is clamped before the zero point is added, so that the rounding trick sees small
-  // numbers.
-  const float lo = static_cast<float>(-params.zero_point),
-              hi = static_cast<float>(255 - params.zero_point);
-  const float zero = static_cast<float>(params.zero_point);
-  for (size_t i = 0; i < source.size(); ++i) {
-    target[i] =
-        static_cast<uint8_t>(static_cast<int>(RoundInto(source[i] / params.scale, lo, hi) + zero));
-  }
-  return codes;
-}
-
-// Values of f32 `real` more than half a step beyond the last codes.
-int64_t CountClipped(const Tensor& real, const QuantParams& params) {
-  const float lo = (-0.5f - static_cast<float>(params.zero_point)) * params.scale;
-  const float hi = (255.5f - static_cast<float>(params.zero_point)) * params.scale;
-  int64_t clipped = 0;
-  for (float v : real.data<float>()) clipped += v < lo || v > hi;
-  return clipped;
-}
-
-Tensor ToReal(const Tensor& codes, const QuantParams& params) {
-  Tensor real(DType::kF32, codes.shape());
-  const auto source = codes.data<uint8_t>();
-  auto target = real.data<float>();
-  const float zero = static_cast<float>(params.zero_point);
-  for (size_t i = 0; i < source.size(); ++i)
-    target[i] = params.scale * (static_cast<float>(source[i]) - zero);
-  return real;
 }
 
 }  // namespace
@@ -244,44 +207,68 @@ void Walk::ReportProgress(const Node* node) {
 
 void Walk::Warn(std::string message) { result_.report.add_warnings(std::move(message)); }
 
-void Walk::ChooseImages() {
-  const int nodes = static_cast<int>(graph_.nodes.size());
-  // Bytes per image at the fullest moment: a 16-bit and a u8 (or f32) copy of each live value.
+WalkMemory MemoryOf(const graph::Graph& graph) {
+  const Placement placement = Place(graph);
+  const int nodes = static_cast<int>(graph.nodes.size());
+  std::vector<int> last_reader(graph.values.size(), -1);
+  for (int i = 0; i < nodes; ++i) {
+    for (ValueId id : graph.nodes[i].inputs) last_reader[id] = i;
+  }
+  last_reader[graph.output] = nodes;
+  // A 16-bit and a u8 (or f32) copy of each live value.
   const auto bytes = [&](ValueId id) {
     const int64_t quantised =
-        placement_.values[id] == Codes::kFloat || placement_.values[id] == Codes::kConcat ? 4 : 1;
-    return graph_.shape(id).elements() * (2 + quantised);
+        placement.values[id] == Codes::kFloat || placement.values[id] == Codes::kConcat ? 4 : 1;
+    return graph.shape(id).elements() * (2 + quantised);
   };
-  int64_t live = bytes(graph_.input), peak = live;
+  WalkMemory memory;
+  int64_t live = bytes(graph.input), working = 0;
+  int64_t largest = graph.shape(graph.input).elements();
+  memory.held = live;
   for (int i = 0; i < nodes; ++i) {
-    const Node& node = graph_.nodes[i];
+    const Node& node = graph.nodes[i];
+    const int64_t output = graph.shape(node.output).elements();
     live += bytes(node.output);
-    peak = std::max(peak, live);
+    memory.held = std::max(memory.held, live);
+    largest = std::max(largest, output);
     std::vector<ValueId> inputs = node.inputs;
     std::sort(inputs.begin(), inputs.end());
     inputs.erase(std::unique(inputs.begin(), inputs.end()), inputs.end());
+    int64_t operands = 0;
     for (ValueId id : inputs) {
-      if (!graph_.values[id].constant && last_reader_[id] == i) live -= bytes(id);
+      if (graph.values[id].constant) continue;
+      operands += graph.shape(id).elements();
+      if (last_reader[id] == i) live -= bytes(id);
     }
+    // In f32: operands and result, oneDNN's copies of them in its own layout, and the target of a
+    // layer that repairs its residual.
+    working = std::max(working, 4 * (2 * operands + 3 * output));
   }
+  memory.batch = std::clamp<int64_t>(kBatchElements / largest, 1, kMostInBatch);
+  memory.working = memory.batch * working;
+  memory.images = std::max<int64_t>(1, (kMemoryLimit - memory.working) / memory.held);
+  return memory;
+}
+
+void Walk::ChooseImages() {
+  const WalkMemory memory = MemoryOf(graph_);
   const int64_t available = calibration_.shape()[0];
-  int64_t images = std::clamp<int64_t>(kMemoryLimit / std::max<int64_t>(peak, 1), 1, available);
+  int64_t images = std::min(memory.images, available);
   if (images < available) {
     Warn(absl::StrCat("only ", images, " of ", available,
                       " calibration images are used: the activations of all would take ",
-                      available * peak >> 20, " MiB, more than ", kMemoryLimit >> 20));
+                      (available * memory.held + memory.working) >> 20, " MiB, more than ",
+                      kMemoryLimit >> 20));
   }
   images_.resize(images);
   for (int64_t i = 0; i < images; ++i) images_[i] = {i * available / images, false};
   // Few images say more if they are also seen mirrored.
   if (recipe_.method() == v1::COMPENSATED && images == available && images < kFewImages &&
-      2 * images * peak <= kMemoryLimit) {
+      2 * images <= memory.images) {
     for (int64_t i = 0; i < available; ++i) images_.push_back({i, true});
     images *= 2;
   }
-  const int64_t batch =
-      std::clamp<int64_t>(kBatchElements / graph_.shape(graph_.input).elements(), 16, 128);
-  for (int64_t i = 0; i < images; i += batch) batches_.push_back(static_cast<int>(i));
+  for (int64_t i = 0; i < images; i += memory.batch) batches_.push_back(static_cast<int>(i));
   batches_.push_back(static_cast<int>(images));
 
   const v1::Method method = recipe_.method();
@@ -409,15 +396,15 @@ absl::Status Walk::RunReference(LayerData& data, const ClusterLayout& layout, Mo
     const Tensor x_float = Unpack(live_[node.inputs[0]].reference[b]);
     TERN_ASSIGN_OR_RETURN(Tensor y,
                           engine::RunFloatNode(graph_, plain, {&x_float}, options_.threads));
-    Tensor target = y;
-    if (residual != graph::kNoValue) {
+    const bool repairs = residual != graph::kNoValue && data.method == v1::COMPENSATED;
+    Tensor repaired;
+    if (repairs) {
+      // The layer also repairs what the skip connection has lost so far.
       Accumulate(Unpack(live_[residual].reference[b]), 1.0f, y);
-      if (data.method == v1::COMPENSATED) {
-        // The layer also repairs what the skip connection has lost so far.
-        target = y;
-        Accumulate(Real(residual, b), -1.0f, target);
-      }
+      repaired = y;
+      Accumulate(Real(residual, b), -1.0f, repaired);
     }
+    const Tensor& target = repairs ? repaired : y;
     AddChannelSums(target, data.target_sum, data.target_square);
     data.count += plane * batch_images(b);
     if (moments != nullptr) {
@@ -440,6 +427,8 @@ absl::Status Walk::RunReference(LayerData& data, const ClusterLayout& layout, Mo
         moments->Add(static_cast<int64_t>(positions.size()), x.data(), z.data());
       }
     }
+    if (residual != graph::kNoValue && !repairs)
+      Accumulate(Unpack(live_[residual].reference[b]), 1.0f, y);
     ApplyClip(node.clip, y);
     out.reference.push_back(Pack(y));
   }
@@ -496,32 +485,44 @@ absl::StatusOr<QuantizedWeights> Walk::ChooseWeights(const Node& node, const Sch
                             node.weight.shape());
 }
 
-absl::Status Walk::MakeCandidates(int index, const ClusterLayout& layout, const Moments& moments) {
+absl::Status Walk::MakeCandidates(int index, const LayerData& data, const ClusterLayout& layout,
+                                  const Moments* moments) {
   const Node& node = graph_.nodes[index];
   const int channels = static_cast<int>(node.weight.shape()[1]);
-  const int columns = moments.columns(), outputs = moments.outputs();
+  const int columns = layout.columns(), outputs = static_cast<int>(node.weight.shape()[0]);
   std::vector<int> position(columns);  // of OIHW column j in `layout`
   for (int j = 0; j < columns; ++j) position[layout.column[j]] = j;
-  const std::vector<double> output_mean = moments.OutputMean();
   for (const Scheme& scheme : schemes_of_(index)) {
     const ClusterLayout other =
         MakeClusterLayout(channels, columns / channels, scheme.cluster_size);
-    std::vector<int> order(columns);
-    for (int j = 0; j < columns; ++j) order[j] = position[other.column[j]];
     Candidate candidate;
     candidate.scheme = scheme;
-    const Moments permuted = moments.Permuted(order);
-    TERN_ASSIGN_OR_RETURN(candidate.weights, ChooseWeights(node, scheme, other, &permuted));
-    // The bias that gives every output channel its wanted mean.
-    const Tensor real = Dequantize(candidate.weights);
-    const std::vector<float> rows = ToLayout(other, real.data<float>());
-    const std::vector<double> input_mean = permuted.InputMean();
-    candidate.bias = Tensor(DType::kF32, node.bias.shape());
-    for (int o = 0; o < outputs; ++o) {
-      double mean = 0;
-      for (int j = 0; j < columns; ++j)
-        mean += rows[static_cast<size_t>(o) * columns + j] * input_mean[j];
-      candidate.bias.data<float>()[o] = static_cast<float>(output_mean[o] - mean);
+    candidate.bias = node.bias;
+    const auto bias = candidate.bias.data<float>();
+    if (moments == nullptr) {
+      TERN_ASSIGN_OR_RETURN(candidate.weights, ChooseWeights(node, scheme, other, nullptr));
+      if (data.method != v1::DIRECT) {
+        TERN_RETURN_IF_ERROR(MatchVariance(data, candidate.weights));
+        TERN_ASSIGN_OR_RETURN(const std::vector<float> correction,
+                              MeanCorrection(data, Plain(node, Dequantize(candidate.weights))));
+        for (int o = 0; o < outputs; ++o) bias[o] += correction[o];
+      }
+    } else {
+      std::vector<int> order(columns);
+      for (int j = 0; j < columns; ++j) order[j] = position[other.column[j]];
+      const Moments permuted = moments->Permuted(order);
+      TERN_ASSIGN_OR_RETURN(candidate.weights, ChooseWeights(node, scheme, other, &permuted));
+      // The bias that gives every output channel its wanted mean.
+      const Tensor real = Dequantize(candidate.weights);
+      const std::vector<float> rows = ToLayout(other, real.data<float>());
+      const std::vector<double> input_mean = permuted.InputMean();
+      const std::vector<double> output_mean = permuted.OutputMean();
+      for (int o = 0; o < outputs; ++o) {
+        double mean = 0;
+        for (int j = 0; j < columns; ++j)
+          mean += rows[static_cast<size_t>(o) * columns + j] * input_mean[j];
+        bias[o] = static_cast<float>(output_mean[o] - mean);
+      }
     }
     candidates_[index].push_back(std::move(candidate));
   }
@@ -545,6 +546,17 @@ absl::Status Walk::MatchVariance(const LayerData& data, QuantizedWeights& weight
   for (double f : factor) repeated.insert(repeated.end(), clusters, f);
   RescaleClusters(repeated, recipe_.activations() == v1::DFP8, weights);
   return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<float>> Walk::MeanCorrection(const LayerData& data, const Node& plain) {
+  std::vector<double> sum, square;
+  TERN_RETURN_IF_ERROR(SumQuantised(plain, sum, square));
+  std::vector<float> correction(sum.size());
+  for (size_t o = 0; o < sum.size(); ++o) {
+    correction[o] =
+        static_cast<float>((data.target_sum[o] - sum[o]) / static_cast<double>(data.count));
+  }
+  return correction;
 }
 
 absl::Status Walk::RunWeighted(int index) {
@@ -577,7 +589,9 @@ absl::Status Walk::RunWeighted(int index) {
   ReportProgress(&node);
   TERN_ASSIGN_OR_RETURN(QuantizedWeights weights,
                         ChooseWeights(node, scheme, layout, moments ? &*moments : nullptr));
-  if (moments && schemes_of_) TERN_RETURN_IF_ERROR(MakeCandidates(index, layout, *moments));
+  if (schemes_of_) {
+    TERN_RETURN_IF_ERROR(MakeCandidates(index, data, layout, moments ? &*moments : nullptr));
+  }
   moments.reset();
   if (clustered && data.method == v1::CORRECTED) TERN_RETURN_IF_ERROR(MatchVariance(data, weights));
   ReportProgress(&node);
@@ -586,14 +600,9 @@ absl::Status Walk::RunWeighted(int index) {
   std::vector<float> correction(outputs, 0.0f);
   Node& quantised = result_.graph.nodes[index];
   if (data.method != v1::DIRECT) {
-    std::vector<double> sum, square;
-    TERN_RETURN_IF_ERROR(SumQuantised(plain, sum, square));
+    TERN_ASSIGN_OR_RETURN(correction, MeanCorrection(data, plain));
     auto bias = quantised.bias.data<float>();
-    for (int o = 0; o < outputs; ++o) {
-      correction[o] =
-          static_cast<float>((data.target_sum[o] - sum[o]) / static_cast<double>(data.count));
-      bias[o] += correction[o];
-    }
+    for (int o = 0; o < outputs; ++o) bias[o] += correction[o];
   }
   quantised.quantized = std::move(weights);
   quantised.weight = Tensor();
@@ -611,14 +620,18 @@ absl::Status Walk::RunWeighted(int index) {
   std::vector<double> signals(batch_count()), noises(batch_count());
 #pragma omp parallel for num_threads(options_.threads) schedule(dynamic)
   for (int b = 0; b < batch_count(); ++b) {
-    const Tensor real = Real(node.output, b);
-    const auto got = real.data<float>();
-    const Tensor reference = Unpack(out.reference[b]);
-    const auto wanted = reference.data<float>();
+    // Element by element: tensors of reals, one for each thread, would be as large as all codes.
+    const Tensor& got = out.quantised[b];
+    const PackedTensor& reference = out.reference[b];
+    const auto& params = result_.graph.values[node.output].quant;
+    const uint8_t* codes = got.dtype() == DType::kU8 ? got.data<uint8_t>().data() : nullptr;
+    const float* reals = codes == nullptr ? got.data<float>().data() : nullptr;
     double signal = 0, noise = 0;
-    for (size_t i = 0; i < got.size(); ++i) {
-      const double error = static_cast<double>(got[i]) - wanted[i];
-      signal += static_cast<double>(wanted[i]) * wanted[i];
+    for (size_t i = 0; i < reference.codes.size(); ++i) {
+      const float value = codes != nullptr ? params->Dequantize(codes[i]) : reals[i];
+      const float wanted = reference.scale * static_cast<float>(reference.codes[i]);
+      const double error = static_cast<double>(value) - wanted;
+      signal += static_cast<double>(wanted) * wanted;
       noise += error * error;
     }
     signals[b] = signal;
@@ -752,7 +765,6 @@ void Walk::FillReport() {
   for (size_t i = 0; i < graph_.nodes.size(); ++i) {
     if (!placement_.integer_node[i]) report.add_float_nodes(graph_.nodes[i].name);
   }
-  report.set_float_macs_share(0);  // every weighted layer runs on integers
 
   const Activation& output = live_[graph_.output];
   double signal = 0, noise = 0;

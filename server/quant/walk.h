@@ -50,6 +50,15 @@ struct Candidate {
   Tensor bias;
 };
 
+// What a walk over `graph` keeps within its limit of 2.25 GiB.
+struct WalkMemory {
+  int64_t held = 0;     // bytes per image, at the fullest moment
+  int64_t batch = 1;    // images that run at a time
+  int64_t working = 0;  // bytes of a batch in the layer that needs most
+  int64_t images = 1;   // that fit
+};
+WalkMemory MemoryOf(const graph::Graph& graph);
+
 // One quantisation. Use once, on one thread.
 class Walk {
  public:
@@ -102,10 +111,16 @@ class Walk {
   absl::StatusOr<QuantizedWeights> ChooseWeights(const graph::Node& node, const Scheme& scheme,
                                                  const ClusterLayout& layout,
                                                  const Moments* moments);
-  // `moments` are in the order of `layout`.
-  absl::Status MakeCandidates(int index, const ClusterLayout& layout, const Moments& moments);
+  // `moments`, in the order of `layout`, are null where the layer is not compensated: then nearest
+  // codes, corrected unless the method is DIRECT.
+  absl::Status MakeCandidates(int index, const LayerData& data, const ClusterLayout& layout,
+                              const Moments* moments);
   // Rescales rows so that the variance of the layer's output matches the float network's.
   absl::Status MatchVariance(const LayerData& data, QuantizedWeights& weights);
+  // What the biases of `plain`, the layer with its new weights, lack to give the float network's
+  // means.
+  absl::StatusOr<std::vector<float>> MeanCorrection(const LayerData& data,
+                                                    const graph::Node& plain);
 
   // Makes batch b of a value, f32; the same at every call.
   using BatchSource = std::function<absl::StatusOr<Tensor>(int batch)>;

@@ -84,7 +84,11 @@ bool MayShare(const Program& program, const Life& a, const Life& b) {
   const auto root = [&](int x) {
     return program.buffers[x].view_of >= 0 ? program.buffers[x].view_of : x;
   };
-  for (const InPlace& wish : program.steps[a.last].in_place) {
+  const Step& step = program.steps[a.last];
+  const auto reads = std::count_if(step.reads.begin(), step.reads.end(),
+                                   [&](int read) { return root(read) == a.buffer; });
+  if (reads > 1) return false;
+  for (const InPlace& wish : step.in_place) {
     if (root(wish.from) == a.buffer && wish.to == b.buffer) return true;
   }
   return false;
@@ -143,6 +147,14 @@ Graph Read(const std::filesystem::path& path) {
   return *std::move(graph);
 }
 
+// The residual of the fully connected layer is another view of its input.
+Graph TwoViews() {
+  GraphBuilder b({8, 6, 6});
+  const ValueId x = b.GlobalAverage(b.Conv(b.input(), 64, 3, Strided(1, 1), kReluRange));
+  const ValueId first = b.Flatten(x), second = b.Flatten(x);
+  return b.Finish(b.FullyConnected(b.FullyConnected(first, 64, {}, second), 10));
+}
+
 class MemoryPlanZooTest : public ::testing::TestWithParam<NamedGraph> {};
 
 TEST_P(MemoryPlanZooTest, SharesOnlyDeadMemoryAndStaysNearTheLeast) {
@@ -151,6 +163,8 @@ TEST_P(MemoryPlanZooTest, SharesOnlyDeadMemoryAndStaysNearTheLeast) {
 
 INSTANTIATE_TEST_SUITE_P(Zoo, MemoryPlanZooTest, ::testing::ValuesIn(Zoo()),
                          [](const auto& info) { return info.param.name; });
+
+TEST(MemoryPlanTest, WhatAStepReadsTwiceIsNotOverwritten) { CheckSchemes(TwoViews(), "two views"); }
 
 TEST(MemoryPlanTest, TheDemoNetworkStaysNearTheLeast) {
   const char* source = std::getenv("TERN_SOURCE_DIR");

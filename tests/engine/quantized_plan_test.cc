@@ -716,6 +716,150 @@ TEST(FixedPointPlanTest, SumsBeyondTwentyFourBitsAreExact) {
   });
 }
 
+// The logits of Run, whose values share memory, which those of RunAndFetch do not; NaN if it fails.
+std::vector<float> Logits(const Graph& graph, const PlanOptions& options, int threads,
+                          const Tensor& input, int runs = 1) {
+  const Shape& s = input.shape();
+  const int64_t size = s[0] * graph.classes();
+  std::vector<float> all(runs * size, std::nanf(""));  // of every run
+  const auto plan = Plan::Create(graph, options);
+  EXPECT_TRUE(plan.ok()) << plan.status();
+  if (!plan.ok()) return all;
+  auto session = (*plan)->NewSession(threads);
+  EXPECT_TRUE(session.ok()) << session.status();
+  if (!session.ok()) return all;
+  NchwToNhwc(input.data<float>().data(), s[0], s[1], s[2], s[3], session->input().data());
+  for (int run = 0; run < runs; ++run) {
+    const auto logits = session->Run(static_cast<int>(s[0]));
+    EXPECT_TRUE(logits.ok()) << logits.status();
+    if (logits.ok()) std::copy(logits->begin(), logits->end(), all.begin() + run * size);
+  }
+  return all;
+}
+
+// oneDNN's own kernel for these layers races without AVX-512 unless 16 divide the channels.
+TEST(StridedPointwiseTest, IsRightOnEveryRunOfSeveralThreads) {
+  constexpr int kBatch = 4, kRuns = 10;
+  for (const int groups : {1, 2}) {
+    for (const int channels : {24, 56, 104, 408}) {
+      for (const int size : {8, 14}) {
+        for (const bool fixed_point : {false, true}) {
+          GraphBuilder b({channels * groups, size, size});
+          QuantizeOptions quantize;
+          quantize.float_output = false;
+          Graph graph =
+              Quantized(b.Finish(b.Conv(b.input(), 32, 1, Strided(2, 0, groups))), quantize);
+          if (fixed_point) graph = FixedPoint(std::move(graph));
+          const Tensor input = InputFor(graph, kBatch);
+          const auto expected = reference::ExecuteQuantized(graph, input);
+          ASSERT_TRUE(expected.ok()) << expected.status();
+          // Logits leave in the order of the reference.
+          const auto codes = (*expected)[graph.output].data<uint8_t>();
+          const QuantParams params = *graph.values[graph.output].quant;
+          PlanOptions options;
+          options.max_batch = kBatch;
+          options.own_int8 = false;
+          const std::vector<float> got = Logits(graph, options, 2, input, kRuns);
+          ASSERT_EQ(got.size(), kRuns * codes.size());
+          float worst = 0;
+          for (size_t i = 0; i < got.size(); ++i) {
+            const float d = std::abs(got[i] - params.Dequantize(codes[i % codes.size()]));
+            worst = d <= worst ? worst : d;  // NaN wins
+          }
+          EXPECT_LE(worst / params.scale, fixed_point ? 0.01f : 1.01f)
+              << channels << " channels, " << groups << " groups, " << size << " pixels, "
+              << (fixed_point ? "fixed point" : "affine");
+        }
+      }
+    }
+  }
+}
+
+// A step writes parts of its result before it has read all of its input, whose memory must not
+// become the result's, under whatever name the step reads it once more.
+TEST(InPlaceTest, AResidualMayBeAnotherViewOfTheInput) {
+  GraphBuilder pooled({8, 6, 6});
+  ValueId x = pooled.Conv(pooled.input(), 64, 3, Strided(1, 1), kReluRange);
+  x = pooled.GlobalAverage(x);
+  const ValueId first = pooled.Flatten(x), second = pooled.Flatten(x);
+  x = pooled.FullyConnected(first, 64, {}, second);
+  const Graph fully_connected = pooled.Finish(pooled.FullyConnected(x, 10));
+
+  GraphBuilder flat({8, 6, 6});
+  x = flat.Conv(flat.input(), 64, 3, Strided(1, 1), kReluRange);
+  x = flat.Flatten(flat.GlobalAverage(x));
+  const Shape pixel{64, 1, 1};
+  const ValueId left = flat.Reshape(x, pixel), right = flat.Reshape(x, pixel);
+  x = flat.Conv(left, 64, 1, {}, {}, right);
+  const Graph convolution = flat.Finish(flat.FullyConnected(flat.Flatten(x), 10));
+
+  PlanOptions options;
+  options.max_batch = 4;
+  for (const Graph& graph : {fully_connected, convolution}) {
+    for (const int batch : {1, 4}) {
+      const Tensor input = InputFor(graph, batch);
+      const auto reals = reference::ExecuteFloat(graph, input);
+      ASSERT_TRUE(reals.ok()) << reals.status();
+      EXPECT_LE(RelativeDifference(Logits(graph, options, 1, input),
+                                   (*reals)[graph.output].data<float>()),
+                1e-5);
+      for (const WeightScheme scheme : {WeightScheme::kInt8, WeightScheme::kTernaryCluster,
+                                        WeightScheme::kInt3Cluster, WeightScheme::kInt4Cluster}) {
+        for (const bool eight_bits : {false, true}) {
+          if (eight_bits && scheme != WeightScheme::kInt8) continue;
+          for (const bool fixed_point : {false, true}) {
+            QuantizeOptions quantize;
+            quantize.scheme = scheme;
+            Graph quantized = Quantized(graph, quantize);
+            for (Node& node : quantized.nodes) {
+              if (!eight_bits || !node.quantized) continue;
+              for (int8_t& code : node.quantized->codes.data<int8_t>())
+                code = static_cast<int8_t>(2 * code);
+              for (float& step : node.quantized->steps) step /= 2;
+            }
+            if (fixed_point) quantized = FixedPoint(std::move(quantized));
+            const auto codes = reference::ExecuteQuantized(quantized, input);
+            ASSERT_TRUE(codes.ok()) << codes.status();
+            EXPECT_LE(RelativeDifference(Logits(quantized, options, 1, input),
+                                         (*codes)[graph.output].data<float>()),
+                      fixed_point ? 0 : 2e-2)
+                << Name(scheme) << (eight_bits ? ", eight bits" : "")
+                << (fixed_point ? ", fixed point" : "") << ", batch " << batch;
+          }
+        }
+      }
+    }
+  }
+}
+
+// Codes of weights alone: the layer runs in float.
+TEST(QuantizedPlanTest, WeightsMayBeQuantisedWhereActivationsAreFloat) {
+  GraphBuilder b({16, 8, 8});
+  ValueId x = b.Conv(b.input(), 24, 3, Strided(1, 1), kReluRange);
+  x = b.Conv(x, 24, 1, {}, kReluRange, x);
+  const Graph graph = b.Finish(b.FullyConnected(b.Flatten(b.GlobalAverage(x)), 10));
+  for (const WeightScheme scheme : {WeightScheme::kInt8, WeightScheme::kTernaryCluster}) {
+    QuantizeOptions quantize;
+    quantize.scheme = scheme;
+    Graph quantized = Quantized(graph, quantize);
+    for (Value& value : quantized.values) value.quant.reset();
+    Graph dequantized = quantized;
+    for (Node& node : dequantized.nodes) {
+      if (!node.quantized) continue;
+      node.weight = Dequantize(*node.quantized);
+      node.quantized.reset();
+    }
+    const Tensor input = InputFor(graph, 2);
+    const auto reals = reference::ExecuteFloat(dequantized, input);
+    ASSERT_TRUE(reals.ok()) << reals.status();
+    PlanOptions options;
+    options.max_batch = 2;
+    EXPECT_LE(RelativeDifference(Logits(quantized, options, 1, input),
+                                 (*reals)[graph.output].data<float>()),
+              1e-5);
+  }
+}
+
 TEST(QuantizedPlanTest, KeepsDataIntegerExceptInNamedIslands) {
   GraphBuilder b({16, 8, 8});
   ValueId x = b.Conv(b.input(), 16, 3, Strided(1, 1), kReluRange);

@@ -231,6 +231,22 @@ TEST(LatentsTest, StayWithinHalfACellOfTheOutermostCodes) {
   }
 }
 
+// Networks that were quantised elsewhere may hold the code -128, which has no counterpart.
+TEST(LatentsTest, StayBelowTheCodeThatEightBitsDoNotHave) {
+  OneLayer one(WeightScheme::kInt8);
+  one.start.nodes[0].quantized->codes.data<int8_t>()[0] = -128;
+  auto network = Network::Quantised(one.source, one.start);
+  ASSERT_TRUE(network.ok()) << network.status();
+  {
+    at::NoGradGuard no_grad;
+    network->latents()[0].fill_(1e6);
+  }
+  network->ClampLatents();
+  const auto graph = network->ToGraph();
+  ASSERT_TRUE(graph.ok()) << graph.status();
+  for (int8_t code : graph->nodes[0].quantized->codes.data<int8_t>()) EXPECT_EQ(code, 127);
+}
+
 TEST(NetworkTest, FixedPointNetworksStayOnTheirGrid) {
   OneLayer one(WeightScheme::kTernaryCluster);
   ASSERT_TRUE(graph::RoundToFixedPoint(one.start).ok());

@@ -137,22 +137,6 @@ TEST_P(ElementwiseTest, AddsWithOneRoundingPerFma) {
   }
 }
 
-TEST_P(ElementwiseTest, RequantizesEveryCode) {
-  const std::vector<uint8_t> codes = RandomCodes(1000, 6);
-  for (const auto& [m, offset] : {std::pair{0.5f, 0.0f}, {0.73913f, -17.391f}, {-2.5f, 300.0f}}) {
-    for (Guard guard : kGuards) {
-      for (size_t n : kSizes) {
-        GuardedBuffer<uint8_t> data(std::vector<uint8_t>(codes.begin(), codes.begin() + n), guard);
-        RequantizeU8(GetParam(), data.data(), m, offset, n, data.data());
-        for (size_t i = 0; i < n; ++i) {
-          ASSERT_EQ(data.data()[i], ToU8(std::fma(float(codes[i]), m, offset), 0.0f, 255.0f));
-        }
-        ASSERT_TRUE(data.SlackIsUntouched());
-      }
-    }
-  }
-}
-
 TEST_P(ElementwiseTest, MultipliesEachChannelByItsFactor) {
   for (Guard guard : kGuards) {
     for (size_t channels : {1, 2, 7, 8, 9, 24, 72}) {
@@ -236,8 +220,6 @@ TEST_P(ElementwiseTest, EachFmaRoundsOnce) {
     const std::vector<uint8_t> codes(8, static_cast<uint8_t>(code));
     const std::vector<uint8_t> zeros(8, 0);
     std::vector<uint8_t> dst(8);
-    RequantizeU8(GetParam(), codes.data(), m, offset, 8, dst.data());
-    ASSERT_THAT(dst, Each(expected));
     AddU8(GetParam(), codes.data(), m, zeros.data(), 1.0f, offset, 0, 255, 8, dst.data());
     ASSERT_THAT(dst, Each(expected));
     AddU8(GetParam(), zeros.data(), 1.0f, codes.data(), m, offset, 0, 255, 8, dst.data());

@@ -178,8 +178,21 @@ TEST(CompensateTest, AsymmetricTargetUndoesWhatTheInputLost) {
   CompensateOptions options;
   options.max_code = 7;
   const double with = problem.OutputError(MustCompensate(problem, options));
-  options.asymmetric_target = false;
-  const double without = problem.OutputError(MustCompensate(problem, options));
+  // The float weights are the best for what they themselves make of the damaged input.
+  Moments plain(problem.layout.columns(), problem.outputs);
+  std::vector<float> z(problem.outputs * problem.positions);
+  for (int o = 0; o < problem.outputs; ++o) {
+    for (int j = 0; j < problem.layout.columns(); ++j) {
+      const float w = problem.rows[o * problem.layout.columns() + j];
+      for (int64_t p = 0; p < problem.positions; ++p)
+        z[o * problem.positions + p] += w * problem.x[j * problem.positions + p];
+    }
+  }
+  std::vector<float> x = problem.x;
+  plain.Add(problem.positions, x.data(), z.data());
+  const auto weights = Compensate(problem.layout, problem.rows, plain, options);
+  ASSERT_TRUE(weights.ok()) << weights.status();
+  const double without = problem.OutputError(*weights);
   EXPECT_LT(with, 0.9 * without);
 }
 
@@ -197,12 +210,50 @@ TEST(CompensateTest, ThreadsDoNotChangeTheResult) {
 TEST(CompensateTest, ConstantInputsGiveWeightsClosestToTheFloatOnes) {
   const ClusterLayout layout = MakeClusterLayout(4, 1, 2);
   Moments moments(4, 1);
-  const std::vector<float> x(4 * 10, 0.0f), z(10, 1.0f);
+  std::vector<float> x(4 * 10, 0.0f), z(10, 1.0f);
   moments.Add(10, x.data(), z.data());
   const std::vector<float> rows = {0.5f, -0.25f, -0.5f, 0.25f};
   auto weights = Compensate(layout, rows, moments, CompensateOptions{});
   ASSERT_TRUE(weights.ok()) << weights.status();
   EXPECT_EQ(weights->codes, (std::vector<int8_t>{1, -1, -1, 1}));
+}
+
+// Whatever is left of their variance is rounding, however large they are.
+TEST(CompensateTest, InputsThatHardlyChangeAreConstant) {
+  constexpr int kColumns = 144, kOutputs = 8, kPositions = 5000;
+  const ClusterLayout layout = MakeClusterLayout(16, 9, 4);
+  for (const float size : {1e-6f, 0.1f, 1.0f, 300.0f}) {
+    for (const float change : {0.0f, 1e-6f, 1e-5f, 1e-4f, 1e-3f, 2e-3f, 1e-2f}) {
+      Normal normal(3);
+      std::vector<float> rows(kOutputs * kColumns), mean(kColumns);
+      for (float& v : rows) v = normal();
+      for (float& v : mean) v = size * (1 + std::fabs(normal()));
+      std::vector<float> x(kColumns * kPositions), z(kOutputs * kPositions);
+      Moments moments(kColumns, kOutputs);
+      for (int part = 0; part < 2; ++part) {
+        for (size_t i = 0; i < x.size(); ++i) x[i] = mean[i / kPositions] * (1 + change * normal());
+        for (float& v : z) v = size * normal();
+        moments.Add(kPositions, x.data(), z.data());
+      }
+      CompensateOptions options;
+      options.max_code = 7;
+      const auto weights = Compensate(layout, rows, moments, options);
+      ASSERT_TRUE(weights.ok()) << size << ", " << change << ": " << weights.status();
+      if (change > 1e-6f) continue;
+      double error = 0, energy = 0;
+      for (int o = 0; o < kOutputs; ++o) {
+        for (int g = 0; g < layout.clusters(); ++g) {
+          for (int j = layout.begin[g]; j < layout.begin[g + 1]; ++j) {
+            const double w = rows[o * kColumns + j];
+            const double d = w - weights->alpha(layout, o, g) * weights->codes[o * kColumns + j];
+            error += d * d;
+            energy += w * w;
+          }
+        }
+      }
+      EXPECT_LT(error, 0.01 * energy) << size << ", " << change;
+    }
+  }
 }
 
 TEST(CompensateTest, CancelsBeforeTheWorkIsDone) {

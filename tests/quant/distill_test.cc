@@ -5,8 +5,10 @@
 #include <cmath>
 #include <numeric>
 
+#include "server/quant/measure.h"
 #include "server/quant/quantize.h"
 #include "server/quant/student.h"
+#include "server/reference/execute.h"
 #include "tests/quant/networks.h"
 
 namespace tern::quant {
@@ -32,8 +34,8 @@ class DistillTest : public ::testing::Test {
   }
 
   Closeness On(const graph::Graph& graph, const std::vector<int64_t>& which) {
-    return Compare(RunEngine(reference_, images_, which, 1, nullptr).value(),
-                   RunEngine(graph, images_, which, 1, nullptr).value());
+    return Compare(RunEngine(reference_, images_, which, {}, 1, nullptr).value(),
+                   RunEngine(graph, images_, which, {}, 1, nullptr).value());
   }
 
   graph::Graph reference_, quantised_;
@@ -52,6 +54,60 @@ TEST_F(DistillTest, WholeNetworkComesCloserToTheFloatOneOnFreshImages) {
   const Closeness before = On(quantised_, Range(100, 120)), after = On(trained, Range(100, 120));
   EXPECT_LT(after.divergence, 0.8 * before.divergence);
   EXPECT_TRUE(graph::Validate(trained).ok());
+}
+
+// Compares a report with what the reference computes on all images: ratios within `tolerance` dB.
+void ExpectReportOf(const graph::Graph& reference, const graph::Graph& quantised,
+                    const Tensor& images, double tolerance, const v1::QuantizationReport& report) {
+  const auto wanted = reference::ExecuteFloat(reference, images);
+  const auto got = reference::ExecuteQuantized(quantised, images);
+  ASSERT_TRUE(wanted.ok() && got.ok());
+  const auto decibels = [&](graph::ValueId id) {
+    const auto& params = quantised.values[id].quant;
+    double signal = 0, noise = 0;
+    for (int64_t i = 0; i < (*wanted)[id].elements(); ++i) {
+      const double real = (*wanted)[id].data<float>()[i];
+      const double own =
+          params ? params->Dequantize((*got)[id].data<uint8_t>()[i]) : (*got)[id].data<float>()[i];
+      signal += real * real;
+      noise += (own - real) * (own - real);
+    }
+    return 10 * std::log10(signal / noise);
+  };
+  int layer = 0;
+  for (const graph::Node& node : quantised.nodes) {
+    if (!node.quantized) continue;
+    const v1::LayerReport& entry = report.layers(layer++);
+    EXPECT_EQ(entry.name(), node.name);
+    EXPECT_NEAR(entry.output_sqnr_db(), decibels(node.output), tolerance) << node.name;
+    EXPECT_LT(entry.output_clipped(), 0.05) << node.name;
+  }
+  EXPECT_EQ(layer, report.layers_size());
+  EXPECT_NEAR(report.sqnr_db(), decibels(reference.output), tolerance);
+}
+
+TEST_F(DistillTest, OutputsAreMeasuredAsTheReferenceComputesThem) {
+  v1::QuantizationReport report;
+  for (const graph::Node& node : quantised_.nodes) {
+    if (node.quantized) report.add_layers()->set_name(node.name);
+  }
+  const auto all = Range(0, 120);
+  ASSERT_TRUE(MeasureOutputs(reference_, quantised_, images_, all, 1, nullptr, report).ok());
+  ExpectReportOf(reference_, quantised_, images_, 0.05, report);
+  EXPECT_EQ(report.calibration_agreement().total(), 120u);
+  EXPECT_NEAR(report.calibration_agreement().value(), On(quantised_, all).agreement, 0.01);
+}
+
+// Its figures are of some of the images.
+TEST_F(DistillTest, TheReportIsAboutTheDistilledNetwork) {
+  QuantizeOptions options;
+  options.recipe.set_weights(v1::TERNARY_CLUSTER);
+  options.recipe.set_cluster_size(4);
+  options.recipe.set_distillation(v1::DISTILL_NETWORK);
+  const auto result = Quantize(reference_, images_, options);
+  ASSERT_TRUE(result.ok()) << result.status();
+  ASSERT_TRUE(result->report.distillation().kept());
+  ExpectReportOf(reference_, result->graph, images_, 0.8, result->report);
 }
 
 TEST_F(DistillTest, BlocksComeCloserToo) {
@@ -148,7 +204,7 @@ TEST_F(DistillTest, ParametersMoveAgainstTheLoss) {
   Student student(quantised_, 1.0f, 1);
   const NodeRange whole = student.whole();
   const Tensor batch = TakeImages(images_, Range(0, 16));
-  const Tensor wanted = RunEngine(reference_, images_, Range(0, 16), 1, nullptr).value();
+  const Tensor wanted = RunEngine(reference_, images_, Range(0, 16), {}, 1, nullptr).value();
   const auto loss = [&] {
     const auto values = student.Forward(whole, batch, false).value();
     double sum = 0;

@@ -1,5 +1,6 @@
 #include "server/quant/mixed.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -176,6 +177,86 @@ TEST_F(MixedTest, FollowsLayersThatTheCallerDecided) {
       EXPECT_EQ(node.quantized->scheme, WeightScheme::kTernaryCluster);
     }
   }
+}
+
+TEST_F(MixedTest, OffersClustersWhateverTheMethod) {
+  for (const v1::Method method : {v1::DIRECT, v1::CORRECTED}) {
+    v1::Recipe recipe;
+    recipe.set_target_bits(5.5);
+    recipe.set_method(method);
+    const auto result = Run(recipe);
+    ASSERT_TRUE(result.ok()) << result.status();
+    EXPECT_LE(Bits(*result), 5.5);
+    // Correction is measured, too.
+    double worst = 0;
+    for (const auto& entry : result->report.sensitivity())
+      worst = std::max(worst, entry.divergence());
+    EXPECT_GT(worst, 1e-5);
+  }
+}
+
+// Its second moments would take too much memory, so that it is corrected.
+TEST_F(MixedTest, OffersClustersForAWideLayer) {
+  Builder b(Shape{3, 40, 40}, 1);
+  const auto stem = b.Conv("stem", b.graph().input, 4, 3, true);
+  const auto flat = b.Simple("flatten", graph::OpType::kReshape, {stem}, Shape{6400});
+  b.FullyConnected("classifier", b.FullyConnected("wide", flat, 32), 5);
+  graph_ = b.graph();
+  images_ = SmoothImages(60, Shape{3, 40, 40}, 5);
+  v1::Recipe recipe;
+  recipe.set_target_bits(4.5);
+  for (const bool decided : {false, true}) {
+    if (decided) {
+      v1::LayerChoice& choice = *recipe.add_layers();
+      choice.set_layer("wide");
+      choice.set_weights(v1::INT4_CLUSTER);
+      choice.set_cluster_size(64);
+    }
+    const auto result = Run(recipe);
+    ASSERT_TRUE(result.ok()) << result.status();
+    EXPECT_LE(Bits(*result), 4.5);
+  }
+}
+
+// Where even the most accurate network loses too much, the search has made it already.
+TEST_F(MixedTest, MakesNoNetworkTwice) {
+  // Answers that differ from image to image.
+  graph_ = SmallNetwork(3);
+  for (float& w : graph_.nodes.back().weight.data<float>()) w *= 8;
+  images_ = SmoothImages(200, Shape{3, 12, 12}, 5);
+  QuantizeOptions options;
+  options.recipe.set_weights(v1::MIXED);
+  options.recipe.set_max_top1_drop(0);
+  options.recipe.set_distillation(v1::DISTILL_OFF);
+  for (const char* name : {"block.conv1", "block.conv2", "left", "right", "mixed"}) {
+    v1::LayerChoice& choice = *options.recipe.add_layers();
+    choice.set_layer(name);
+    choice.set_weights(v1::TERNARY_CLUSTER);
+    choice.set_cluster_size(64);
+  }
+  int trials = 0, walks = 0;
+  options.progress = [&](const Progress& progress) {
+    trials += progress.phase == "searching";
+    walks += progress.phase == "calibrating" && progress.layer.empty() && progress.layers_done == 0;
+  };
+  const auto result = Quantize(graph_, images_, options);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_THAT(result->report.warnings(),
+              ::testing::Contains(::testing::HasSubstr("no assignment")));
+  EXPECT_TRUE(result->report.frontier().rbegin()->chosen());
+  EXPECT_EQ(walks, trials + 1);  // one for the sensitivities
+}
+
+TEST_F(MixedTest, RunsNetworksUnderTheGivenPlanOptions) {
+  if (kernels::DetectIsa() == kernels::Isa::kAvx512Vnni)
+    GTEST_SKIP() << "this CPU has every instruction set";
+  QuantizeOptions options;
+  options.recipe.set_weights(v1::MIXED);
+  options.recipe.set_target_bits(6);
+  options.recipe.set_distillation(v1::DISTILL_OFF);
+  options.plan.isa = kernels::Isa::kAvx512Vnni;
+  const auto status = Quantize(graph_, images_, options).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
 }
 
 TEST_F(MixedTest, RefusesABudgetThatNothingKeeps) {

@@ -75,6 +75,14 @@ TEST(ObserverTest, ClipsRareOutliers) {
   EXPECT_LT(QuantizationError(values, params), QuantizationError(values, full));
 }
 
+// No range is better than another then.
+TEST(ObserverTest, CoversTheWholeRangeWhereAnErrorIsNotANumber) {
+  Observer observer(3);
+  observer.Feed({0.0f, 1.0f, std::nanf("")});
+  EXPECT_EQ(observer.Choose(v1::AFFINE), (QuantParams{1.0f / 255.0f, 0}));
+  EXPECT_EQ(observer.Choose(v1::DFP8), (QuantParams{1.0f / 128.0f, 0}));
+}
+
 TEST(ObserverTest, AllZeroAndEmptyTensorsGetAUsableScale) {
   EXPECT_EQ(Choose({}, v1::AFFINE), QuantParams{});
   EXPECT_EQ(Choose(std::vector<float>(100, 0.0f), v1::AFFINE), QuantParams{});

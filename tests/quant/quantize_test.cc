@@ -8,6 +8,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "server/quant/placement.h"
+#include "server/quant/walk.h"
 #include "tests/quant/networks.h"
 #include "tests/quant/simulate.h"
 
@@ -94,7 +95,6 @@ TEST(QuantizeTest, EveryWeightedLayerAndEveryValueButTheLogitsIsQuantised) {
   }
   EXPECT_TRUE(result.graph.values[result.graph.input].quant);
   EXPECT_THAT(result.report.float_nodes(), IsEmpty());
-  EXPECT_EQ(result.report.float_macs_share(), 0);
 }
 
 TEST(QuantizeTest, ParametersPassThroughPoolsAndReshapesAndAreSharedByConcatenatedParts) {
@@ -339,17 +339,81 @@ TEST(QuantizeTest, StopsWhenCancelledInAnyLayer) {
   }
 }
 
-TEST(QuantizeTest, SoftmaxAndWhatFeedsItStayFloat) {
+TEST(QuantizeTest, WhatFeedsASoftmaxStaysFloat) {
   Builder b(Shape{3, 6, 6});
   const auto conv = b.Conv("conv", b.graph().input, 4, 3, true);
   const auto flat = b.Simple("flatten", graph::OpType::kReshape, {conv}, Shape{144});
-  const auto logits = b.FullyConnected("fc", flat, 5);
-  b.Simple("softmax", graph::OpType::kSoftmax, {logits}, Shape{5});
+  const auto fc = b.FullyConnected("fc", flat, 5);
+  const auto shares = b.Simple("softmax", graph::OpType::kSoftmax, {fc}, Shape{5});
+  b.FullyConnected("classifier", shares, 4);
   const QuantizeResult result =
       MustQuantize(b.graph(), SmoothImages(16, Shape{3, 6, 6}, 2), Options(v1::INT8));
   EXPECT_THAT(result.report.float_nodes(), ElementsAre("softmax"));
   EXPECT_FALSE(ParamsOf(result.graph, "fc"));
   EXPECT_TRUE(ParamsOf(result.graph, "flatten"));
+}
+
+TEST(QuantizeTest, RefusesProbabilitiesInsteadOfLogits) {
+  graph::Graph graph = SmallNetwork();
+  graph::Node softmax;
+  softmax.name = "probabilities";
+  softmax.op = graph::OpType::kSoftmax;
+  softmax.inputs = {graph.output};
+  graph.output = softmax.output = graph.AddValue({.name = "out", .shape = Shape{5}});
+  graph.nodes.push_back(softmax);
+  const auto status = Quantize(graph, SmoothImages(16, kSample, 2), Options(v1::INT8)).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(status.message(), HasSubstr("probabilities"));
+}
+
+TEST(QuantizeTest, RefusesParametersThatAreNotFinite) {
+  for (const float bad : {std::numeric_limits<float>::infinity(),
+                          -std::numeric_limits<float>::infinity(), std::nanf("")}) {
+    for (const bool bias : {false, true}) {
+      graph::Graph graph = SmallNetwork();
+      graph::Node& node = graph.nodes[1];  // a ReLU follows
+      (bias ? node.bias : node.weight).data<float>()[2] = bad;
+      EXPECT_EQ(Quantize(graph, SmoothImages(16, kSample, 2), Options(v1::INT8)).status().code(),
+                absl::StatusCode::kInvalidArgument);
+    }
+  }
+}
+
+// Pictures of one colour make inputs of layers constant up to f32's rounding.
+TEST(QuantizeTest, ImagesOfOneColourWillDo) {
+  for (const float colour : {0.0f, 0.3f, -0.7f, 2.117904f}) {
+    for (const v1::WeightType weights : {v1::INT8, v1::TERNARY_CLUSTER}) {
+      Tensor images(DType::kF32, kSample.WithBatch(20));
+      for (float& v : images.data<float>()) v = colour;
+      const auto result = Quantize(SmallNetwork(), images, Options(weights));
+      EXPECT_TRUE(result.ok()) << colour << ": " << result.status();
+    }
+  }
+}
+
+// As large as one value of the images in a batch may be, and as many images as memory holds beside
+// what one batch works on.
+TEST(WalkMemoryTest, CountsWhatIsHeldAndWhatALayerWorksOn) {
+  constexpr int64_t kLimit = int64_t{2304} << 20;
+  for (const int size : {8, 64, 512, 2048}) {
+    Builder b(Shape{3, size, size});
+    const auto stem = b.Conv("stem", b.graph().input, 64, 3, true);
+    const auto sum = b.Conv("sum", stem, 64, 3, true, 1, stem);
+    const auto mean = b.Simple("mean", graph::OpType::kGlobalAveragePool, {sum}, Shape{64, 1, 1});
+    b.FullyConnected("fc", b.Simple("flat", graph::OpType::kReshape, {mean}, Shape{64}), 5);
+    const WalkMemory memory = MemoryOf(b.graph());
+    const int64_t value = int64_t{64} * size * size;
+    EXPECT_GE(memory.batch, 1);
+    EXPECT_LE(memory.batch, 128);
+    EXPECT_LE(memory.batch * value, std::max<int64_t>(value, 1 << 24)) << size;
+    // The input of `stem` dies before `sum`, whose input and output are held in 3 bytes each.
+    EXPECT_EQ(memory.held, 2 * 3 * value) << size;
+    // At least input, output and oneDNN's copies of both.
+    EXPECT_GE(memory.working, memory.batch * 4 * 4 * value) << size;
+    EXPECT_GE(memory.images, 1);
+    EXPECT_TRUE(memory.images == 1 || memory.images * memory.held + memory.working <= kLimit)
+        << size;
+  }
 }
 
 TEST(QuantizeTest, AveragingToTheLogitsStaysFloat) {
