@@ -30,7 +30,9 @@ constexpr uint64_t kPreamble = 32;
 constexpr uint64_t kAlignment = 64;
 // Structure, names, labels and the report; the largest networks stay below 1 MiB. Bounds what
 // parsing allocates.
-constexpr uint64_t kMaxHeader = 16ull << 20;
+constexpr uint64_t kMaxHeader = 4ull << 20;
+// A node takes 1.1 kB of memory and as little as 2 bytes of the file.
+constexpr int kMaxGraphItems = 100000;
 // Ranks above this appear in no operator.
 constexpr int kMaxRank = 8;
 
@@ -378,6 +380,12 @@ absl::StatusOr<Artifact> FromHeader(absl::string_view file, v1::ArtifactHeader& 
     return Invalid("unknown arithmetic ", header.graph().arithmetic());
   }
   graph.arithmetic = static_cast<graph::Arithmetic>(header.graph().arithmetic());
+  for (const auto& [what, items] : {std::pair("values", header.graph().values_size()),
+                                    {"nodes", header.graph().nodes_size()}}) {
+    if (items > kMaxGraphItems) {
+      return Invalid("got ", items, " ", what, ", wanted at most ", kMaxGraphItems);
+    }
+  }
   for (const auto& from : header.graph().values()) {
     auto value = GetValue(from, reader);
     if (!value.ok()) return Annotate(value.status(), absl::StrCat("value '", from.name(), "'"));

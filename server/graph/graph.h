@@ -171,13 +171,13 @@ bool BroadcastsTo(const Shape& value, const Shape& target);
 absl::StatusOr<Shape> InferShape(const Graph& graph, const Node& node);
 
 // Everything an executor relies on: ids in range, topological order, each value written
-// once, shapes agree with InferShape, weights and biases have the right sizes, every shape
-// passes CheckExtents, constants are f32 and only operands of element-wise arithmetic beside
-// a value that is not constant, attributes lie in their ranges (clip bounds ordered, pads below
-// the kernel in pooling), and quantised weights keep the promises of QuantizedWeights (codes
-// and scales in range, s32 sums exact), and a fixed-point graph those of fixed_point.h.
-// INVALID_ARGUMENT otherwise, naming node or value. Run
-// on every graph that comes from outside (ONNX, artifact). Linear in the graph's size.
+// once, shapes agree with InferShape, weights and biases have the right sizes, they and the
+// constants are finite, every shape passes CheckExtents, constants are f32 and only operands of
+// element-wise arithmetic beside a value that is not constant, attributes lie in their ranges (clip
+// bounds ordered, pads below the kernel in pooling), and quantised weights keep the promises of
+// QuantizedWeights (codes and scales in range, s32 sums exact), and a fixed-point graph those of
+// fixed_point.h. INVALID_ARGUMENT otherwise, naming node or value. Run on every graph that comes
+// from outside (ONNX, artifact). Linear in the graph's size.
 absl::Status Validate(const Graph& graph);
 
 // Multiply-accumulates of one image through `node` (convolution, fully connected); else 0.

@@ -33,8 +33,11 @@ absl::Status CheckRank(const Node& node, const Shape& x, int rank) {
   return Bad(node, "input has sample shape ", x.ToString(), ", wanted rank ", rank);
 }
 
-// One spatial extent of a convolution or pool. All arguments are below 2^31, so the
-// arithmetic cannot overflow.
+// Far above any network's. oneDNN unrolls the taps of pools, and would write code for minutes.
+constexpr int64_t kMaxWindow = 1 << 16;
+
+// One spatial extent of a convolution or pool. The input is below 2^31 and what else is used at most
+// kMaxWindow, so the arithmetic cannot overflow.
 struct Window {
   int64_t input, kernel, stride, dilation, pad_before, pad_after;
   bool ceil = false;
@@ -48,8 +51,11 @@ absl::StatusOr<int64_t> OutputExtent(const Node& node, const char* side, const W
   if (w.pad_before < 0 || w.pad_after < 0) {
     return Bad(node, side, ": pads ", w.pad_before, ",", w.pad_after, " must not be negative");
   }
-  if (w.kernel > kMaxElements || w.dilation > kMaxElements) {
-    return Bad(node, side, ": kernel ", w.kernel, " or dilation ", w.dilation, " is too large");
+  for (int64_t size : {w.kernel, w.stride, w.dilation, w.pad_before, w.pad_after}) {
+    if (size > kMaxWindow) {
+      return Bad(node, side, ": got a kernel, stride, dilation or pad of ", size,
+                 ", wanted at most ", kMaxWindow);
+    }
   }
   const int64_t extent = w.dilation * (w.kernel - 1) + 1;
   const int64_t room = w.input + w.pad_before + w.pad_after - extent;

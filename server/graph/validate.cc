@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstdlib>
 
@@ -17,6 +18,16 @@ absl::Status Bad(const Node& node, const Args&... what) {
       absl::StrCat("node '", node.name, "' (", Name(node.op), "): ", what...));
 }
 
+// Exponents of all ones are infinities and NaN. Without branches, so that the compiler makes vectors
+// of it: float networks have 10^8 of them.
+bool AllFinite(const Tensor& tensor) {
+  uint32_t bad = 0;
+  for (float value : tensor.data<float>()) {
+    bad |= (std::bit_cast<uint32_t>(value) & 0x7f800000u) == 0x7f800000u;
+  }
+  return bad == 0;
+}
+
 absl::Status CheckValue(const Value& value) {
   TERN_RETURN_IF_ERROR(
       Annotate(CheckExtents(value.shape), absl::StrCat("value '", value.name, "'")));
@@ -25,6 +36,10 @@ absl::Status CheckValue(const Value& value) {
     return absl::InvalidArgumentError(absl::StrCat(
         "value '", value.name, "': its constant is ", tern::Name(value.constant->dtype()),
         value.constant->shape().ToString(), ", wanted f32", value.shape.ToString()));
+  }
+  if (value.constant && !AllFinite(*value.constant)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "value '", value.name, "': an element of its constant is infinite or not a number"));
   }
   if (value.quant && (!std::isfinite(value.quant->scale) || value.quant->scale <= 0 ||
                       value.quant->zero_point < 0 || value.quant->zero_point > 255)) {
@@ -130,11 +145,13 @@ absl::Status CheckWeights(const Node& node, const Shape& output) {
     }
     TERN_RETURN_IF_ERROR(
         Annotate(CheckExtents(node.weight.shape()), absl::StrCat("node '", node.name, "' weight")));
+    if (!AllFinite(node.weight)) return Bad(node, "a weight is infinite or not a number");
   }
   if (node.bias.dtype() != DType::kF32 || node.bias.shape() != Shape{output[0]}) {
     return Bad(node, "bias is ", tern::Name(node.bias.dtype()), node.bias.shape().ToString(),
                ", wanted f32[", output[0], "]");
   }
+  if (!AllFinite(node.bias)) return Bad(node, "a bias is infinite or not a number");
   return absl::OkStatus();
 }
 

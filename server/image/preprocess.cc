@@ -92,6 +92,17 @@ absl::Status ValidatePreprocessing(const Preprocessing& contract, int height, in
                          " without center_crop, want ", std::min(height, width),
                          ", the shorter side of the network's input ", height, "x", width));
       }
+      // Contracts in use are 1 to 1.2 times the network's side. Less would frame the image in black;
+      // far more is another network's contract.
+      if (contract.center_crop() &&
+          (static_cast<int>(contract.resize_size()) < std::max(height, width) ||
+           static_cast<int>(contract.resize_size()) > 4 * std::max(height, width))) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("preprocessing.resize_size: got ", contract.resize_size(),
+                         " with center_crop, want ", std::max(height, width), " to ",
+                         4 * std::max(height, width), " for the network's input ", height, "x",
+                         width));
+      }
       break;
     default:
       return absl::InvalidArgumentError(absl::StrCat("preprocessing.resize: unknown value ",
@@ -183,9 +194,11 @@ absl::StatusOr<Preprocessing> NamedPreprocessing(absl::string_view name) {
     side = 32;
   } else if (name == "imagenet") {
     side = 256;
+  } else if (name == "imagenet-299") {
+    side = 342;
   } else {
-    return absl::NotFoundError(
-        absl::StrCat("no preprocessing named '", name, "'; there are cifar10 and imagenet"));
+    return absl::NotFoundError(absl::StrCat("no preprocessing named '", name,
+                                            "'; there are cifar10, imagenet and imagenet-299"));
   }
   Preprocessing contract;
   contract.set_resize(Preprocessing::SHORTER_SIDE);

@@ -16,7 +16,7 @@ using ::onnx::NodeProto;
 using ::onnx::TensorProto;
 
 // Far above any network, far below what would make an import slow.
-constexpr int kMaxNodes = 100000;
+constexpr size_t kMaxNodes = 100000;
 // 1 GiB of floats beyond the file's own weights.
 constexpr int64_t kMaxCharged = int64_t{1} << 28;
 constexpr size_t kMaxNameLength = 200;
@@ -47,7 +47,7 @@ const Operator* FindOperator(const std::string& type) {
 
 absl::StatusOr<graph::Graph> Importer::Run() {
   ::onnx::GraphProto& proto = *model_.mutable_graph();
-  if (proto.node_size() > kMaxNodes) {
+  if (static_cast<size_t>(proto.node_size()) > kMaxNodes) {
     return absl::InvalidArgumentError(
         absl::StrCat("the model has ", proto.node_size(), " nodes, more than ", kMaxNodes));
   }
@@ -405,6 +405,7 @@ absl::StatusOr<float> Op::Scalar(int i) const {
 
 absl::StatusOr<ValueId> Op::Between(Node node, std::optional<Shape> shape) {
   graph::Graph& graph = importer_.graph_;
+  if (graph.nodes.size() >= kMaxNodes) return Invalid("makes more than ", kMaxNodes, " nodes");
   node.name = importer_.UniqueName(name_ + "/part");
   node.output = graph.AddValue({.name = node.name, .shape = shape.value_or(Shape())});
   TERN_ASSIGN_OR_RETURN(graph.values[node.output].shape, graph::InferShape(graph, node));
@@ -453,7 +454,8 @@ absl::Status Op::Define(int i, absl::StatusOr<Constant> constant) {
     return absl::Status(constant.status().code(),
                         Prefix() + std::string(constant.status().message()));
   }
-  TERN_RETURN_IF_ERROR(importer_.Charge(constant->elements()));
+  // A BatchInt takes as much as four floats.
+  TERN_RETURN_IF_ERROR(importer_.Charge(constant->elements() * (constant->integer ? 4 : 1)));
   return importer_.Define(proto_.output(i),
                           {.constant = std::make_shared<Constant>(*std::move(constant))});
 }

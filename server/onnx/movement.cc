@@ -89,6 +89,10 @@ absl::Status ConstantOfShape(Op& op) {
     if (!given.ok()) return op.Define(0, std::move(given));
     value = *std::move(given);
     if (value.elements() != 1) return op.Invalid("value must be one element");
+    if (!value.codes.empty()) {
+      return op.Define(0, absl::UnimplementedError(absl::StrCat(
+                              "a constant of ", tern::Name(value.codes.dtype()), " codes")));
+    }
     value.dims = {};
     if (!value.integer) value.floats = value.floats.Reshaped(Shape());
   }
@@ -396,6 +400,8 @@ absl::Status Slice(Op& op) {
       if (ends_at_batch[i]) return op.Unimplemented("slices a constant up to the batch");
       TERN_ASSIGN_OR_RETURN(const int axis, op.PlainAxis(axes[i], x->rank()));
       const Range range = Clamp({starts[i], ends[i], steps[i]}, out.dims[axis]);
+      // The list of positions, 8 bytes each, is not in the file.
+      TERN_RETURN_IF_ERROR(op.Charge(2 * out.dims[axis]));
       std::vector<int64_t> positions;
       // Compared before stepping, for a huge step would overflow.
       for (int64_t at = range.start; range.step > 0 ? at < range.end : at > range.end;) {
@@ -479,6 +485,7 @@ absl::Status Split(Op& op) {
       return op.Invalid("part ", i, " has extent ", parts[i], "; ", extent - start, " are left");
     }
     if (constant != nullptr) {
+      TERN_RETURN_IF_ERROR(op.Charge(2 * parts[i]));
       std::vector<int64_t> positions(parts[i]);
       std::iota(positions.begin(), positions.end(), start);
       TERN_RETURN_IF_ERROR(op.Define(i, Select(*constant, axis, positions)));

@@ -58,6 +58,19 @@ TEST(InferShapeTest, CoversTheOtherOperators) {
   EXPECT_EQ(b.shape(b.FullyConnected(b.Reshape(x, {192}), 10)), (Shape{10}));
 }
 
+TEST(InferShapeTest, WindowsBeyondAnyNetworksAreRefused) {
+  constexpr int kHuge = 1 << 30;
+  GraphBuilder b({1, 4, 4});
+  Node node{.name = "p", .op = OpType::kMaxPool, .inputs = {b.input()}};
+  node.pool = {.kernel_h = kHuge, .kernel_w = 1, .stride_h = kHuge, .pad_top = kHuge - 1};
+  node.pool.pad_bottom = kHuge - 1;
+  const auto kernel = InferShape(b.graph(), node);
+  EXPECT_EQ(kernel.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(kernel.status().message(), HasSubstr("wanted at most 65536"));
+  node.pool = {.kernel_h = 2, .kernel_w = 2, .stride_h = kHuge};
+  EXPECT_EQ(InferShape(b.graph(), node).status().code(), absl::StatusCode::kInvalidArgument);
+}
+
 TEST(InferShapeTest, NamesNodeGotAndWanted) {
   GraphBuilder b({3, 4, 4});
   Graph graph = b.Finish(b.Conv(b.input(), 2, 3));

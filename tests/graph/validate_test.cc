@@ -1,6 +1,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <functional>
 #include <limits>
 
@@ -81,6 +82,19 @@ INSTANTIATE_TEST_SUITE_P(
                "already has a value"},
         Damage{"WrongDeclaredShape",
                [](Graph& g) { g.values[g.nodes[0].output].shape = {8, 8, 7}; }, "is declared"},
+        Damage{"InfiniteWeight",
+               [](Graph& g) { g.nodes[0].weight.data<float>()[5] = HUGE_VALF; },
+               "a weight is infinite or not a number"},
+        Damage{"BiasThatIsNoNumber", [](Graph& g) { g.nodes.back().bias.data<float>()[0] = NAN; },
+               "a bias is infinite or not a number"},
+        Damage{"InfiniteBias",
+               [](Graph& g) { g.nodes.back().bias.data<float>()[4] = -HUGE_VALF; },
+               "a bias is infinite or not a number", true},
+        Damage{"InfiniteConstant",
+               [](Graph& g) {
+                 g.values[g.nodes[1].inputs[1]].constant->data<float>()[3] = HUGE_VALF;
+               },
+               "constant is infinite or not a number"},
         Damage{"ZeroExtent", [](Graph& g) { g.values[g.input].shape = {4, 0, 8}; }, "below 1"},
         Damage{"NegativeExtent", [](Graph& g) { g.values[g.input].shape = {4, -8, 8}; },
                "below 1"},
@@ -96,12 +110,12 @@ INSTANTIATE_TEST_SUITE_P(
         Damage{"NegativeDilation", [](Graph& g) { g.nodes[0].conv.dilation_w = -1; },
                "must be positive"},
         Damage{"HugeDilation", [](Graph& g) { g.nodes[0].conv.dilation_w = kHuge; },
-               "does not fit"},
+               "wanted at most"},
         Damage{"NegativePad", [](Graph& g) { g.nodes[0].conv.pad_left = -1; },
                "must not be negative"},
         Damage{"HugePads",
                [](Graph& g) { g.nodes[0].conv.pad_left = g.nodes[0].conv.pad_top = kHuge; },
-               "exceeds"},
+               "wanted at most"},
         Damage{"GroupsThatDoNotDivide", [](Graph& g) { g.nodes[0].conv.groups = 3; },
                "do not divide"},
         Damage{"ZeroGroups", [](Graph& g) { g.nodes[0].conv.groups = 0; }, "do not divide"},

@@ -150,9 +150,25 @@ TEST(PreprocessTest, NamedContractsAreThoseOfTheDocumentation) {
   EXPECT_EQ(imagenet->resize_size(), 256u);
   EXPECT_TRUE(imagenet->center_crop());
   EXPECT_EQ(NamedPreprocessing("cifar10")->resize_size(), 32u);
+  EXPECT_EQ(NamedPreprocessing("imagenet-299")->resize_size(), 342u);
   const auto none = NamedPreprocessing("mnist");
   EXPECT_EQ(none.status().code(), StatusCode::kNotFound);
   EXPECT_NE(none.status().message().find("cifar10"), std::string::npos);
+}
+
+TEST(PreprocessTest, AContractOfANetworkOfAnotherSizeIsRefused) {
+  for (const auto& [name, side] : {std::pair{"cifar10", 224},     // an image of 32 in a black frame
+                                   std::pair{"imagenet", 299},    // of 256
+                                   std::pair{"imagenet", 32},     // the middle eighth
+                                   std::pair{"imagenet-299", 64}}) {
+    const absl::Status status = ValidatePreprocessing(*NamedPreprocessing(name), side, side);
+    EXPECT_EQ(status.code(), StatusCode::kInvalidArgument) << name << " " << side;
+    EXPECT_NE(status.message().find("resize_size"), std::string::npos) << status;
+  }
+  for (const auto& [name, side] : {std::pair{"cifar10", 32}, std::pair{"imagenet", 227},
+                                   std::pair{"imagenet", 256}, std::pair{"imagenet-299", 299}}) {
+    EXPECT_TRUE(ValidatePreprocessing(*NamedPreprocessing(name), side, side).ok()) << name << side;
+  }
 }
 
 TEST(PreprocessTest, ValidationNamesTheField) {

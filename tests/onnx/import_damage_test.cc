@@ -187,6 +187,54 @@ TEST(ImportDamageTest, SurvivesRandomNumbersInEveryField) {
   }
 }
 
+// Zero points are codes, which arithmetic does not take.
+TEST(ImportDamageTest, AConstantOfShapeOfCodesIsRefusedWhereItIsRead) {
+  for (auto type : {::onnx::TensorProto::INT8, ::onnx::TensorProto::UINT8}) {
+    ModelBuilder m(13, {1, 2, 2});
+    m.Weight("shape", List({2}));
+    m.Node("ConstantOfShape", {"shape"}, {"filled"}, {{"value", Bytes(type, {1}, {3})}});
+    const auto got = Import(m.Node("Add", {"input", "filled"}, {"y"}).Finish("y"));
+    EXPECT_EQ(got.status().code(), absl::StatusCode::kUnimplemented) << got.status();
+  }
+}
+
+TEST(ImportDamageTest, ASmallFileCannotMakeMoreNodesThanALargeOne) {
+  ModelBuilder m(13, {4096, 1, 1});
+  std::vector<int64_t> reversed(4096);
+  for (size_t i = 0; i < reversed.size(); ++i) reversed[i] = 4095 - static_cast<int64_t>(i);
+  m.Weight("order", List(reversed));
+  std::string from = "input";
+  for (int i = 0; i < 25; ++i) {  // 102,400 slices
+    const std::string to = "g" + std::to_string(i);
+    m.Node("Gather", {from, "order"}, {to}, {{"axis", 1}});
+    from = to;
+  }
+  const auto got = Import(m.Finish(from));
+  EXPECT_EQ(got.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_NE(got.status().message().find("more than 100000 nodes"), std::string::npos)
+      << got.status();
+}
+
+TEST(ImportDamageTest, ComputedIntegersCountWithWhatTheyTake) {
+  ModelBuilder m(13, {1, 1, 1});
+  m.Weight("shape", List({65536}));
+  for (int i = 0; i < 1100; ++i) {  // 1 MiB each
+    m.Node("ConstantOfShape", {"shape"}, {"c" + std::to_string(i)}, {{"value", List({7})}});
+  }
+  const auto got = Import(m.Node("Relu", {"input"}, {"y"}).Finish("y"));
+  EXPECT_EQ(got.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_NE(got.status().message().find("computed constants"), std::string::npos) << got.status();
+}
+
+TEST(ImportDamageTest, TheListOfPositionsOfASliceCounts) {
+  ModelBuilder m(13, {1, 1, 1});
+  m.Weight("shape", List({int64_t{1} << 27}));
+  m.Weight("starts", List({0})).Weight("ends", List({int64_t{1} << 27}));
+  m.Node("ConstantOfShape", {"shape"}, {"c"}).Node("Slice", {"c", "starts", "ends"}, {"s"});
+  const auto got = Import(m.Node("Relu", {"input"}, {"y"}).Finish("y"));
+  EXPECT_EQ(got.status().code(), absl::StatusCode::kInvalidArgument) << got.status();
+}
+
 TEST(ImportDamageTest, RejectsBytesThatAreNoModel) {
   EXPECT_EQ(Import("").status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(Import("\x89PNG\r\n").status().code(), absl::StatusCode::kInvalidArgument);
