@@ -12,6 +12,7 @@
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
+#include <system_error>
 #include <utility>
 
 #include "absl/strings/escaping.h"
@@ -30,16 +31,29 @@ absl::Status ErrnoStatus(const std::string& what, const std::string& path) {
   return absl::InternalError(message);
 }
 
-absl::Status WriteAll(int fd, absl::string_view data, const std::string& path) {
-  while (!data.empty()) {
-    const ssize_t n = ::write(fd, data.data(), data.size());
-    if (n < 0) {
-      if (errno == EINTR) continue;
-      return ErrnoStatus("write", path);
+absl::Status WriteAll(int fd, absl::Span<const absl::string_view> parts, const std::string& path) {
+  for (absl::string_view data : parts) {
+    while (!data.empty()) {
+      const ssize_t n = ::write(fd, data.data(), data.size());
+      if (n < 0) {
+        if (errno == EINTR) continue;
+        return ErrnoStatus("write", path);
+      }
+      data.remove_prefix(n);
     }
-    data.remove_prefix(n);
   }
   return absl::OkStatus();
+}
+
+// Where a write to `path` ends up, also if nothing is there yet.
+std::string FollowLinks(std::filesystem::path path) {
+  std::error_code error;
+  for (int links = 0; links < 40; ++links) {  // Linux's own limit
+    const std::filesystem::path target = std::filesystem::read_symlink(path, error);
+    if (error) break;
+    path = path.parent_path() / target;
+  }
+  return path.string();
 }
 
 }  // namespace
@@ -124,8 +138,7 @@ absl::StatusOr<FileBytes> ReadLargeFile(const std::string& path, uint64_t max_by
   return bytes;
 }
 
-absl::Status WriteFileAtomically(const std::string& path,
-                                 absl::Span<const absl::string_view> parts) {
+absl::Status ReplaceFile(const std::string& path, absl::Span<const absl::string_view> parts) {
   static std::atomic<uint64_t> counter{0};
   // A killed process may have left files with our names: in a container every server is process 1.
   std::string temporary;
@@ -135,11 +148,7 @@ absl::Status WriteFileAtomically(const std::string& path,
     fd = ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
   } while (fd < 0 && errno == EEXIST);
   if (fd < 0) return ErrnoStatus("create", temporary);
-  absl::Status status;
-  for (absl::string_view part : parts) {
-    status = WriteAll(fd, part, temporary);
-    if (!status.ok()) break;
-  }
+  absl::Status status = WriteAll(fd, parts, temporary);
   if (status.ok() && ::fsync(fd) != 0) status = ErrnoStatus("fsync", temporary);
   if (::close(fd) != 0 && status.ok()) status = ErrnoStatus("close", temporary);
   if (status.ok() && ::rename(temporary.c_str(), path.c_str()) != 0)
@@ -150,6 +159,21 @@ absl::Status WriteFileAtomically(const std::string& path,
   }
   const std::string parent = std::filesystem::path(path).parent_path().string();
   return SyncDirectory(parent.empty() ? "." : parent);
+}
+
+absl::Status WriteFileAtomically(const std::string& path,
+                                 absl::Span<const absl::string_view> parts) {
+  struct stat info;
+  const bool exists = ::stat(path.c_str(), &info) == 0;
+  if (!exists && errno != ENOENT) return ErrnoStatus("open", path);
+  if (!exists || S_ISREG(info.st_mode) || S_ISDIR(info.st_mode)) {
+    return ReplaceFile(FollowLinks(path), parts);
+  }
+  const int fd = ::open(path.c_str(), O_WRONLY | O_CLOEXEC);
+  if (fd < 0) return ErrnoStatus("open", path);
+  absl::Status status = WriteAll(fd, parts, path);
+  if (::close(fd) != 0 && status.ok()) status = ErrnoStatus("close", path);
+  return status;
 }
 
 absl::Status SyncDirectory(const std::string& path) {

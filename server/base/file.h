@@ -39,10 +39,15 @@ class FileBytes {
 absl::StatusOr<FileBytes> ReadLargeFile(const std::string& path, uint64_t max_bytes = 4ull << 30);
 
 // Writes `path`.tmp.<pid>.<n>, fsyncs it, renames it over `path` and fsyncs the folder: after
-// a crash at any moment `path` holds the old content or the new one, never a part.
+// a crash at any moment `path` holds the old content or the new one, never a part. Whatever is at
+// `path` is replaced, a link or a pipe too.
 // Errors: NOT_FOUND (no such folder), PERMISSION_DENIED, RESOURCE_EXHAUSTED (disk full) or
 // INTERNAL, with errno's text; the temporary file is removed. Temporary files of killed processes
 // are stepped over. Thread safe.
+absl::Status ReplaceFile(const std::string& path, absl::Span<const absl::string_view> parts);
+
+// The same for a path that a user named: links are followed, also to where nothing is yet, and what
+// is a device or a pipe is written as it is (which waits for a pipe's reader).
 absl::Status WriteFileAtomically(const std::string& path,
                                  absl::Span<const absl::string_view> parts);
 

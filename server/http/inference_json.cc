@@ -1,13 +1,17 @@
 #include "server/http/inference_json.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <map>
+#include <type_traits>
 #include <utility>
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "nlohmann/json.hpp"
+#include "server/base/limit_message.h"
 #include "server/base/status_macros.h"
 #include "server/oip/infer.h"
 
@@ -20,9 +24,12 @@ using inference::InferParameter;
 using nlohmann::json;
 using Parameters = google::protobuf::Map<std::string, InferParameter>;
 
-// Of a whole body: a tensor's innermost array lies on level 7. What writes and destroys JSON
-// recurses once per level.
+// Of a body without the arrays in "data": a parameter of an input lies on level 4. What writes and
+// destroys JSON recurses once per level.
 constexpr int kMaxJsonLevels = 16;
+// Of a body without the numbers in "data"; 64 images as {"b64": string} are 128. Each takes far
+// more than its text: an empty array 40 bytes, an empty object 64.
+constexpr int kMaxJsonValues = 4096;
 constexpr int kMaxDepth = 4;  // of nested arrays in "data": no tensor has more dimensions
 
 absl::Status Invalid(absl::string_view what) { return absl::InvalidArgumentError(what); }
@@ -32,23 +39,122 @@ std::string Dump(const json& value) {
 }
 
 // How a value looks in an error message.
-std::string Short(const json& value) { return Dump(value).substr(0, 60); }
+std::string Short(const json& value) { return LimitMessage(Dump(value), kMaxQuoteBytes); }
 
-absl::StatusOr<json> ParseObject(absl::string_view text) {
-  bool deep = false;
-  json object = json::parse(
-      text.begin(), text.end(),
-      [&](int depth, json::parse_event_t, json&) {
-        deep |= depth > kMaxJsonLevels;
-        return !deep;
-      },
-      /*allow_exceptions=*/false);
-  if (deep) {
-    return Invalid(absl::StrCat("body: more than ", kMaxJsonLevels, " levels of JSON"));
+// An input's "data". Arrays may be nested as the shape or flat: the order is the same.
+struct Elements {
+  google::protobuf::RepeatedField<float> numbers;
+  json not_uint8;               // the first number that is none of 0 to 255; null = all are
+  json others = json::array();  // what is no number
+  int depth = 1;
+};
+
+// A body as JSON, but for the elements of its inputs' "data": the numbers of a tensor, which may be
+// millions, take four bytes each. Time is proportional to the text. Of equal names in an object the
+// last one holds.
+class BodyReader final : public nlohmann::json_sax<json> {
+ public:
+  // INVALID_ARGUMENT unless `text` is one JSON object.
+  absl::Status Read(absl::string_view text) {
+    const bool whole = json::sax_parse(text.begin(), text.end(), this);
+    TERN_RETURN_IF_ERROR(status_);
+    if (!whole || !root_.is_object()) return Invalid("body: is not a JSON object");
+    return absl::OkStatus();
   }
-  if (!object.is_object()) return Invalid("body: is not a JSON object");
-  return object;
-}
+
+  // What was read. An input's "data" that is an array is empty here.
+  const json& object() const { return root_; }
+  // The elements of that array.
+  Elements& DataOf(size_t input) { return data_[input]; }
+
+  bool null() override { return Add(nullptr) != nullptr; }
+  bool boolean(bool value) override { return Add(value) != nullptr; }
+  bool number_integer(number_integer_t value) override { return AddNumber(value); }
+  bool number_unsigned(number_unsigned_t value) override { return AddNumber(value); }
+  bool number_float(number_float_t value, const string_t&) override { return AddNumber(value); }
+  bool string(string_t& value) override { return Add(std::move(value)) != nullptr; }
+  bool binary(binary_t&) override { return false; }  // JSON text has none
+  bool start_object(size_t) override { return Open(json::object()); }
+  bool key(string_t& name) override {
+    if (open_.size() == 1) member_ = name;
+    key_ = std::move(name);
+    return true;
+  }
+  bool end_object() override {
+    open_.pop_back();
+    return true;
+  }
+  bool start_array(size_t) override {
+    if (InElements()) {
+      elements_->depth = std::max(elements_->depth, ++depth_);
+      return true;
+    }
+    const bool data = open_.size() == 3 && member_ == "inputs" && open_[1]->is_array() &&
+                      open_[2]->is_object() && key_ == "data";
+    if (!Open(json::array())) return false;
+    if (data) {
+      elements_ = &(data_[open_[1]->size() - 1] = Elements());
+      open_.back() = &elements_->others;
+      depth_ = 1;
+    }
+    return true;
+  }
+  bool end_array() override {
+    if (InElements()) {
+      if (--depth_ > 0) return true;
+      elements_ = nullptr;
+    }
+    open_.pop_back();
+    return true;
+  }
+  bool parse_error(size_t, const std::string&, const json::exception&) override { return false; }
+
+ private:
+  // In "data", and not in an object there.
+  bool InElements() const { return elements_ != nullptr && open_.back() == &elements_->others; }
+
+  // `value` in its place; null if it is one too many.
+  json* Add(json value) {
+    if (++values_ > kMaxJsonValues) {
+      status_ = Invalid(absl::StrCat("body: more than ", kMaxJsonValues,
+                                     " values of JSON besides the numbers in \"data\""));
+      return nullptr;
+    }
+    if (open_.empty()) return &(root_ = std::move(value));
+    json& parent = *open_.back();
+    if (parent.is_object()) return &(parent[key_] = std::move(value));
+    parent.push_back(std::move(value));
+    return &parent.back();
+  }
+
+  template <typename T>
+  bool AddNumber(T value) {
+    if (!InElements()) return Add(value) != nullptr;
+    elements_->numbers.Add(static_cast<float>(value));
+    const bool uint8 = std::is_unsigned_v<T> && value <= 255;
+    if (!uint8 && elements_->not_uint8.is_null()) elements_->not_uint8 = value;
+    return true;
+  }
+
+  bool Open(json container) {
+    if (open_.size() == kMaxJsonLevels) {
+      status_ = Invalid(absl::StrCat("body: more than ", kMaxJsonLevels, " levels of JSON"));
+      return false;
+    }
+    json* const opened = Add(std::move(container));
+    if (opened != nullptr) open_.push_back(opened);
+    return opened != nullptr;
+  }
+
+  absl::Status status_;
+  json root_;
+  int values_ = 0;
+  std::vector<json*> open_;          // objects and arrays, the innermost last
+  std::string key_, member_;         // the latest name, and the latest one of the root
+  std::map<size_t, Elements> data_;  // by input
+  Elements* elements_ = nullptr;     // of the "data" that is open
+  int depth_ = 0;                    // of arrays in it
+};
 
 json ToJson(const Message& message);
 
@@ -120,18 +226,29 @@ json ToJson(const Message& message) {
   return object;
 }
 
+// Null if there is no such member; clients write null for one that they leave out.
+const json* Member(const json& object, const char* name) {
+  const auto found = object.find(name);
+  return found == object.end() || found->is_null() ? nullptr : &*found;
+}
+
 absl::StatusOr<std::string> StringOf(const json& object, const char* name,
                                      absl::string_view where) {
-  const auto found = object.find(name);
-  if (found == object.end()) return std::string();
+  const json* const found = Member(object, name);
+  if (found == nullptr) return std::string();
   if (found->is_string()) return found->get<std::string>();
   return Invalid(absl::StrCat(where, name, ": got ", Short(*found), ", want a string"));
 }
 
+// Whether a number like 3.0 is an integer; some clients write all of theirs so.
+bool IsWhole(double value) {
+  return value >= -0x1p63 && value < 0x1p63 && std::trunc(value) == value;
+}
+
 // Bool, integer, number or string; others are refused.
 absl::Status ReadParameters(const json& object, absl::string_view where, Parameters* parameters) {
-  const auto found = object.find("parameters");
-  if (found == object.end()) return absl::OkStatus();
+  const json* const found = Member(object, "parameters");
+  if (found == nullptr) return absl::OkStatus();
   if (!found->is_object()) {
     return Invalid(absl::StrCat(where, "parameters: got ", Short(*found), ", want an object"));
   }
@@ -144,12 +261,15 @@ absl::Status ReadParameters(const json& object, absl::string_view where, Paramet
       parameter.set_uint64_param(value.get<uint64_t>());
     } else if (value.is_number_integer()) {
       parameter.set_int64_param(value.get<int64_t>());
+    } else if (value.is_number() && IsWhole(value.get<double>())) {
+      parameter.set_int64_param(static_cast<int64_t>(value.get<double>()));
     } else if (value.is_number()) {
       parameter.set_double_param(value.get<double>());
     } else if (value.is_string()) {
       parameter.set_string_param(value.get<std::string>());
     } else {
-      return Invalid(absl::StrCat(where, "parameters.", name, ": got ", Short(value),
+      return Invalid(absl::StrCat(where, "parameters.", LimitMessage(name, kMaxQuoteBytes),
+                                  ": got ", Short(value),
                                   ", want a boolean, a number or a string"));
     }
   }
@@ -161,40 +281,39 @@ bool IsTrue(const Parameters& parameters, const char* name) {
   return found != parameters.end() && found->second.bool_param();
 }
 
-// One element of "data" into the field of `datatype`.
-absl::Status AddElement(const json& value, const std::string& datatype,
-                        inference::InferTensorContents* contents) {
-  if (datatype == "FP32") {
-    if (!value.is_number())
-      return Invalid(absl::StrCat("data: got ", Short(value), ", want a number"));
-    contents->add_fp32_contents(value.get<float>());
-  } else if (datatype == "UINT8") {
-    if (!value.is_number_unsigned() || value.get<uint64_t>() > 255)
-      return Invalid(absl::StrCat("data: got ", Short(value), ", want an integer of 0 to 255"));
-    contents->add_uint_contents(value.get<uint32_t>());
-  } else if (datatype == "BYTES") {
-    const json* text = &value;
-    if (value.is_object() && value.size() == 1 && value.contains("b64")) text = &value["b64"];
-    std::string bytes;
-    if (!text->is_string() || !absl::Base64Unescape(text->get_ref<const std::string&>(), &bytes)) {
-      return Invalid(absl::StrCat("data: got ", Short(value),
-                                  ", want base64 as a string or as {\"b64\": string}"));
-    }
-    contents->add_bytes_contents(std::move(bytes));
-  } else {
-    return Invalid(absl::StrCat("datatype: got '", datatype, "', want FP32, UINT8 or BYTES"));
-  }
-  return absl::OkStatus();
+absl::Status BadElement(absl::string_view got, absl::string_view want) {
+  return Invalid(absl::StrCat("data: got ", got, ", want ", want));
 }
 
-// Arrays may be nested as the shape or flat: the order is the same.
-absl::Status AddElements(const json& data, const std::string& datatype, int depth,
-                         inference::InferTensorContents* contents) {
-  if (!data.is_array()) return AddElement(data, datatype, contents);
-  if (depth == kMaxDepth)
+// Into the field of `datatype`.
+absl::Status TakeElements(Elements& data, const std::string& datatype,
+                          inference::InferTensorContents* contents) {
+  if (data.depth > kMaxDepth)
     return Invalid(absl::StrCat("data: arrays in more than ", kMaxDepth, " levels"));
-  for (const json& element : data)
-    TERN_RETURN_IF_ERROR(AddElements(element, datatype, depth + 1, contents));
+  if (datatype == "FP32") {
+    if (!data.others.empty()) return BadElement(Short(data.others[0]), "a number");
+    contents->mutable_fp32_contents()->Swap(&data.numbers);
+  } else if (datatype == "UINT8") {
+    if (!data.others.empty() || !data.not_uint8.is_null()) {
+      return BadElement(Short(data.others.empty() ? data.not_uint8 : data.others[0]),
+                        "an integer of 0 to 255");
+    }
+    contents->mutable_uint_contents()->Add(data.numbers.begin(), data.numbers.end());
+  } else if (datatype == "BYTES") {
+    constexpr char kWant[] = "base64 as a string or as {\"b64\": string}";
+    if (!data.numbers.empty()) return BadElement(absl::StrCat(data.numbers[0]), kWant);
+    for (const json& value : data.others) {
+      const bool object = value.is_object() && value.size() == 1 && value.contains("b64");
+      const json& text = object ? value["b64"] : value;
+      std::string bytes;
+      if (!text.is_string() || !absl::Base64Unescape(text.get_ref<const std::string&>(), &bytes))
+        return BadElement(Short(value), kWant);
+      contents->add_bytes_contents(std::move(bytes));
+    }
+  } else {
+    return Invalid(absl::StrCat("datatype: got '", LimitMessage(datatype, kMaxQuoteBytes),
+                                "', want FP32, UINT8 or BYTES"));
+  }
   return absl::OkStatus();
 }
 
@@ -212,8 +331,8 @@ absl::Status ReadShape(const json& input, google::protobuf::RepeatedField<int64_
   return absl::OkStatus();
 }
 
-// `rest` loses what belongs to this input.
-absl::Status ReadInput(const json& input, absl::string_view* rest,
+// `elements` are those of "data"; `rest` loses what belongs to this input.
+absl::Status ReadInput(const json& input, Elements& elements, absl::string_view* rest,
                        inference::ModelInferRequest* request) {
   if (!input.is_object()) return Invalid(absl::StrCat("got ", Short(input), ", want an object"));
   auto* tensor = request->add_inputs();
@@ -229,7 +348,7 @@ absl::Status ReadInput(const json& input, absl::string_view* rest,
     }
     if (!data->is_array())
       return Invalid(absl::StrCat("data: got ", Short(*data), ", want an array"));
-    return AddElements(*data, tensor->datatype(), 0, tensor->mutable_contents());
+    return TakeElements(elements, tensor->datatype(), tensor->mutable_contents());
   }
   if (data != input.end()) {
     return Invalid("got \"data\" and the parameter binary_data_size, want one of them");
@@ -238,8 +357,9 @@ absl::Status ReadInput(const json& input, absl::string_view* rest,
   if (parameter.parameter_choice_case() != InferParameter::kInt64Param ||
       parameter.int64_param() < 0 ||
       static_cast<uint64_t>(parameter.int64_param()) > rest->size()) {
-    return Invalid(absl::StrCat("parameters.binary_data_size: got {", parameter.ShortDebugString(),
-                                "}, ", rest->size(), " bytes follow the JSON"));
+    return Invalid(absl::StrCat("parameters.binary_data_size: got {",
+                                LimitMessage(parameter.ShortDebugString(), kMaxQuoteBytes), "}, ",
+                                rest->size(), " bytes follow the JSON"));
   }
   request->add_raw_input_contents(std::string(rest->substr(0, parameter.int64_param())));
   rest->remove_prefix(parameter.int64_param());
@@ -248,11 +368,11 @@ absl::Status ReadInput(const json& input, absl::string_view* rest,
 
 absl::StatusOr<const json*> ArrayOf(const json& object, const char* name) {
   static const json* const kNone = new json(json::array());
-  const auto found = object.find(name);
-  if (found == object.end()) return kNone;
+  const json* const found = Member(object, name);
+  if (found == nullptr) return kNone;
   if (!found->is_array())
     return Invalid(absl::StrCat(name, ": got ", Short(*found), ", want an array"));
-  return &*found;
+  return found;
 }
 
 // A body that is one image.
@@ -285,8 +405,9 @@ json ValueOf(const InferParameter& parameter) {
   return nullptr;
 }
 
-// The elements of a raw tensor; it is our own, so it is what it says.
-json ElementsOf(const std::string& datatype, const std::string& raw) {
+// The elements of a raw tensor; it is our own, so it is what it says. INTERNAL for numbers that
+// JSON has not.
+absl::StatusOr<json> ElementsOf(const std::string& datatype, const std::string& raw) {
   json data = json::array();
   for (size_t at = 0; at + sizeof(uint32_t) <= raw.size();) {
     if (datatype == "BYTES") {
@@ -297,6 +418,10 @@ json ElementsOf(const std::string& datatype, const std::string& raw) {
     } else {
       float value = 0;
       std::memcpy(&value, raw.data() + at, sizeof(value));
+      if (!std::isfinite(value)) {
+        return absl::InternalError(
+            absl::StrCat("element ", data.size(), " is ", value, ", want a finite number"));
+      }
       data.push_back(value);
       at += sizeof(value);
     }
@@ -314,7 +439,9 @@ std::string IndexToJson(const inference::RepositoryIndexResponse& index) {
 
 absl::StatusOr<bool> ParseIndexBody(absl::string_view body) {
   if (body.empty()) return false;
-  TERN_ASSIGN_OR_RETURN(const json object, ParseObject(body));
+  BodyReader reader;
+  TERN_RETURN_IF_ERROR(reader.Read(body));
+  const json& object = reader.object();
   const auto ready = object.find("ready");
   if (ready == object.end()) return false;
   if (!ready->is_boolean())
@@ -331,15 +458,17 @@ absl::StatusOr<InferBody> ParseInferBody(absl::string_view body,
   }
   const absl::string_view text = body.substr(0, json_bytes.value_or(body.size()));
   absl::string_view rest = body.substr(text.size());
-  TERN_ASSIGN_OR_RETURN(const json object, ParseObject(text));
+  BodyReader reader;
+  TERN_RETURN_IF_ERROR(reader.Read(text));
+  const json& object = reader.object();
   InferBody parsed;
   inference::ModelInferRequest& request = parsed.request;
   TERN_ASSIGN_OR_RETURN(*request.mutable_id(), StringOf(object, "id", ""));
   TERN_RETURN_IF_ERROR(ReadParameters(object, "", request.mutable_parameters()));
   TERN_ASSIGN_OR_RETURN(const json* inputs, ArrayOf(object, "inputs"));
   for (size_t i = 0; i < inputs->size(); ++i) {
-    TERN_RETURN_IF_ERROR(
-        Annotate(ReadInput((*inputs)[i], &rest, &request), absl::StrCat("inputs[", i, "]")));
+    TERN_RETURN_IF_ERROR(Annotate(ReadInput((*inputs)[i], reader.DataOf(i), &rest, &request),
+                                  absl::StrCat("inputs[", i, "]")));
   }
   if (!rest.empty()) {
     return Invalid(
@@ -360,8 +489,8 @@ absl::StatusOr<InferBody> ParseInferBody(absl::string_view body,
   return parsed;
 }
 
-InferAnswer FormatInferAnswer(const inference::ModelInferResponse& response,
-                              const std::vector<bool>& binary) {
+absl::StatusOr<InferAnswer> FormatInferAnswer(const inference::ModelInferResponse& response,
+                                              const std::vector<bool>& binary) {
   json object = {{"model_name", response.model_name()},
                  {"model_version", response.model_version()}};
   if (!response.id().empty()) object["id"] = response.id();
@@ -381,7 +510,9 @@ InferAnswer FormatInferAnswer(const inference::ModelInferResponse& response,
       tail += raw;
       any_binary = true;
     } else {
-      output["data"] = ElementsOf(tensor.datatype(), raw);
+      absl::StatusOr<json> elements = ElementsOf(tensor.datatype(), raw);
+      TERN_RETURN_IF_ERROR(Annotate(elements.status(), absl::StrCat("outputs.", tensor.name())));
+      output["data"] = *std::move(elements);
     }
     object["outputs"].push_back(std::move(output));
   }

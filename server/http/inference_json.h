@@ -31,7 +31,8 @@ struct InferBody {
 // The body of POST .../infer. `json_bytes` is the header Inference-Header-Content-Length: so many
 // bytes of JSON, then the contents of the inputs that have the parameter binary_data_size; absent:
 // all JSON. 0: the whole body is one encoded image, and the answer is JSON. BYTES elements in JSON
-// are base64, as a string or {"b64": string}. INVALID_ARGUMENT saying what, got and wanted.
+// are base64, as a string or {"b64": string}. INVALID_ARGUMENT saying what, got and wanted. Time
+// and memory are proportional to the body.
 absl::StatusOr<InferBody> ParseInferBody(absl::string_view body,
                                          std::optional<uint64_t> json_bytes);
 
@@ -40,8 +41,9 @@ struct InferAnswer {
   std::optional<uint64_t> json_bytes;  // the header, where outputs are binary
 };
 
-InferAnswer FormatInferAnswer(const inference::ModelInferResponse& response,
-                              const std::vector<bool>& binary);
+// `binary` as in InferBody. INTERNAL if an output in JSON has a value that is not finite.
+absl::StatusOr<InferAnswer> FormatInferAnswer(const inference::ModelInferResponse& response,
+                                              const std::vector<bool>& binary);
 
 }  // namespace tern::http
 

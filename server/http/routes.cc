@@ -8,27 +8,34 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/strings/ascii.h"
+#include "absl/strings/escaping.h"
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 #include "absl/time/time.h"
+#include "nlohmann/json.hpp"
 #include "server/base/clock.h"
+#include "server/base/limit_message.h"
 #include "server/base/log.h"
 #include "server/base/retry_after.h"
+#include "server/base/status_macros.h"
 #include "server/http/inference_json.h"
 
 namespace tern::http {
 namespace {
+
+using nlohmann::json;
 
 // Of an inference. HTTP brings no deadline, and a client that hangs up is not noticed before the
 // answer is written; `timeout` in the request's parameters shortens it.
 constexpr absl::Duration kInferDeadline = absl::Seconds(30);
 constexpr char kJsonBytes[] = "inference-header-content-length";
 
-int HttpStatus(absl::StatusCode code) {
-  switch (code) {
+int HttpStatus(const absl::Status& status) {
+  switch (status.code()) {
     case absl::StatusCode::kOk:
       return 200;
     case absl::StatusCode::kInvalidArgument:
@@ -42,7 +49,8 @@ int HttpStatus(absl::StatusCode code) {
     case absl::StatusCode::kNotFound:
       return 404;
     case absl::StatusCode::kResourceExhausted:
-      return 429;
+      // Clients send again what got 429; an image over a limit stays over it.
+      return RetryAfterOf(status).has_value() ? 429 : 413;
     case absl::StatusCode::kUnimplemented:
       return 501;
     case absl::StatusCode::kUnavailable:
@@ -62,7 +70,7 @@ std::string ClientOf(const Request& request) {
 }
 
 Response StatusResponse(const absl::Status& status) {
-  Response response = ErrorResponse(HttpStatus(status.code()), std::string(status.message()));
+  Response response = ErrorResponse(HttpStatus(status), LimitMessage(status.message()));
   if (const auto after = RetryAfterOf(status); after.has_value()) {
     response.headers.emplace_back(
         "Retry-After", absl::StrCat(absl::ToInt64Seconds(absl::Ceil(*after, absl::Seconds(1)))));
@@ -114,6 +122,25 @@ class Call {
   const Respond respond_;
 };
 
+// A part of a path with those bytes decoded that need no %XX. All others stay as they are, which no
+// name of a model has: a separator, NUL or '%' does not come about, nor do "." and "..".
+std::string DecodePart(const std::string& part) {
+  std::string decoded;
+  for (size_t i = 0; i < part.size(); ++i) {
+    char byte = part[i];
+    if (byte == '%' && i + 2 < part.size() && absl::ascii_isxdigit(part[i + 1]) &&
+        absl::ascii_isxdigit(part[i + 2])) {
+      const char code = absl::HexStringToBytes(part.substr(i + 1, 2))[0];
+      if (absl::ascii_isalnum(code) || absl::StrContains("-._~", absl::string_view(&code, 1))) {
+        byte = code;
+        i += 2;
+      }
+    }
+    decoded += byte;
+  }
+  return decoded == "." || decoded == ".." ? part : decoded;
+}
+
 // What a path under /v2 says.
 struct Target {
   const char* name = nullptr;  // the call, as in gRPC; null = there is no such path
@@ -134,10 +161,10 @@ Target ParsePath(absl::string_view path) {
   if (is({"repository", "index"})) return {"RepositoryIndex", "POST"};
   Target target;
   if (parts[0] != "models" || parts.size() < 2) return target;
-  target.model = parts[1];
+  target.model = DecodePart(parts[1]);
   size_t at = 2;
   if (parts.size() >= 4 && parts[2] == "versions") {
-    target.version = parts[3];
+    target.version = DecodePart(parts[3]);
     at = 4;
   }
   if (parts.size() == at) {
@@ -154,10 +181,13 @@ Target ParsePath(absl::string_view path) {
   return target;
 }
 
-// 200 or 503 for health checks, which read nothing else.
-Response Readiness(bool ready, const char* what) {
-  if (!ready) return ErrorResponse(503, absl::StrCat(what, " is not ready"));
-  return JsonResponse("{}");
+// 200 or 503: some health checks read the status, some "ready" in `body`, to which it is added.
+Response Readiness(bool ready, const char* what, json body = json::object()) {
+  body["ready"] = ready;
+  if (!ready) body["error"] = absl::StrCat(what, " is not ready");
+  Response response = JsonResponse(body.dump(-1, ' ', false, json::error_handler_t::replace));
+  response.status = ready ? 200 : 503;
+  return response;
 }
 
 absl::StatusOr<std::optional<uint64_t>> JsonBytes(const Request& request) {
@@ -171,6 +201,19 @@ absl::StatusOr<std::optional<uint64_t>> JsonBytes(const Request& request) {
   return bytes;
 }
 
+absl::StatusOr<Response> InferResponse(const absl::StatusOr<inference::ModelInferResponse>& answer,
+                                       const std::vector<bool>& binary) {
+  TERN_RETURN_IF_ERROR(answer.status());
+  TERN_ASSIGN_OR_RETURN(InferAnswer formatted, FormatInferAnswer(*answer, binary));
+  Response response = JsonResponse(std::move(formatted.body));
+  if (formatted.json_bytes.has_value()) {
+    response.content_type = "application/octet-stream";
+    response.headers.emplace_back("Inference-Header-Content-Length",
+                                  absl::StrCat(*formatted.json_bytes));
+  }
+  return response;
+}
+
 void Infer(const oip::Inference& inference, const Target& target, Request request,
            std::string caller, std::shared_ptr<Call> call) {
   const absl::StatusOr<std::optional<uint64_t>> json_bytes = JsonBytes(request);
@@ -180,20 +223,17 @@ void Infer(const oip::Inference& inference, const Target& target, Request reques
   std::string().swap(request.body);
   body->request.set_model_name(target.model);
   body->request.set_model_version(target.version);
-  inference.ModelInfer(body->request,
-                       {Clock::Real()->Now() + kInferDeadline, nullptr, std::move(caller)},
-                       [call, binary = std::move(body->binary)](
-                           const absl::StatusOr<inference::ModelInferResponse>& answer) {
-                         if (!answer.ok()) return call->Finish(answer.status());
-                         InferAnswer formatted = FormatInferAnswer(*answer, binary);
-                         Response response = JsonResponse(std::move(formatted.body));
-                         if (formatted.json_bytes.has_value()) {
-                           response.content_type = "application/octet-stream";
-                           response.headers.emplace_back("Inference-Header-Content-Length",
-                                                         absl::StrCat(*formatted.json_bytes));
-                         }
-                         call->Finish(std::move(response));
-                       });
+  inference.ModelInfer(
+      body->request, {Clock::Real()->Now() + kInferDeadline, nullptr, std::move(caller)},
+      [call, binary = std::move(body->binary),
+       post = std::move(request.post)](absl::StatusOr<inference::ModelInferResponse> answer) {
+        // Here the other images of the batch would wait for the JSON of this one.
+        post([call, binary, answer = std::move(answer)] {
+          absl::StatusOr<Response> response = InferResponse(answer, binary);
+          if (!response.ok()) return call->Finish(response.status());
+          call->Finish(*std::move(response));
+        });
+      });
 }
 
 }  // namespace
@@ -222,6 +262,7 @@ const Routes::Page* Routes::FindPage(const std::string& path) const {
 
 void Routes::Refused(int status) const {
   const absl::StatusCode code = status == 400   ? absl::StatusCode::kInvalidArgument
+                                : status == 501 ? absl::StatusCode::kUnimplemented
                                 : status == 503 ? absl::StatusCode::kUnavailable
                                                 : absl::StatusCode::kResourceExhausted;
   metrics_->Request("http", absl::StatusCodeToString(code), absl::ZeroDuration());
@@ -242,13 +283,17 @@ void Routes::Handle(Request request, Respond respond) const {
     response.headers.emplace_back("Allow", method);
     return respond(std::move(response));
   }
-  if (page != nullptr) return respond((*page)(request));
+  Response go_on;
+  go_on.status = 100;
+  if (page != nullptr) return respond(request.waits ? std::move(go_on) : (*page)(request));
   const auto encoding = request.headers.find("content-encoding");
-  if (encoding != request.headers.end() && encoding->second != "identity") {
+  if (encoding != request.headers.end() && !encoding->second.empty() &&
+      !absl::EqualsIgnoreCase(encoding->second, "identity")) {
     return respond(ErrorResponse(
         415,
         absl::StrCat("Content-Encoding: got '", encoding->second.substr(0, 32), "', want none")));
   }
+  if (request.waits) return respond(std::move(go_on));
   auto call = std::make_shared<Call>(metrics_, target.name, std::move(respond));
   const absl::string_view name = target.name;
   const bool health = name == "ServerLive" || name == "ServerReady" || name == "ModelReady";
@@ -265,7 +310,7 @@ void Routes::Handle(Request request, Respond respond) const {
     if (caller.empty()) caller = ClientOf(request);
     return Infer(*inference_, target, std::move(request), std::move(caller), call);
   }
-  if (name == "ServerLive") return call->Finish(Readiness(true, "the server"));
+  if (name == "ServerLive") return call->Finish(JsonResponse(json({{"live", true}}).dump()));
   if (name == "ServerReady")
     return call->Finish(Readiness(inference_->ServerReady(), "the server"));
   if (name == "ServerMetadata")
@@ -283,7 +328,16 @@ void Routes::Handle(Request request, Respond respond) const {
   }
   const absl::StatusOr<bool> ready = inference_->ModelReady(target.model, target.version);
   if (!ready.ok()) return call->Finish(ready.status());
-  call->Finish(Readiness(*ready, "the model"));
+  if (!*ready) {
+    const absl::Status found = inference_->ModelMetadata(target.model, target.version).status();
+    // Its message names the models there are, which nobody may know who asks for health only.
+    if (absl::IsNotFound(found)) {
+      return call->Finish(absl::NotFoundError(
+          absl::StrCat("there is no model '", target.model, "'",
+                       target.version.empty() ? "" : " of version ", target.version)));
+    }
+  }
+  call->Finish(Readiness(*ready, "the model", {{"name", target.model}}));
 }
 
 }  // namespace tern::http

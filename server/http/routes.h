@@ -41,9 +41,9 @@ class Routes {
   void Refused(int status) const;
 
   // A Handler. Statuses: 400 bad request, 401 and 403 (Authorize), 404 unknown path, model or
-  // version, 405 wrong method, 415 compressed body, 429 queue full, 503 not ready, 504 deadline;
-  // errors have the body {"error": message}. Calls under /v2 count in tern_requests_total with the
-  // method http.NAME, NAME as in gRPC.
+  // version, 405 wrong method, 413 over a limit, 415 compressed body, 429 queue full, 503 not
+  // ready, 504 deadline; errors have the body {"error": message}. Calls under /v2 count in
+  // tern_requests_total with the method http.NAME, NAME as in gRPC.
   void Handle(Request request, Respond respond) const;
 
  private:

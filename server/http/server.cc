@@ -13,13 +13,16 @@
 #include <boost/beast/core/tcp_stream.hpp>
 #include <boost/beast/http.hpp>
 #include <chrono>
+#include <list>
 #include <mutex>
 #include <optional>
 #include <set>
 #include <thread>
 
 #include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
 #include "nlohmann/json.hpp"
 #include "server/base/clock.h"
@@ -34,7 +37,45 @@ namespace bhttp = boost::beast::http;
 using tcp = asio::ip::tcp;
 using boost::system::error_code;
 
+using Head = bhttp::request_header<>;
+
 std::string ToString(beast::string_view text) { return std::string(text.data(), text.size()); }
+
+// Without the query; of the absolute form, what comes after scheme and host.
+std::string PathOf(beast::string_view target) {
+  absl::string_view path(target.data(), target.size());
+  path = path.substr(0, path.find('?'));
+  for (const absl::string_view scheme : {"http://", "https://"}) {
+    if (!absl::StartsWithIgnoreCase(path, scheme)) continue;
+    path.remove_prefix(std::min(path.size(), path.find('/', scheme.size())));
+    return path.empty() ? "/" : std::string(path);
+  }
+  return std::string(path);
+}
+
+// For what makes it doubtful where the body ends, or whom the request is for. The parser ignores
+// codings that it does not know: what is the body to a proxy would be the next request here.
+std::optional<Response> Refusal(const Head& head) {
+  std::vector<std::string> codings;
+  const auto [first, last] = head.equal_range(bhttp::field::transfer_encoding);
+  for (auto field = first; field != last; ++field) {
+    for (absl::string_view coding : absl::StrSplit(ToString(field->value()), ','))
+      codings.push_back(absl::AsciiStrToLower(absl::StripAsciiWhitespace(coding)));
+  }
+  if (!codings.empty()) {
+    if (head.count(bhttp::field::content_length) > 0)
+      return ErrorResponse(400, "got Transfer-Encoding and Content-Length, want one of them");
+    if (head.version() < 11) return ErrorResponse(400, "Transfer-Encoding: HTTP/1.0 has none");
+    if (std::find(codings.begin(), codings.end() - 1, "chunked") != codings.end() - 1)
+      return ErrorResponse(400, "Transfer-Encoding: chunked is not the last coding");
+    if (codings.size() > 1 || codings[0] != "chunked")
+      return ErrorResponse(501, "Transfer-Encoding: want chunked and nothing else");
+  }
+  const size_t hosts = head.count(bhttp::field::host);
+  if (hosts > 1 || (hosts == 0 && head.version() >= 11))
+    return ErrorResponse(400, absl::StrCat("Host: got ", hosts, " of them, want one"));
+  return std::nullopt;
+}
 
 }  // namespace
 
@@ -101,6 +142,7 @@ class Server::Impl {
   std::atomic<uint64_t> body_bytes_{0};
   std::mutex mutex_;
   std::set<std::shared_ptr<Session>> sessions_;
+  std::list<Session*> idle_;  // those of sessions_ that wait for a request, the longest first
 };
 
 // One connection: requests one after another. Everything runs on the stream's strand but the
@@ -127,10 +169,27 @@ class Server::Impl::Session final : public std::enable_shared_from_this<Session>
     });
   }
 
+  // Under Impl::mutex_, while the caller holds a reference.
+  void LeaveSessions() {
+    if (std::exchange(idle_, false)) server_->idle_.erase(idle_at_);
+    server_->sessions_.erase(this->shared_from_this());
+  }
+
+  // Ends a connection that is no longer in sessions_.
+  void Evict() {
+    asio::post(stream_.get_executor(), [self = this->shared_from_this()] { self->Close(); });
+  }
+
  private:
   void Read() {
     if (server_->stopping_) return Close();
     busy_ = false;
+    head_ = false;
+    {
+      std::lock_guard<std::mutex> lock(server_->mutex_);
+      idle_at_ = server_->idle_.insert(server_->idle_.end(), this);
+      idle_ = true;
+    }
     parser_.emplace();
     parser_->header_limit(static_cast<uint32_t>(options_.max_header_bytes));
     parser_->body_limit(options_.max_body_bytes);
@@ -141,18 +200,48 @@ class Server::Impl::Session final : public std::enable_shared_from_this<Session>
         [self = this->shared_from_this()](error_code error, size_t) { self->OnHeader(error); });
   }
 
+  // A connection is idle until a whole header is there: a slow one is no better than a silent one.
   void OnHeader(error_code error) {
+    if (!LeaveIdle()) return Close();
     if (error) return OnReadError(error);
-    if (beast::iequals(parser_->get()[bhttp::field::expect], "100-continue")) {
-      go_on_ = bhttp::response<bhttp::empty_body>(bhttp::status::continue_, 11);
-      bhttp::async_write(stream_, go_on_,
-                         [self = this->shared_from_this()](error_code error, size_t) {
-                           if (error) return self->Close();
-                           self->ReadBody();
-                         });
-      return;
+    const Head& head = parser_->get();
+    version_ = head.version();
+    head_ = head.method() == bhttp::verb::head;
+    if (auto refusal = Refusal(head); refusal.has_value())
+      return WriteAndClose(*std::move(refusal));
+    // HTTP/1.0 has no 100.
+    if (!parser_->is_done() && version_ >= 11 &&
+        beast::iequals(head[bhttp::field::expect], "100-continue")) {
+      Request request = RequestOf(head);
+      request.waits = true;
+      return Handle(std::move(request), &Session::OnWaiting);
     }
     ReadBody();
+  }
+
+  // False if the connection was evicted.
+  bool LeaveIdle() {
+    std::lock_guard<std::mutex> lock(server_->mutex_);
+    if (server_->sessions_.count(this->shared_from_this()) == 0) return false;
+    if (std::exchange(idle_, false)) server_->idle_.erase(idle_at_);
+    return true;
+  }
+
+  // What the handler says to a request whose body is not sent yet.
+  void OnWaiting(Response response) {
+    if (response.status != 100) {
+      keep_alive_ = false;  // the body may come all the same
+      parser_.reset();
+      return Write(std::move(response));
+    }
+    busy_ = false;
+    if (server_->stopping_) return Close();
+    go_on_ = bhttp::response<bhttp::empty_body>(bhttp::status::continue_, 11);
+    bhttp::async_write(stream_, go_on_,
+                       [self = this->shared_from_this()](error_code error, size_t) {
+                         if (error) return self->Close();
+                         self->ReadBody();
+                       });
   }
 
   void ReadBody() {
@@ -198,27 +287,38 @@ class Server::Impl::Session final : public std::enable_shared_from_this<Session>
   void OnRequest() {
     auto message = parser_->release();
     parser_.reset();
-    version_ = message.version();
     keep_alive_ = message.keep_alive();
-    head_ = message.method() == bhttp::verb::head;
+    Request request = RequestOf(message);
+    request.body = std::move(message.body());
+    stream_.expires_never();
+    Handle(std::move(request), &Session::Write);
+  }
+
+  // Without the body.
+  Request RequestOf(const Head& head) const {
     Request request;
-    request.method = head_ ? "GET" : ToString(message.method_string());
-    request.path = ToString(message.target().substr(0, message.target().find('?')));
-    for (const auto& field : message)
+    request.method = head_ ? "GET" : ToString(head.method_string());
+    request.path = PathOf(head.target());
+    for (const auto& field : head)
       request.headers[absl::AsciiStrToLower(ToString(field.name_string()))] =
           ToString(field.value());
-    request.body = std::move(message.body());
     request.client = client_;
-    stream_.expires_never();
+    return request;
+  }
+
+  void Handle(Request request, void (Session::*then)(Response)) {
     busy_ = true;
     // Keeps the context running until the answer is there.
     auto work = std::make_shared<asio::executor_work_guard<asio::io_context::executor_type>>(
         server_->context_.get_executor());
+    request.post = [self = this->shared_from_this(), work](std::function<void()> function) {
+      asio::post(self->stream_.get_executor(), std::move(function));
+    };
     server_->handler_(std::move(request),
-                      [self = this->shared_from_this(), work](Response response) {
+                      [self = this->shared_from_this(), work, then](Response response) {
                         asio::post(self->stream_.get_executor(),
-                                   [self, work, response = std::move(response)]() mutable {
-                                     self->Write(std::move(response));
+                                   [self, work, then, response = std::move(response)]() mutable {
+                                     (self.get()->*then)(std::move(response));
                                    });
                       });
   }
@@ -276,7 +376,7 @@ class Server::Impl::Session final : public std::enable_shared_from_this<Session>
     server_->body_bytes_ -= std::exchange(reserved_, 0);
     stream_.close();
     std::lock_guard<std::mutex> lock(server_->mutex_);
-    server_->sessions_.erase(this->shared_from_this());
+    LeaveSessions();
   }
 
   Impl* const server_;
@@ -290,8 +390,11 @@ class Server::Impl::Session final : public std::enable_shared_from_this<Session>
   unsigned version_ = 11;
   bool keep_alive_ = false;
   bool head_ = false;
-  bool busy_ = false;      // with a whole request, until its answer is written
+  bool busy_ = false;      // with a request that the handler has, until its answer is written
   uint64_t reserved_ = 0;  // of body_bytes_
+  // The place in Impl::idle_, if it is there; guarded by Impl::mutex_.
+  bool idle_ = false;
+  std::list<Session*>::iterator idle_at_;
 };
 
 void Server::Impl::Accept() {
@@ -308,14 +411,19 @@ void Server::Impl::Accept() {
     }
     error_code ignored;
     socket.set_option(tcp::no_delay(true), ignored);
-    std::shared_ptr<Session> session;
+    std::shared_ptr<Session> session, evicted;
     {
       std::lock_guard<std::mutex> lock(mutex_);
+      if (static_cast<int>(sessions_.size()) >= options_.max_connections && !idle_.empty()) {
+        evicted = idle_.front()->shared_from_this();
+        evicted->LeaveSessions();
+      }
       if (static_cast<int>(sessions_.size()) < options_.max_connections) {
         session = std::make_shared<Session>(this, std::move(socket));
         sessions_.insert(session);
       }
     }
+    if (evicted != nullptr) evicted->Evict();
     if (session != nullptr) {
       session->Start();
     } else {

@@ -1,10 +1,16 @@
 // Bytes -> ModelInferRequest of the Open Inference Protocol -> checked request -> response, as
-// GRPCInferenceService.ModelInfer does around the network.
+// GRPCInferenceService.ModelInfer does around the network. Bytes that begin with '{', which is the
+// tag of no field, are the body of its HTTP form: JSON, then perhaps a zero and binary contents.
 #include <google/protobuf/stubs/logging.h>
 
 #include <cmath>
 #include <memory>
+#include <optional>
+#include <utility>
+#include <vector>
 
+#include "nlohmann/json.hpp"
+#include "server/http/inference_json.h"
 #include "server/oip/infer.h"
 #include "tests/fuzz/fuzzer.h"
 
@@ -48,15 +54,37 @@ size_t BytesOf(serving::ImageForm form) {
                                              : 3 * kHeight * kWidth;
 }
 
+// What `bytes` ask for; nothing if they are refused.
+std::optional<http::InferBody> Read(absl::string_view bytes) {
+  http::InferBody read;
+  if (bytes.empty() || bytes[0] != '{') {
+    if (!read.request.ParseFromArray(bytes.data(), static_cast<int>(bytes.size())))
+      return std::nullopt;
+    return read;
+  }
+  std::string body(bytes);
+  std::optional<uint64_t> json_bytes;
+  if (const size_t zero = body.find('\0'); zero != std::string::npos) {
+    body.erase(zero, 1);
+    json_bytes = zero;
+  }
+  absl::StatusOr<http::InferBody> parsed = http::ParseInferBody(body, json_bytes);
+  if (parsed.ok()) return *std::move(parsed);
+  fuzz::Check(absl::IsInvalidArgument(parsed.status()) && parsed.status().message().size() < 400,
+              parsed.status().ToString());
+  return std::nullopt;
+}
+
 void Run(absl::string_view bytes) {
-  inference::ModelInferRequest request;
-  if (!request.ParseFromArray(bytes.data(), static_cast<int>(bytes.size()))) return;
+  const std::optional<http::InferBody> read = Read(bytes);
+  if (!read.has_value()) return;
+  const inference::ModelInferRequest& request = read->request;
   const auto version = ParseVersion(request.model_version());
   fuzz::Check(version.ok() || absl::IsInvalidArgument(version.status()),
               version.status().ToString());
   const absl::StatusOr<InferPlan> plan = ParseInfer(request, *Model());
   if (!plan.ok()) {
-    fuzz::Check(absl::IsInvalidArgument(plan.status()) || absl::IsResourceExhausted(plan.status()),
+    fuzz::Check(absl::IsInvalidArgument(plan.status()) && plan.status().message().size() < 400,
                 plan.status().ToString());
     return;
   }
@@ -84,6 +112,11 @@ void Run(absl::string_view bytes) {
                                                          : SplitBytes(raw, elements).ok(),
                 "contents that do not fit their shape");
   }
+  const absl::StatusOr<http::InferAnswer> answer = http::FormatInferAnswer(response, read->binary);
+  if (!answer.ok()) return fuzz::Check(absl::IsInternal(answer.status()), "code of an answer");
+  const absl::string_view json =
+      absl::string_view(answer->body).substr(0, answer->json_bytes.value_or(answer->body.size()));
+  fuzz::Check(nlohmann::json::accept(json.begin(), json.end()), "an answer that is not JSON");
 }
 
 }  // namespace

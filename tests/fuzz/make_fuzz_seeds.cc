@@ -113,6 +113,37 @@ void PutRequests(Folder& folder) {
   put("seed_uint8", "UINT8", {2, 3, 3});
 }
 
+// The same over HTTP, and bodies of very many values.
+void PutBodies(Folder& folder) {
+  const auto put = [&](const char* name, absl::string_view type, absl::string_view shape,
+                       absl::string_view data, absl::string_view more = "") {
+    folder.Put(name, absl::StrCat(R"({"inputs":[{"name":"image","data":)", data, R"(,"datatype":")",
+                                  type, R"(","shape":)", shape, "}]", more, "}"));
+  };
+  put("seed_json_fp32", "FP32", "[1,3,2,3]",
+      "[[[[0.5,-1,2],[1e3,0,1]],[[1,2,3],[4,5,6]],[[1,2,3],[4,5,6]]]]",
+      R"(,"id":"id","parameters":{"timeout":1000,"min_accuracy":0.5,"binary_data_output":true})");
+  put("seed_json_uint8", "UINT8", "[2,3,3]", "[0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,255]",
+      R"(,"outputs":[{"name":"probabilities","parameters":{"classification":3}},)"
+      R"({"name":"logits","parameters":{"binary_data":true}}])");
+  put("seed_json_bytes", "BYTES", "[2,1]", R"([["YWJj"],[{"b64":""}]])");
+  folder.Put("seed_json_binary",
+             absl::StrCat(R"({"inputs":[{"name":"image","datatype":"BYTES","shape":[1],)"
+                          R"("parameters":{"binary_data_size":7}}]})",
+                          absl::string_view("\0\3\0\0\0abc", 8)));
+  const auto many = [](absl::string_view piece) {
+    std::string array = absl::StrCat("[", piece);
+    for (int i = 1; i < 500; ++i) absl::StrAppend(&array, ",", piece);
+    return array + "]";
+  };
+  folder.Put("seed_json_objects", absl::StrCat(R"({"inputs":)", many("{}"), "}"));
+  folder.Put("seed_json_arrays", absl::StrCat(R"({"inputs":)", many("[]"), "}"));
+  put("seed_json_empty_arrays", "FP32", "[3,2,3]", many("[]"));
+  put("seed_json_strings", "BYTES", "[64]", many(R"("")"));
+  folder.Put("seed_json_deep",
+             absl::StrCat(R"({"id":)", std::string(800, '['), std::string(800, ']'), "}"));
+}
+
 }  // namespace
 }  // namespace tern
 
@@ -128,6 +159,7 @@ int main(int argc, char** argv) {
   tern::PutNetworks(onnx, artifacts);
   tern::Folder infer = folder("infer");
   tern::PutRequests(infer);
+  tern::PutBodies(infer);
   const std::string labels("cat\r\ndog\nK\xc3\xa4se\n\n");
   config.Put("seed_full", absl::StrCat(tern::kConfig, std::string(1, '\0'), labels));
   config.Put("seed_empty", std::string(1, '\0'));

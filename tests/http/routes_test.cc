@@ -14,6 +14,7 @@
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "nlohmann/json.hpp"
+#include "server/base/retry_after.h"
 #include "tests/serving/server_fixture.h"
 
 namespace tern::http {
@@ -240,10 +241,6 @@ TEST_F(RoutesTest, RefusesBodiesSayingWhatIsWrong) {
 
 TEST_F(RoutesTest, PathsAnswerWithTheirStatus) {
   EXPECT_EQ(Get("/v2")["version"], "1.2.3");
-  Get("/v2/health/live");
-  Get("/v2/health/ready");
-  Get("/v2/models/tiny/ready");
-  Get("/v2/models/tiny/versions/1/ready");
   EXPECT_EQ(Get("/v2/models/tiny")["inputs"][0]["shape"], json({-1, 3, 8, 8}));
   EXPECT_EQ(Get("/v2/models/tiny/versions/1")["versions"], json({"1"}));
   EXPECT_EQ(Get("/v2/models/tiny/config")["input"][0]["format"], "FORMAT_NCHW");
@@ -262,16 +259,117 @@ TEST_F(RoutesTest, PathsAnswerWithTheirStatus) {
   EXPECT_EQ(Ask("GET", "/v2/models/none").status, 404);
   EXPECT_EQ(Ask("GET", "/v2/models/tiny/versions/2/config").status, 404);
   EXPECT_EQ(Ask("GET", "/v2/models/tiny/versions/x").status, 400);
-  EXPECT_EQ(Ask("GET", "/v2/models/none/ready").status, 503);
+  EXPECT_EQ(Ask("GET", "/v2/models/none/ready").status, 404);
+  EXPECT_EQ(Ask("GET", "/v2/models/tiny/versions/2/ready").status, 404);
   EXPECT_EQ(Ask("POST", "/v2/models/none/infer", "{}").status, 404);
   EXPECT_EQ(Ask("GET", kInfer).status, 405);
   EXPECT_EQ(Ask("POST", "/metrics").status, 405);
   EXPECT_EQ(Ask("POST", kInfer, "{}", {{"content-encoding", "gzip"}}).status, 415);
+  for (const char* encoding : {"", "identity", "Identity"})
+    EXPECT_EQ(Ask("POST", kInfer, "{}", {{"content-encoding", encoding}}).status, 400);
   ASSERT_TRUE(repository_->UnloadAll("tiny").ok());
   EXPECT_EQ(Ask("POST", kInfer, "{}").status, 503);
+  EXPECT_EQ(Ask("GET", "/v2/models/tiny/ready").status, 503);
+}
+
+TEST_F(RoutesTest, NamesOfModelsMayBeEncodedButNoPathComesOfIt) {
+  EXPECT_EQ(Get("/v2/models/%74%69ny")["name"], "tiny");
+  EXPECT_EQ(Get("/v2/models/t%69ny/versions/%31/ready")["name"], "tiny");
+  for (const char* name : {"%2574iny", "tiny%00", "tiny%2Fready", "tiny%2fready", "%2e%2e", ".%2E",
+                           "%2e", "tiny%", "tiny%7", "tiny%7g", "..", "%2e%2e%2ftiny"}) {
+    const std::string path = absl::StrCat("/v2/models/", name);
+    EXPECT_EQ(Ask("GET", path).status, 404) << path;
+    EXPECT_EQ(Ask("GET", path + "/ready").status, 404) << path;
+  }
+}
+
+TEST_F(RoutesTest, ABodyIsAskedForUnlessItIsRefused) {
+  const auto ask = [&](const std::string& method, const std::string& path,
+                       std::map<std::string, std::string> headers) {
+    Request request{method, path, std::move(headers)};
+    request.waits = true;
+    std::promise<Response> promise;
+    routes_->Handle(std::move(request),
+                    [&](Response response) { promise.set_value(std::move(response)); });
+    return promise.get_future().get().status;
+  };
+  EXPECT_EQ(ask("POST", kInfer, {}), 100);
+  EXPECT_EQ(ask("GET", "/metrics", {}), 100);
+  EXPECT_EQ(ask("POST", "/v3", {}), 404);
+  EXPECT_EQ(ask("PUT", kInfer, {}), 405);
+  EXPECT_EQ(ask("POST", kInfer, {{"content-encoding", "gzip"}}), 415);
+}
+
+TEST_F(RoutesTest, HealthIsInTheStatusAndInTheBody) {
+  EXPECT_EQ(Get("/v2/health/live"), json({{"live", true}}));
+  EXPECT_EQ(Get("/v2/health/ready"), json({{"ready", true}}));
+  const json ready = {{"name", "tiny"}, {"ready", true}};
+  EXPECT_EQ(Get("/v2/models/tiny/ready"), ready);
+  EXPECT_EQ(Get("/v2/models/tiny/versions/1/ready"), ready);
+
   inference_->SetDraining();
-  EXPECT_EQ(Ask("GET", "/v2/health/ready").status, 503);
-  EXPECT_EQ(Ask("GET", "/v2/health/live").status, 200);
+  for (const auto& [path, want] : std::vector<std::pair<std::string, json>>{
+           {"/v2/health/ready", {{"ready", false}, {"error", "the server is not ready"}}},
+           {"/v2/models/tiny/ready",
+            {{"name", "tiny"}, {"ready", false}, {"error", "the model is not ready"}}}}) {
+    const Response response = Ask("GET", path);
+    EXPECT_EQ(response.status, 503) << path;
+    EXPECT_EQ(json::parse(response.body), want) << path;
+  }
+  EXPECT_EQ(Ask("GET", "/v2/models/none/versions/7/ready").status, 404);
+  const Response unknown = Ask("GET", "/v2/models/\xff/ready");
+  EXPECT_EQ(unknown.status, 404);
+  // Without a token: the models that there are stay untold.
+  EXPECT_EQ(json::parse(unknown.body)["error"], "there is no model '\xef\xbf\xbd'");
+  EXPECT_EQ(Get("/v2/health/live"), json({{"live", true}}));
+}
+
+TEST_F(RoutesTest, OnlyWhatHelpsToTryAgainIsToldToTryAgain) {
+  const std::map<std::string, std::string> one_image = {{"inference-header-content-length", "0"}};
+  for (const std::string& image :
+       {std::string(100001, 'x'), tern::testing::SolidBmp(101, 100, 0, 0, 0)}) {
+    const Response too_large = Ask("POST", kInfer, image, one_image);
+    EXPECT_EQ(too_large.status, 413) << too_large.body;
+    EXPECT_THAT(too_large.headers, ::testing::IsEmpty());
+  }
+  ExpectRefused(json({{"inputs", json::array({Input("BYTES", {65}, json::array())})}}).dump(),
+                "65 images, the limit is 64");
+  const Routes full(inference_.get(), &metrics_, [](absl::string_view, const std::string*) {
+    return RetryAfter(absl::ResourceExhaustedError("full"), absl::Milliseconds(1500));
+  });
+  std::promise<Response> promise;
+  full.Handle({"POST", kInfer}, [&](Response response) { promise.set_value(std::move(response)); });
+  const Response wait = promise.get_future().get();
+  EXPECT_EQ(wait.status, 429);
+  EXPECT_THAT(wait.headers, ::testing::ElementsAre(::testing::Pair("Retry-After", "2")));
+}
+
+TEST_F(RoutesTest, MessagesAreCut) {
+  const Routes routes(inference_.get(), &metrics_, [](absl::string_view, const std::string*) {
+    return absl::PermissionDeniedError(std::string(1 << 20, 'x'));
+  });
+  std::promise<Response> promise;
+  routes.Handle({"GET", "/v2"}, [&](Response response) { promise.set_value(std::move(response)); });
+  const Response response = promise.get_future().get();
+  EXPECT_EQ(response.status, 403);
+  EXPECT_LT(response.body.size(), 1100u);
+}
+
+TEST_F(RoutesTest, AnAnswerIsMadeWhereItIsPosted) {
+  std::promise<std::function<void()>> posted;
+  std::promise<Response> promise;
+  std::future<Response> answer = promise.get_future();
+  Request request{"POST",
+                  kInfer,
+                  {{"inference-header-content-length", "0"}},
+                  tern::testing::SolidBmp(8, 8, 0, 255, 0)};
+  request.post = [&](std::function<void()> work) { posted.set_value(std::move(work)); };
+  routes_->Handle(std::move(request),
+                  [&](Response response) { promise.set_value(std::move(response)); });
+  const std::function<void()> work = posted.get_future().get();
+  EXPECT_EQ(answer.wait_for(std::chrono::seconds(0)), std::future_status::timeout);
+  work();
+  EXPECT_EQ(answer.get().status, 200);
 }
 
 TEST_F(RoutesTest, MetricsAreServedAndCountTheCalls) {
