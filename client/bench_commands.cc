@@ -25,7 +25,7 @@ struct BenchArgs {
   std::string arrivals = "poisson";
   int channels = 1;
   bool retry = false;
-  uint32_t top_k = 5;
+  uint32_t top_k = 0;
   bool engine = false;
   uint32_t batch = 1;
   uint32_t threads = 0;
@@ -33,7 +33,8 @@ struct BenchArgs {
 };
 
 absl::StatusOr<std::vector<v1::ClassifyRequest>> Preload(const BenchArgs& args) {
-  TERN_CLIENT_ASSIGN_OR_RETURN(const std::vector<ImageFile> files, ListImages(args.data));
+  TERN_CLIENT_ASSIGN_OR_RETURN(const std::vector<ImageFile> files,
+                               ListImages(args.data, {.warn = Warn}));
   std::vector<v1::ClassifyRequest> requests;
   size_t bytes = 0;
   for (const ImageFile& file : ChooseImages(files, 0, args.load.seed)) {
@@ -109,6 +110,11 @@ int RunBenchServer(const Cli& cli, const BenchArgs& args) {
               << Fixed(result->queue_us / 1e3, 3) << ", inference "
               << Fixed(result->inference_us / 1e3, 3) << ", total "
               << Fixed(result->total_us / 1e3, 3) << "\n";
+    if (result->not_sent > 0) {
+      std::cout << result->not_sent
+                << " requests were due and not sent before the end: the rate is more than was "
+                   "answered, or than this client sends\n";
+    }
     for (const auto& [code, count] : result->errors_by_code) {
       std::cout << count << " x " << code << "\n";
     }
@@ -222,13 +228,13 @@ void AddBenchCommands(CLI::App& app, Cli& cli) {
         "images)");
     auto args = std::make_shared<BenchArgs>();
     AddModelArgs(command, &args->model, "Version; 0 = the default");
-    CLI::Option* data = command->add_option("--data,-d", args->data, "Folder of images, or one")
-                            ->check(CLI::ExistingPath);
+    command->add_option("--data,-d", args->data, "Folder of images, or one")
+        ->check(CLI::ExistingPath);
     command
         ->add_option("--concurrency,-c", args->load.concurrency, "Closed loop: requests in flight")
         ->check(CLI::Range(1, 4096));
     command->add_option("--rate", args->load.rate, "Open loop: images per second to offer")
-        ->check(CLI::NonNegativeNumber)
+        ->check(CLI::Range(0.0, 1e6))
         ->excludes("--concurrency");
     command->add_option("--arrivals", args->arrivals, "Open loop: gaps between requests")
         ->check(CLI::IsMember({"poisson", "fixed"}));
@@ -237,10 +243,11 @@ void AddBenchCommands(CLI::App& app, Cli& cli) {
     command->add_option("--warmup", args->load.warmup, "Seconds before that, not counted")
         ->check(CLI::Range(0.0, 3600.0));
     command->add_option("--channels", args->channels, "Connections")->check(CLI::Range(1, 64));
-    CLI::Option* retry = command->add_flag(
+    command->add_flag(
         "--retry", args->retry,
         "Retry failed calls as other commands do; only what fails after that counts as failed");
-    command->add_option("--top-k,-k", args->top_k, "Classes per answer");
+    command->add_option("--top-k,-k", args->top_k,
+                        "Classes per answer; 0 = 5, or all if there are fewer");
     AddWishArgs(command, &args->wishes);
     command->add_option("--seed", args->load.seed, "Of the images' order and the arrivals");
     CLI::Option* engine =
@@ -253,7 +260,11 @@ void AddBenchCommands(CLI::App& app, Cli& cli) {
     command->add_option("--sessions", args->sessions, "Engine: concurrent sessions")
         ->check(CLI::PositiveNumber)
         ->needs(engine);
-    engine->excludes(data)->excludes(retry);
+    for (const char* name :
+         {"--data", "--concurrency", "--rate", "--arrivals", "--warmup", "--channels", "--retry",
+          "--top-k", "--priority", "--min-accuracy", "--max-latency", "--seed"}) {
+      engine->excludes(name);
+    }
     command->callback([&cli, args] {
       if (!args->engine && args->data.empty()) {
         throw CLI::RequiredError("bench: --data FOLDER or --engine");

@@ -18,6 +18,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
 #include "absl/time/clock.h"
 #include "client/status.h"
 
@@ -35,15 +36,21 @@ absl::StatusOr<std::string> ReadFile(const std::string& path) {
   return text.str();
 }
 
+// gRPC itself connects to the port modulo 65536, and without one to 443.
 absl::Status CheckEntry(absl::string_view entry) {
   const size_t colon = entry.rfind(':');
-  uint32_t port = 0;
-  if (colon == absl::string_view::npos || colon == 0 ||
-      !absl::SimpleAtoi(entry.substr(colon + 1), &port) || port < 1 || port > 65535) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("got \"", entry, "\", want HOST:PORT with a port of 1..65535"));
+  if (colon != absl::string_view::npos) {
+    const absl::string_view host = entry.substr(0, colon), port = entry.substr(colon + 1);
+    const bool bracketed = absl::StartsWith(host, "[") && absl::EndsWith(host, "]");
+    uint32_t number = 0;
+    if (!host.empty() && (bracketed || !absl::StrContains(host, ':')) &&
+        std::all_of(port.begin(), port.end(), absl::ascii_isdigit) &&
+        absl::SimpleAtoi(port, &number) && number >= 1 && number <= 65535) {
+      return absl::OkStatus();
+    }
   }
-  return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(
+      "got \"", entry, "\", want HOST:PORT with a port of 1..65535 ([HOST]:PORT for IPv6)"));
 }
 
 // One entry of a list, which CheckEntry has seen: its numeric addresses, "1.2.3.4:80" or
@@ -81,7 +88,14 @@ absl::StatusOr<std::vector<std::string>> LookUp(absl::string_view entry) {
 absl::StatusOr<Target> ParseTarget(const std::string& endpoints) {
   if (endpoints.empty()) return absl::InvalidArgumentError("is empty");
   if (!absl::StrContains(endpoints, ',')) {
-    return Target{endpoints, "", absl::StartsWith(endpoints, "dns:")};
+    for (const char* scheme : {"unix:", "unix-abstract:", "ipv4:", "ipv6:", "xds:"}) {
+      if (absl::StartsWith(endpoints, scheme)) return Target{endpoints, "", false};
+    }
+    absl::string_view entry = endpoints;
+    const bool dns = absl::ConsumePrefix(&entry, "dns:");
+    if (dns) entry.remove_prefix(entry.rfind('/') + 1);  // npos + 1 is 0: there is none
+    TERN_CLIENT_RETURN_IF_ERROR(CheckEntry(entry));
+    return Target{endpoints, "", dns};
   }
   Target target;
   std::vector<std::string> v4, v6;

@@ -25,10 +25,11 @@ struct Target {
   bool balanced = false;  // may have several endpoints: round robin and health checks
 };
 
-// "HOST:PORT" or another gRPC target ("unix:/path") as it is; "dns:///HOST:PORT" and
-// "HOST:PORT,HOST:PORT,..." are balanced. The names of a list are looked up here, once; a name
-// whose addresses change belongs behind dns:///. INVALID_ARGUMENT for an empty or malformed entry,
-// UNAVAILABLE for a name without an address, or a list that needs both IPv4 and IPv6.
+// "HOST:PORT" or another gRPC target ("unix:/path") as it is; "dns:///HOST:PORT",
+// "dns://SERVER/HOST:PORT" (which asks that name server) and "HOST:PORT,HOST:PORT,..." are
+// balanced. The names of a list are looked up here, once; a name whose addresses change belongs
+// behind dns:///. INVALID_ARGUMENT for an empty or malformed entry, UNAVAILABLE for a name without
+// an address, or a list that needs both IPv4 and IPv6.
 absl::StatusOr<Target> ParseTarget(const std::string& endpoints);
 
 // gRPC's service config (JSON) for a target.

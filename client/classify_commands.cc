@@ -191,6 +191,11 @@ absl::Status ClassifyOverStream(Client& client, const ClassifyArgs& args,
 }
 
 int RunClassify(const Cli& cli, const ClassifyArgs& args) {
+  const auto client = cli.Connect();
+  if (!client.ok()) return cli.Fail(client.status());
+  const Labelling labelling = args.send_labels
+                                  ? LabelsOf(**client, args.model.model, args.model.version)
+                                  : Labelling{.warn = Warn};
   std::vector<ImageFile> files;
   bool folder = false;
   for (const std::string& image : args.images) {
@@ -200,13 +205,11 @@ int RunClassify(const Cli& cli, const ClassifyArgs& args) {
     }
     std::error_code code;
     folder = folder || std::filesystem::is_directory(image, code);
-    absl::StatusOr<std::vector<ImageFile>> found = ListImages(image);
+    absl::StatusOr<std::vector<ImageFile>> found = ListImages(image, labelling);
     if (!found.ok()) return cli.Fail(found.status());
     files.insert(files.end(), std::make_move_iterator(found->begin()),
                  std::make_move_iterator(found->end()));
   }
-  const auto client = cli.Connect();
-  if (!client.ok()) return cli.Fail(client.status());
   const bool single = files.size() == 1;
   const uint32_t top_k = args.top_k > 0 ? args.top_k : single ? 0 : 1;  // 0 = the server's choice
   AnswerPrinter printer(cli, single);
@@ -225,7 +228,10 @@ int RunClassify(const Cli& cli, const ClassifyArgs& args) {
     } else {
       printer.Error(file.path, answer.status());
       // No image will fare better.
-      if (absl::IsUnavailable(answer.status()) || absl::IsNotFound(answer.status())) break;
+      if (absl::IsUnavailable(answer.status()) || absl::IsNotFound(answer.status()) ||
+          absl::IsUnimplemented(answer.status())) {
+        break;
+      }
     }
   }
   return printer.Finish(absl::OkStatus());
@@ -316,7 +322,8 @@ void AddClassifyCommands(CLI::App& app, Cli& cli) {
     command->add_option("--window", args->window, "Requests in flight on the stream")
         ->check(CLI::Range(1, 4096));
     command->add_flag("--send-labels", args->send_labels,
-                      "Send the class that the folder gives: counts towards live accuracy");
+                      "Send the class that the folder gives: counts towards live accuracy; "
+                      "sub-folders need the admin port, for the model's labels");
     command->callback([&cli, args] { cli.run = [&cli, args] { return RunClassify(cli, *args); }; });
   }
   {

@@ -39,6 +39,17 @@ struct Cli {
   void Print(const Json& json) const;
 };
 
+// `ternctl: warning: ` and the text on stderr, the same text once.
+void Warn(const std::string& text);
+
+// Labels by the classes of the model's version (0 = the default, or one that is ready);
+// ImageFolders need the admin port for it. `client` must outlive it.
+Labelling LabelsOf(Client& client, const std::string& model, uint64_t version, int offset = 0);
+
+inline constexpr char kLabelOffsetHelp[] =
+    "Added to the indices that a labels.txt or the order of sub-folders gives (1 for networks with "
+    "a background class)";
+
 // A model and one of its versions, as most commands take them.
 struct ModelArgs {
   std::string model;

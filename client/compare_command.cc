@@ -36,9 +36,10 @@ uint64_t ReferenceOf(const v1::ListResponse& versions) {
 }
 
 absl::StatusOr<std::vector<Row>> Compare(const Cli& cli, const CompareArgs& args) {
-  TERN_CLIENT_ASSIGN_OR_RETURN(const std::vector<ImageFile> files,
-                               ListImages(args.data, args.label_offset));
   TERN_CLIENT_ASSIGN_OR_RETURN(auto client, cli.Connect());
+  TERN_CLIENT_ASSIGN_OR_RETURN(
+      const std::vector<ImageFile> files,
+      ListImages(args.data, LabelsOf(*client, args.model, 0, args.label_offset)));
   TERN_CLIENT_ASSIGN_OR_RETURN(const v1::ListResponse versions, client->Models(args.model));
   const uint64_t reference = ReferenceOf(versions);
   std::vector<v1::ClassifyRequest> requests;
@@ -137,7 +138,7 @@ void AddCompareCommand(CLI::App& app, Cli& cli) {
       "compare", "Every version of a model side by side: size, accuracy, agreement, latency");
   command->add_option("--model,-m", args->model, "The model's name")->required();
   command->add_option("--data,-d", args->data, "Folder of images, labelled or not")->required();
-  command->add_option("--label-offset", args->label_offset, "Added to every label");
+  command->add_option("--label-offset", args->label_offset, kLabelOffsetHelp);
   command->add_option("--seconds", args->load.seconds, "Measured time per version")
       ->check(CLI::Range(0.1, 3600.0));
   command->add_option("--concurrency,-c", args->load.concurrency, "Requests in flight")

@@ -2,7 +2,6 @@
 
 #include <google/protobuf/io/tokenizer.h>
 #include <google/protobuf/text_format.h>
-#include <unistd.h>
 
 #include <cerrno>
 #include <cstring>
@@ -22,7 +21,8 @@ struct NamedContract {
 };
 
 // torchvision's evaluation transforms. The network's input decides the crop: Resize(32) and
-// CenterCrop(32) for CIFAR-10, Resize(256) and CenterCrop(224) for most ImageNet networks.
+// CenterCrop(32) for CIFAR-10, Resize(256) and CenterCrop(224) for most ImageNet networks,
+// Resize(342) and CenterCrop(299) for Inception v3.
 constexpr NamedContract kContracts[] = {
     {"cifar10", R"(
        color_order: RGB  resize: SHORTER_SIDE  resize_size: 32  filter: BILINEAR_ANTIALIAS
@@ -30,6 +30,10 @@ constexpr NamedContract kContracts[] = {
        mean: [0.485, 0.456, 0.406]  std: [0.229, 0.224, 0.225])"},
     {"imagenet", R"(
        color_order: RGB  resize: SHORTER_SIDE  resize_size: 256  filter: BILINEAR_ANTIALIAS
+       center_crop: true  scale: 0.00392156863
+       mean: [0.485, 0.456, 0.406]  std: [0.229, 0.224, 0.225])"},
+    {"imagenet-299", R"(
+       color_order: RGB  resize: SHORTER_SIDE  resize_size: 342  filter: BILINEAR_ANTIALIAS
        center_crop: true  scale: 0.00392156863
        mean: [0.485, 0.456, 0.406]  std: [0.229, 0.224, 0.225])"},
 };
@@ -61,23 +65,6 @@ absl::StatusOr<v1::Preprocessing> Parse(const std::string& text, const std::stri
 
 }  // namespace
 
-absl::Status WriteFile(const std::string& path, const std::string& bytes) {
-  const std::string temporary = absl::StrCat(path, ".part.", getpid());
-  std::ofstream file(temporary, std::ios::binary | std::ios::trunc);
-  if (!file) return absl::NotFoundError(absl::StrCat(path, ": ", std::strerror(errno)));
-  file << bytes;
-  file.close();
-  std::error_code code;
-  if (file) {
-    std::filesystem::rename(temporary, path, code);
-    if (!code) return absl::OkStatus();
-  }
-  std::error_code ignored;
-  std::filesystem::remove(temporary, ignored);
-  return absl::DataLossError(
-      absl::StrCat(path, ": ", code ? code.message() : std::string("writing failed")));
-}
-
 absl::StatusOr<std::string> ReadFile(const std::string& path, size_t max_bytes) {
   std::error_code code;
   if (std::filesystem::is_directory(path, code)) {
@@ -107,8 +94,9 @@ absl::StatusOr<v1::Preprocessing> LoadPreprocessing(const std::string& which) {
   }
   std::error_code code;
   if (!std::filesystem::exists(which, code)) {
-    return absl::NotFoundError(absl::StrCat(
-        "preprocessing '", which, "' is neither a named contract (cifar10, imagenet) nor a file"));
+    return absl::NotFoundError(
+        absl::StrCat("preprocessing '", which,
+                     "' is neither a named contract (cifar10, imagenet, imagenet-299) nor a file"));
   }
   TERN_CLIENT_ASSIGN_OR_RETURN(const std::string text, ReadFile(which, 1 << 20));
   return Parse(text, which);

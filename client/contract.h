@@ -10,7 +10,7 @@
 
 namespace tern::client {
 
-// `which` is a named contract (cifar10, imagenet) or the path of a text-format
+// `which` is a named contract (cifar10, imagenet, imagenet-299) or the path of a text-format
 // tern.v1.Preprocessing file. NOT_FOUND if it is neither, listing the names; INVALID_ARGUMENT
 // with line and column if the file does not parse.
 absl::StatusOr<v1::Preprocessing> LoadPreprocessing(const std::string& which);
@@ -22,10 +22,6 @@ absl::StatusOr<std::vector<std::string>> LoadLabels(const std::string& path);
 // The whole file. NOT_FOUND if it cannot be opened, DATA_LOSS if reading fails,
 // RESOURCE_EXHAUSTED if it is larger than `max_bytes`.
 absl::StatusOr<std::string> ReadFile(const std::string& path, size_t max_bytes = size_t{1} << 30);
-
-// Replaces the file whole: another one beside it is written first and renamed. NOT_FOUND if it
-// cannot be made, DATA_LOSS if writing fails; then the file is as before.
-absl::Status WriteFile(const std::string& path, const std::string& bytes);
 
 }  // namespace tern::client
 

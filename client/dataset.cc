@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <limits>
 #include <map>
 #include <utility>
@@ -93,42 +94,110 @@ absl::StatusOr<std::vector<ImageFile>> FromLabelsFile(const fs::path& folder, in
   return images;
 }
 
+// The class of each sub-folder of `root` by its name; nothing if they count by their place.
+absl::StatusOr<std::vector<uint32_t>> NamedClasses(const std::string& root,
+                                                   const std::vector<std::string>& names,
+                                                   const Labelling& labelling) {
+  std::vector<uint32_t> classes;
+  if (!labelling.classes) return classes;
+  TERN_CLIENT_ASSIGN_OR_RETURN(const Classes model, labelling.classes());
+  std::multimap<std::string, uint32_t> labels;
+  for (const std::string& label : model.labels) {
+    labels.emplace(label, static_cast<uint32_t>(labels.size()));
+  }
+  const auto warn = [&](const auto&... text) {
+    if (labelling.warn) labelling.warn(absl::StrCat(root, ": ", text...));
+  };
+  std::string stranger;
+  for (const std::string& name : names) {
+    const auto [first, end] = labels.equal_range(name);
+    if (first == end) {
+      stranger = name;
+      continue;
+    }
+    if (const auto second = std::next(first); second != end) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(root, ": sub-folder '", name, "' is the label of classes ", first->second,
+                       " and ", second->second, ": give the indices in a labels.txt"));
+    }
+    classes.push_back(first->second);
+  }
+  if (classes.empty()) {
+    const auto count = static_cast<int64_t>(names.size());
+    if (model.count > 0 && count + labelling.offset != static_cast<int64_t>(model.count)) {
+      warn("sub-folders: ", count, ", classes of the model: ", model.count,
+           "; they count as classes ", labelling.offset, " to ", count - 1 + labelling.offset,
+           " in the order of their names, which are no labels of the model");
+    }
+  } else if (!stranger.empty()) {
+    return absl::InvalidArgumentError(absl::StrCat(root, ": sub-folder '", stranger,
+                                                   "' is none of the model's labels, others are"));
+  } else if (labelling.offset != 0) {
+    warn("the sub-folders have the names of labels of the model: the label offset of ",
+         labelling.offset, " is not used");
+  }
+  return classes;
+}
+
 void Shuffle(std::vector<size_t>& items, Random& random) {
   for (size_t i = items.size(); i > 1; --i) std::swap(items[i - 1], items[random.Below(i)]);
 }
 
 }  // namespace
 
-absl::StatusOr<std::vector<ImageFile>> ListImages(const std::string& path, int label_offset) {
+absl::StatusOr<std::vector<ImageFile>> ListImages(const std::string& path,
+                                                  const Labelling& labelling) {
   std::error_code code;
   const fs::path root(path);
   if (!fs::exists(root, code)) {
+    if (code) return Unreadable(root, code);
     return absl::NotFoundError(absl::StrCat(path, ": no such file or folder"));
   }
   if (!fs::is_directory(root, code)) return std::vector<ImageFile>{{path, std::nullopt}};
 
   std::vector<ImageFile> images;
   if (fs::exists(root / "labels.txt", code)) {
-    TERN_CLIENT_ASSIGN_OR_RETURN(images, FromLabelsFile(root, label_offset));
+    TERN_CLIENT_ASSIGN_OR_RETURN(images, FromLabelsFile(root, labelling.offset));
   } else {
-    std::vector<std::string> classes;
+    std::vector<std::string> names;
     fs::directory_iterator it(root, code);
     if (code) return Unreadable(root, code);
     for (const fs::directory_iterator end; it != end;) {
-      if (it->is_directory(code) && !Hidden(it->path())) classes.push_back(it->path().string());
+      if (it->is_directory(code) && !Hidden(it->path())) {
+        names.push_back(it->path().filename().string());
+      }
       it.increment(code);
       if (code) return Unreadable(root, code);
     }
-    std::sort(classes.begin(), classes.end());
-    for (size_t i = 0; i < classes.size(); ++i) {
-      TERN_CLIENT_ASSIGN_OR_RETURN(std::vector<std::string> found, FindImages(classes[i], true));
-      if (found.empty()) continue;
-      TERN_CLIENT_ASSIGN_OR_RETURN(const uint32_t label, Shift(i, label_offset, classes[i]));
-      for (std::string& name : found) images.push_back({std::move(name), label});
+    std::sort(names.begin(), names.end());
+    std::vector<std::vector<std::string>> found(names.size());
+    bool any = false;
+    for (size_t i = 0; i < names.size(); ++i) {
+      TERN_CLIENT_ASSIGN_OR_RETURN(found[i], FindImages(root / names[i], true));
+      any |= !found[i].empty();
     }
-    if (images.empty()) {
-      TERN_CLIENT_ASSIGN_OR_RETURN(std::vector<std::string> found, FindImages(root, false));
-      for (std::string& name : found) images.push_back({std::move(name), std::nullopt});
+    TERN_CLIENT_ASSIGN_OR_RETURN(std::vector<std::string> beside, FindImages(root, false));
+    if (any) {
+      TERN_CLIENT_ASSIGN_OR_RETURN(const std::vector<uint32_t> named,
+                                   NamedClasses(path, names, labelling));
+      for (size_t i = 0; i < names.size(); ++i) {
+        if (found[i].empty()) continue;
+        uint32_t label = 0;
+        if (named.empty()) {
+          TERN_CLIENT_ASSIGN_OR_RETURN(
+              label,
+              Shift(i, labelling.offset, absl::StrCat(path, ": sub-folder '", names[i], "'")));
+        } else {
+          label = named[i];
+        }
+        for (std::string& name : found[i]) images.push_back({std::move(name), label});
+      }
+      if (!beside.empty() && labelling.warn) {
+        labelling.warn(
+            absl::StrCat(path, ": images beside the sub-folders are left out: ", beside.size()));
+      }
+    } else {
+      for (std::string& name : beside) images.push_back({std::move(name), std::nullopt});
     }
   }
   if (images.empty()) {

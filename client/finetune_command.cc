@@ -58,7 +58,8 @@ absl::StatusOr<uint64_t> Quantise(const Cli& cli, Client& client, const Finetune
     TERN_CLIENT_ASSIGN_OR_RETURN(const uint32_t cluster, ParseClusterSize(args.cluster));
     start.mutable_recipe()->set_cluster_size(cluster);
   }
-  TERN_CLIENT_ASSIGN_OR_RETURN(const std::vector<ImageFile> images, ListImages(args.data));
+  TERN_CLIENT_ASSIGN_OR_RETURN(const std::vector<ImageFile> images,
+                               ListImages(args.data, LabelsOf(client, args.model.model, source)));
   Progress progress(cli.quiet);
   TERN_CLIENT_ASSIGN_OR_RETURN(
       const QuantizeOutcome outcome,
@@ -156,6 +157,12 @@ absl::StatusOr<int> Finetune(const Cli& cli, const FinetuneArgs& args) {
     }
     std::cerr << "\n";
     return exit_status;
+  }
+  // A model that was deleted and made anew while this trained has none of the old one's numbers.
+  if (absl::IsNotFound(client->Report(args.model.model, source).status())) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("the source version ", source, " of '", args.model.model,
+                     "' was deleted meanwhile; nothing was imported, the result is ", result));
   }
   v1::ImportStart import;
   import.set_name(args.model.model);

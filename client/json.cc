@@ -365,6 +365,7 @@ Json ToJson(const LoadResult& result) {
   json["p999_ms"] = Number(result.p999_ms);
   json["max_ms"] = Number(result.max_ms);
   json["p50_beside_pixels_ms"] = Number(result.p50_beside_pixels_ms);
+  json["not_sent"] = result.not_sent;
   json["errors"] = result.errors;
   json["errors_by_code"] = Json::object();
   for (const auto& [code, count] : result.errors_by_code) json["errors_by_code"][code] = count;

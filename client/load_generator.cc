@@ -62,15 +62,21 @@ class Load {
   void RunOpen() {
     Random random(options_.seed);
     Clock::time_point due = Clock::now();
-    while (due < end_) {
+    while (due < end_ && Clock::now() < end_) {
       std::this_thread::sleep_until(due);
       {
         std::unique_lock lock(mutex_);
-        wake_.wait(lock, [this] { return in_flight_ < options_.max_in_flight; });
+        if (!wake_.wait_until(lock, end_, [this] { return in_flight_ < options_.max_in_flight; })) {
+          break;
+        }
       }
       Send(due);
       const double gaps = options_.poisson ? -std::log(random.Unit()) : 1;
       due += FromSeconds(gaps / options_.rate);
+    }
+    if (due < end_) {
+      const double left = ToSeconds(end_ - std::max(due, begin_));
+      not_sent_ = static_cast<uint64_t>(std::ceil(left * options_.rate));
     }
   }
 
@@ -115,6 +121,7 @@ class Load {
 
   LoadResult Summary() {
     LoadResult result = result_;
+    result.not_sent = not_sent_;
     // Answers inside the measured time, whenever their request was due: neither end of the time
     // biases the rate. Requests slower than the whole time leave only the second way.
     result.images = answered_in_time_ > 0 ? answered_in_time_ : answered_;
@@ -147,6 +154,7 @@ class Load {
   LatencyRecorder recorder_, beside_pixels_;
   LoadResult result_;  // sums until Summary
   uint64_t next_number_ = 0;
+  uint64_t not_sent_ = 0;
   uint64_t answered_ = 0;          // from begin_ on
   uint64_t answered_in_time_ = 0;  // in [begin_, end_)
   int in_flight_ = 0;

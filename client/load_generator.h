@@ -60,6 +60,9 @@ struct LoadResult {
   double mean_ms = 0, p50_ms = 0, p90_ms = 0, p95_ms = 0, p99_ms = 0, p999_ms = 0, max_ms = 0;
   // Median of each answer's latency less its own decoding and preprocessing.
   double p50_beside_pixels_ms = 0;
+  // Open loop: requests of the measured time that the end came before, because this process or the
+  // server was behind. Poisson: how many are to be expected in the time left.
+  uint64_t not_sent = 0;
   uint64_t errors = 0;
   std::map<std::string, uint64_t> errors_by_code;  // canonical names
   std::string first_error;
@@ -73,9 +76,9 @@ struct LoadResult {
 using Done = std::function<void(absl::StatusOr<v1::ClassifyResponse>)>;
 using StartRequest = std::function<void(uint64_t number, Done done)>;
 
-// Runs the load, waits for the last answer. Latencies run from the intended time of sending (in a
-// closed loop that is the real one) of requests due in the measured time, to the answer; failed
-// requests count as errors only.
+// Runs the load until the measured time is over, waits for the last answer. Latencies run from the
+// intended time of sending (in a closed loop that is the real one) of requests due in the measured
+// time, to the answer; failed requests count as errors only.
 LoadResult RunLoad(const LoadOptions& options, const StartRequest& start);
 
 }  // namespace tern::client

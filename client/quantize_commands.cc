@@ -11,7 +11,7 @@
 #include "absl/time/clock.h"
 #include "client/chart.h"
 #include "client/commands.h"
-#include "client/contract.h"
+#include "client/output_file.h"
 #include "client/progress.h"
 #include "client/recipe.h"
 #include "client/samples.h"
@@ -75,14 +75,15 @@ struct QuantizeArgs {
   bool dry_run = false;
 };
 
-absl::StatusOr<std::vector<Sample>> Samples(const QuantizeArgs& args) {
+absl::StatusOr<std::vector<Sample>> Samples(Client& client, const QuantizeArgs& args) {
+  const Labelling labelling = LabelsOf(client, args.model, args.from, args.label_offset);
   TERN_CLIENT_ASSIGN_OR_RETURN(const std::vector<ImageFile> calibration,
-                               ListImages(args.calibration, args.label_offset));
+                               ListImages(args.calibration, labelling));
   const std::vector<ImageFile> chosen =
       ChooseImages(calibration, args.calibration_count, args.seed);
   if (args.evaluation.empty()) return MergeSamples(chosen, {});
   TERN_CLIENT_ASSIGN_OR_RETURN(std::vector<ImageFile> evaluation,
-                               ListImages(args.evaluation, args.label_offset));
+                               ListImages(args.evaluation, labelling));
   if (args.limit > 0) evaluation = ChooseImages(evaluation, args.limit, args.seed);
   return MergeSamples(chosen, evaluation);
 }
@@ -134,8 +135,8 @@ v1::QuantizeStart Start(const QuantizeArgs& args) {
 
 absl::StatusOr<QuantizeOutcome> Quantize(const Cli& cli, const QuantizeArgs& args,
                                          const v1::QuantizeStart& start) {
-  TERN_CLIENT_ASSIGN_OR_RETURN(std::vector<Sample> samples, Samples(args));
   TERN_CLIENT_ASSIGN_OR_RETURN(auto client, cli.Connect());
+  TERN_CLIENT_ASSIGN_OR_RETURN(std::vector<Sample> samples, Samples(*client, args));
   Sender sender(std::move(samples), cli.quiet);
   return client->Quantize(start, sender.source(), sender.callback());
 }
@@ -178,13 +179,15 @@ absl::StatusOr<v1::EvaluateResult> Evaluate(const Cli& cli, const EvaluateArgs& 
   start.set_model(args.model.model);
   start.set_version(args.model.version);
   start.set_reference_version(args.reference);
-  TERN_CLIENT_ASSIGN_OR_RETURN(std::vector<ImageFile> images,
-                               ListImages(args.data, args.label_offset));
+  TERN_CLIENT_ASSIGN_OR_RETURN(auto client, cli.Connect());
+  TERN_CLIENT_ASSIGN_OR_RETURN(
+      std::vector<ImageFile> images,
+      ListImages(args.data,
+                 LabelsOf(*client, args.model.model, args.model.version, args.label_offset)));
   if (args.limit > 0) images = ChooseImages(images, args.limit, args.seed);
   std::vector<Sample> samples;
   samples.reserve(images.size());
   for (ImageFile& image : images) samples.push_back({std::move(image), false, true});
-  TERN_CLIENT_ASSIGN_OR_RETURN(auto client, cli.Connect());
   Sender sender(std::move(samples), cli.quiet);
   return client->Evaluate(start, sender.source(), sender.callback());
 }
@@ -260,7 +263,7 @@ void AddQuantizeCommands(CLI::App& app, Cli& cli) {
     command->add_option("--evaluation", args->evaluation, "Folder of labelled images to measure on")
         ->check(CLI::ExistingDirectory);
     command->add_option("--limit", args->limit, "At most so many evaluation images; 0 = all");
-    command->add_option("--label-offset", args->label_offset, "Added to every label");
+    command->add_option("--label-offset", args->label_offset, kLabelOffsetHelp);
     command->add_option("--seed", args->seed, "Of the choice of images and of the method");
     command->add_option("--max-top1-drop", args->max_top1_drop,
                         "Publish only if top-1 falls by no more than this fraction (0.01 = one "
@@ -309,8 +312,7 @@ void AddQuantizeCommands(CLI::App& app, Cli& cli) {
     command->add_option("--data,-d", args->data, "Folder of images")
         ->required()
         ->check(CLI::ExistingDirectory);
-    command->add_option("--label-offset", args->label_offset,
-                        "Added to every label (1 for networks with a background class)");
+    command->add_option("--label-offset", args->label_offset, kLabelOffsetHelp);
     command->add_option("--reference-version", args->reference,
                         "Also count how often the top-1 agrees with this version; 0 = none");
     command->add_option("--limit", args->limit,

@@ -1,7 +1,5 @@
 // ternctl import, models, report, export, set-default, load, unload, delete.
 
-#include <unistd.h>
-
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
@@ -14,6 +12,7 @@
 #include "absl/strings/str_join.h"
 #include "client/commands.h"
 #include "client/contract.h"
+#include "client/output_file.h"
 #include "client/progress.h"
 #include "client/status.h"
 #include "client/table.h"
@@ -95,12 +94,18 @@ int RunModels(const Cli& cli, const std::string& model) {
                {"CLASSES", Table::kRight},
                {"REASON"}});
   for (const v1::ModelVersion& version : list->versions()) {
-    table.Add({version.model(), absl::StrCat(version.version()), version.is_default() ? "*" : "",
-               StateName(version.state()), version.scheme(),
-               ClusterName(version.cluster_size(), version.scheme()),
-               version.bits_per_weight() > 0 ? Fixed(version.bits_per_weight(), 2) : "-",
-               Bytes(version.bytes()), absl::StrJoin(version.input_shape(), "x"),
-               absl::StrCat(version.classes()), version.reason()});
+    std::vector<std::string> row = {version.model(), absl::StrCat(version.version()),
+                                    version.is_default() ? "*" : "", StateName(version.state())};
+    if (version.scheme().empty()) {
+      row.insert(row.end(), 6, "-");  // never read: nothing is known of its network
+    } else {
+      row.insert(row.end(),
+                 {version.scheme(), ClusterName(version.cluster_size(), version.scheme()),
+                  Fixed(version.bits_per_weight(), 2), Bytes(version.bytes()),
+                  absl::StrJoin(version.input_shape(), "x"), absl::StrCat(version.classes())});
+    }
+    row.push_back(version.reason());
+    table.Add(std::move(row));
   }
   table.Print(std::cout);
   return kOk;
@@ -132,20 +137,10 @@ absl::StatusOr<std::string> Export(const Cli& cli, const ModelArgs& args,
                                    v1::ExportRequest::Format format, const std::string& output) {
   TERN_CLIENT_ASSIGN_OR_RETURN(auto client, cli.Connect());
   if (output == "-") return client->Export(args.model, args.version, format, std::cout);
-  // Beside the target first, so that a broken transfer leaves no half file under the name.
-  const std::string temporary = absl::StrCat(output, ".part.", getpid());
-  std::ofstream file(temporary, std::ios::binary | std::ios::trunc);
-  if (!file) return absl::NotFoundError(absl::StrCat(temporary, ": ", std::strerror(errno)));
-  absl::StatusOr<std::string> name = client->Export(args.model, args.version, format, file);
-  file.close();
-  std::error_code code;
-  if (name.ok() && !file) name = absl::DataLossError(absl::StrCat("writing ", output, " failed"));
-  if (name.ok()) {
-    std::filesystem::rename(temporary, output, code);
-    if (!code) return name;
-    name = absl::DataLossError(absl::StrCat(output, ": ", code.message()));
-  }
-  std::filesystem::remove(temporary, code);
+  TERN_CLIENT_ASSIGN_OR_RETURN(const std::unique_ptr<OutputFile> file, OutputFile::Open(output));
+  TERN_CLIENT_ASSIGN_OR_RETURN(std::string name,
+                               client->Export(args.model, args.version, format, file->stream()));
+  TERN_CLIENT_RETURN_IF_ERROR(file->Keep());
   return name;
 }
 
@@ -159,15 +154,16 @@ int RunExport(const Cli& cli, const ModelArgs& args, v1::ExportRequest::Format f
   if (!name.ok()) return cli.Fail(name.status());
   if (output == "-") return kOk;
   std::error_code code;
-  const uint64_t bytes = std::filesystem::file_size(output, code);
+  const uint64_t bytes = std::filesystem::file_size(output, code);  // an error for a pipe
   if (cli.json) {
     Json json;
     json["file_name"] = *name;
     json["output"] = output;
-    json["bytes"] = bytes;
+    json["bytes"] = code ? Json() : Json(bytes);
     cli.Print(json);
   } else {
-    std::cout << "wrote " << output << " (" << Printable(*name) << ", " << Bytes(bytes) << ")\n";
+    std::cout << "wrote " << Printable(output) << " (" << Printable(*name)
+              << (code ? "" : absl::StrCat(", ", Bytes(bytes))) << ")\n";
   }
   return kOk;
 }
@@ -236,7 +232,8 @@ void AddRegistryCommands(CLI::App& app, Cli& cli) {
     CLI::Option* preprocess = command->add_option(
         "--preprocess", args->preprocess,
         "How an image becomes the network's input: cifar10 (Resize 32, centre crop), "
-        "imagenet (Resize 256, centre crop), or a text-format tern.v1.Preprocessing file");
+        "imagenet (Resize 256, centre crop), imagenet-299 (Resize 342), or a text-format "
+        "tern.v1.Preprocessing file");
     CLI::Option* labels = command->add_option("--labels", args->labels, "Class names, one per line")
                               ->check(CLI::ExistingFile);
     CLI::Option* jpeg_scaling =

@@ -16,6 +16,7 @@
 #include "absl/time/clock.h"
 #include "client/commands.h"
 #include "client/contract.h"
+#include "client/output_file.h"
 #include "client/progress.h"
 #include "client/recipe.h"
 #include "client/samples.h"
@@ -79,15 +80,16 @@ std::vector<SweepRow> Rows(const SweepArgs& args, const std::vector<uint32_t>& c
 }
 
 // One quantisation of a row: the images it takes.
-absl::StatusOr<std::vector<std::vector<Sample>>> Splits(const SweepArgs& args) {
+absl::StatusOr<std::vector<std::vector<Sample>>> Splits(Client& client, const SweepArgs& args) {
+  const Labelling labelling = LabelsOf(client, args.model, args.from, args.label_offset);
   TERN_CLIENT_ASSIGN_OR_RETURN(std::vector<ImageFile> images,
-                               ListImages(args.calibration, args.label_offset));
+                               ListImages(args.calibration, labelling));
   const auto choose = [&](const std::vector<ImageFile>& from, uint64_t otherwise) {
     return ChooseImages(from, args.calibration_count.value_or(otherwise), args.seed);
   };
   if (args.folds == 0) {
     TERN_CLIENT_ASSIGN_OR_RETURN(std::vector<ImageFile> evaluation,
-                                 ListImages(args.evaluation, args.label_offset));
+                                 ListImages(args.evaluation, labelling));
     if (args.limit > 0) evaluation = ChooseImages(evaluation, args.limit, args.seed);
     return std::vector<std::vector<Sample>>{MergeSamples(choose(images, 500), evaluation)};
   }
@@ -180,10 +182,10 @@ class Sweep {
 
   absl::Status Run() {
     TERN_CLIENT_RETURN_IF_ERROR(finished_.Open());
-    TERN_CLIENT_ASSIGN_OR_RETURN(splits_, Splits(args_));
     TERN_CLIENT_ASSIGN_OR_RETURN(client_, cli_.Connect());
     // Also tells an unknown model or a server that is down before anything is read.
     TERN_CLIENT_RETURN_IF_ERROR(FindSource());
+    TERN_CLIENT_ASSIGN_OR_RETURN(splits_, Splits(*client_, args_));
     for (SweepRow& row : rows_) {
       const absl::Status status = RunRow(row);
       if (!status.ok()) {
@@ -477,7 +479,7 @@ void AddSweepCommand(CLI::App& app, Cli& cli) {
           ->check(CLI::Range(2, 100))
           ->excludes(evaluation);
   command->add_option("--limit", args->limit, "At most so many images to measure on; 0 = all");
-  command->add_option("--label-offset", args->label_offset, "Added to every label");
+  command->add_option("--label-offset", args->label_offset, kLabelOffsetHelp);
   command->add_option("--seed", args->seed, "Of the choice of images and of the methods");
   command->add_flag("--quantize-first-and-last", args->quantize_first_and_last,
                     "The first and last layer too (else they stay int8)");

@@ -45,6 +45,10 @@ std::shared_ptr<grpc::Channel> MakeChannel(
   // gRPC's default of two minutes at most is how long a server that came back would stay unused.
   args.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 200);
   args.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 5'000);
+  // A name is looked up again when a server is lost, but no sooner than this after the last time.
+  // gRPC's default of 30 s is longer than a rolling update takes to replace three servers by others
+  // at new addresses.
+  args.SetInt(GRPC_ARG_DNS_MIN_TIME_BETWEEN_RESOLUTIONS_MS, 2'000);
   // A request larger than this (256 KiB unless set) is not kept, and so is not retried.
   args.SetInt(GRPC_ARG_PER_RPC_RETRY_BUFFER_SIZE, kMaxMessageBytes);
   args.SetServiceConfigJSON(ServiceConfig(options.retry, balanced));
@@ -61,11 +65,23 @@ absl::Status Annotate(const absl::Status& status, const char* context) {
   return absl::Status(status.code(), absl::StrCat(context, ": ", status.message()));
 }
 
-absl::Status FromGrpc(const grpc::Status& status, const std::string& address) {
+enum class Port { kData, kAdmin };
+
+absl::Status FromGrpc(const grpc::Status& status, const ClientOptions& options, Port port) {
   if (status.ok()) return absl::OkStatus();
   const auto code = static_cast<absl::StatusCode>(status.error_code());
+  const bool admin = port == Port::kAdmin;
+  const std::string& address = admin ? options.admin : options.server;
   if (code == absl::StatusCode::kUnavailable) {
     return absl::Status(code, absl::StrCat("server at ", address, ": ", status.error_message()));
+  }
+  // gRPC's answer where there is no such service.
+  if (code == absl::StatusCode::kUnimplemented && status.error_message().empty()) {
+    return absl::UnimplementedError(absl::StrCat(
+        address, " was asked as the ",
+        admin ? "admin port (--admin), which serves models, quantisation and measurements"
+              : "data port (--server), which serves classification",
+        ", and does not know the call: are --server and --admin swapped?"));
   }
   return absl::Status(code, status.error_message());
 }
@@ -172,7 +188,7 @@ struct Client::Impl {
     Prepare(context, deadline);
     Response response;
     TERN_CLIENT_RETURN_IF_ERROR(
-        FromGrpc((stub.*method)(&context, request, &response), options.admin));
+        FromGrpc((stub.*method)(&context, request, &response), options, Port::kAdmin));
     return response;
   }
 
@@ -211,7 +227,7 @@ struct Client::Impl {
       if (response.has_result()) result = response.result();
     }
     const absl::Status source = writer.Join();
-    const absl::Status status = FromGrpc(stream.Finish(), options.admin);
+    const absl::Status status = FromGrpc(stream.Finish(), options, Port::kAdmin);
     return source.ok() ? status : source;
   }
 };
@@ -271,7 +287,7 @@ absl::StatusOr<v1::ClassifyResponse> Client::Classify(const v1::ClassifyRequest&
   impl_->Prepare(context, impl_->options.deadline);
   v1::ClassifyResponse response;
   TERN_CLIENT_RETURN_IF_ERROR(FromGrpc(
-      impl_->classifiers[0]->Classify(&context, request, &response), impl_->options.server));
+      impl_->classifiers[0]->Classify(&context, request, &response), impl_->options, Port::kData));
   return response;
 }
 
@@ -288,12 +304,12 @@ void Client::ClassifyAsync(const v1::ClassifyRequest& request,
   auto& stub = *impl_->classifiers[impl_->next_channel++ % impl_->classifiers.size()];
   Call* raw = call.release();
   stub.async()->Classify(&raw->context, &request, &raw->response,
-                         [raw, address = impl_->options.server](grpc::Status status) {
+                         [raw, impl = impl_.get()](grpc::Status status) {
                            std::unique_ptr<Call> owned(raw);
                            if (status.ok()) {
                              owned->done(std::move(owned->response));
                            } else {
-                             owned->done(FromGrpc(status, address));
+                             owned->done(FromGrpc(status, impl->options, Port::kData));
                            }
                          });
 }
@@ -319,7 +335,7 @@ absl::Status Client::ClassifyStream(const RequestSource& next, const ResponseSin
     if (!sunk.ok()) context.TryCancel();
     source = writer.Join();
   }
-  const absl::Status status = FromGrpc(stream->Finish(), impl_->options.server);
+  const absl::Status status = FromGrpc(stream->Finish(), impl_->options, Port::kData);
   if (!source.ok()) return source;
   return sunk.ok() ? status : sunk;
 }
@@ -332,8 +348,9 @@ absl::StatusOr<v1::ReportLabelResponse> Client::ReportLabel(const std::string& r
   request.set_request_id(request_id);
   request.set_label(label);
   v1::ReportLabelResponse response;
-  TERN_CLIENT_RETURN_IF_ERROR(FromGrpc(
-      impl_->classifiers[0]->ReportLabel(&context, request, &response), impl_->options.server));
+  TERN_CLIENT_RETURN_IF_ERROR(
+      FromGrpc(impl_->classifiers[0]->ReportLabel(&context, request, &response), impl_->options,
+               Port::kData));
   return response;
 }
 
@@ -344,7 +361,7 @@ absl::StatusOr<bool> Client::Healthy(const std::string& service) {
   request.set_service(service);
   grpc::health::v1::HealthCheckResponse response;
   TERN_CLIENT_RETURN_IF_ERROR(
-      FromGrpc(impl_->health->Check(&context, request, &response), impl_->options.server));
+      FromGrpc(impl_->health->Check(&context, request, &response), impl_->options, Port::kData));
   return response.status() == grpc::health::v1::HealthCheckResponse::SERVING;
 }
 
@@ -371,7 +388,7 @@ absl::StatusOr<v1::ModelVersion> Client::Import(const v1::ImportStart& start, st
     return absl::DataLossError("reading the file failed");
   }
   writer->WritesDone();
-  TERN_CLIENT_RETURN_IF_ERROR(FromGrpc(writer->Finish(), impl_->options.admin));
+  TERN_CLIENT_RETURN_IF_ERROR(FromGrpc(writer->Finish(), impl_->options, Port::kAdmin));
   return response.version();
 }
 
@@ -433,7 +450,7 @@ absl::StatusOr<std::string> Client::Export(const std::string& model, uint64_t ve
       return absl::DataLossError("writing the exported file failed (disk full?)");
     }
   }
-  TERN_CLIENT_RETURN_IF_ERROR(FromGrpc(reader->Finish(), impl_->options.admin));
+  TERN_CLIENT_RETURN_IF_ERROR(FromGrpc(reader->Finish(), impl_->options, Port::kAdmin));
   return name;
 }
 

@@ -14,8 +14,9 @@
 //
 // Several servers: "a:8500,b:8500" or "dns:///name:8500". Calls go round robin to those that are
 // connected and whose grpc.health.v1 says SERVING; one that fails is left out and comes back by
-// itself. Classify and the reading admin calls are retried (RetryOptions), elsewhere if there is an
-// elsewhere. Streams and calls that change something are not: their caller knows what was done.
+// itself, and the name behind dns:/// is looked up again then, at most every 2 s. Classify and the
+// reading admin calls are retried (RetryOptions), elsewhere if there is an elsewhere. Streams and
+// calls that change something are not: their caller knows what was done.
 #ifndef TERN_CLIENT_TERN_CLIENT_H_
 #define TERN_CLIENT_TERN_CLIENT_H_
 

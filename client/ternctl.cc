@@ -1,12 +1,18 @@
 // ternctl: the command line of a Tern server.
 
 #include <CLI/CLI.hpp>
+#include <cmath>
+#include <cstdint>
 #include <cstdio>
 #include <iostream>
+#include <set>
 #include <string>
 
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "client/commands.h"
+#include "client/status.h"
 #include "client/table.h"
 
 namespace tern::client {
@@ -34,6 +40,36 @@ int Cli::Fail(const absl::Status& status) const {
   return kFailed;
 }
 
+void Warn(const std::string& text) {
+  static std::set<std::string> said;
+  if (said.insert(text).second) std::cerr << "ternctl: warning: " << Printable(text) << "\n";
+}
+
+Labelling LabelsOf(Client& client, const std::string& model, uint64_t version, int offset) {
+  Labelling labelling;
+  labelling.offset = offset;
+  labelling.warn = Warn;
+  labelling.classes = [&client, model, version]() -> absl::StatusOr<Classes> {
+    TERN_CLIENT_ASSIGN_OR_RETURN(const v1::ListResponse list, client.Models(model));
+    uint64_t ready = 0;
+    for (const v1::ModelVersion& v : list.versions()) {
+      if (v.state() != v1::READY) continue;
+      const bool wanted = version == 0 ? ready == 0 || v.is_default() : v.version() == version;
+      if (wanted) ready = v.version();
+    }
+    if (ready == 0) {
+      TERN_CLIENT_RETURN_IF_ERROR(client.Report(model, version).status());  // does it exist?
+      return absl::UnavailableError(
+          absl::StrCat("model ", model,
+                       version == 0 ? " has no version" : absl::StrCat(" has no version ", version),
+                       " that is ready: its labels say what the sub-folders are"));
+    }
+    TERN_CLIENT_ASSIGN_OR_RETURN(const v1::ModelVersion found, client.Report(model, ready));
+    return Classes{found.classes(), {found.labels().begin(), found.labels().end()}};
+  };
+  return labelling;
+}
+
 void Cli::Print(const Json& json) const { std::cout << Dump(json) << "\n"; }
 
 void AddModelArgs(CLI::App* command, ModelArgs* args, const std::string& version_help) {
@@ -52,11 +88,33 @@ constexpr char kFooter[] = R"(Examples:
   ternctl bench    --model r20 --data test/ --concurrency 8 --seconds 10
   ternctl models
 
-Folders of images are one sub-folder per class (alphabetical order = class index), or a flat
-folder with a labels.txt of `file index` lines.
+Folders of images are one sub-folder per class, or a flat folder with a labels.txt of `file index`
+lines. Sub-folders that have the names of the model's labels are those classes; if none has, their
+alphabetical order gives the index.
 With --json only JSON goes to standard output; progress and errors go to standard error.
 Exit status: 0 success, 1 failure, 2 wrong usage, 3 quantised but not published (accuracy gate);
 finetune: also what tern-finetune ended with, 128 + n for signal n.)";
+
+// CLI11 takes nan and inf for numbers, and -1 or what is too large for the largest of uint64_t.
+void CheckNumbers(CLI::App* command) {
+  for (CLI::Option* option : command->get_options()) {
+    const std::string type = option->get_type_name();
+    if (absl::StartsWith(type, "FLOAT")) {
+      option->check([](const std::string& text) {
+        double value = 0;
+        const bool ok = absl::SimpleAtod(text, &value) && std::isfinite(value);
+        return ok ? "" : "got '" + text + "', want a finite number";
+      });
+    } else if (absl::StartsWith(type, "UINT")) {
+      option->check([](const std::string& text) {
+        uint64_t value = 0;
+        return absl::SimpleAtoi(text, &value) ? ""
+                                              : "got '" + text + "', want a number of 0 or more";
+      });
+    }
+  }
+  for (CLI::App* child : command->get_subcommands({})) CheckNumbers(child);
+}
 
 int Main(int argc, char** argv) {
   Cli cli;
@@ -84,6 +142,14 @@ int Main(int argc, char** argv) {
   app.add_option("--timeout", cli.timeout_seconds,
                  "Deadline in seconds of each call; 0: 30 s, 600 s for transfers, none for jobs")
       ->check(CLI::NonNegativeNumber);
+  app.set_version_flag(
+      "--version",
+      [&app]() -> std::string {
+        // It falls through from commands that have no --version of their own.
+        if (!app.get_subcommands().empty()) throw CLI::ExtrasError("ternctl", {"--version"});
+        return "ternctl " TERN_VERSION;
+      },
+      "Print the version and exit");
   app.require_subcommand(1);
   app.fallthrough();  // --server, --admin, --json, ... may also follow the sub-command
   AddRegistryCommands(app, cli);
@@ -93,6 +159,7 @@ int Main(int argc, char** argv) {
   AddCompareCommand(app, cli);
   AddSweepCommand(app, cli);
   AddFinetuneCommand(app, cli);
+  CheckNumbers(&app);
 
   try {
     app.parse(argc, argv);

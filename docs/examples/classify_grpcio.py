@@ -37,7 +37,7 @@ def main() -> None:
         answers = classify(channel, args.model, (path.read_bytes() for path in args.images))
         for path, answer in zip(args.images, answers):
             best = answer.classes[0]
-            print(f"{path}: {best.label} {100 * best.probability:.1f} %, "
+            print(f"{path}: {best.label or best.index} {100 * best.probability:.1f} %, "
                   f"{answer.receipt.timing.total_us / 1000:.1f} ms in the server")
 
 

@@ -30,8 +30,8 @@ def classify(client: triton.InferenceServerClient, model: str, images: Sequence[
     answer = client.infer(model, [tensor], outputs=[output], client_timeout=timeout)
     rows = []
     for row in answer.as_numpy("probabilities"):
-        fields = [element.decode().split(":", 2) for element in row]
-        rows.append([Score(float(value), int(index), label) for value, index, label in fields])
+        fields = [element.decode().split(":", 2) for element in row]  # value:index, and :label if the model has labels
+        rows.append([Score(float(value), int(index), label[0] if label else index) for value, index, *label in fields])
     return rows
 
 

@@ -15,13 +15,32 @@ namespace {
 using ::testing::HasSubstr;
 
 TEST(ParseTargetTest, OneEndpointIsLeftToGrpc) {
-  for (const char* target : {"127.0.0.1:8500", "localhost:8500", "unix:/run/tern.sock"}) {
+  for (const char* target : {"127.0.0.1:8500", "localhost:8500", "[::1]:65535",
+                             "unix:/run/tern.sock", "ipv4:127.0.0.1:8500"}) {
     const auto parsed = ParseTarget(target);
     ASSERT_TRUE(parsed.ok()) << parsed.status();
     EXPECT_EQ(parsed->uri, target);
     EXPECT_FALSE(parsed->balanced);
   }
-  EXPECT_TRUE(ParseTarget("dns:///tern-headless:8500")->balanced);
+  for (const char* target :
+       {"dns:///tern-headless:8500", "dns:tern:8500", "dns://127.0.0.1:53/tern:8500"}) {
+    const auto parsed = ParseTarget(target);
+    ASSERT_TRUE(parsed.ok()) << parsed.status();
+    EXPECT_EQ(parsed->uri, target);
+    EXPECT_TRUE(parsed->balanced);
+  }
+}
+
+// gRPC takes these, and connects to another port than was meant.
+TEST(ParseTargetTest, AnEndpointNeedsAHostAndAPortThatExists) {
+  for (const char* bad :
+       {"127.0.0.1", "127.0.0.1:", "127.0.0.1:0", "127.0.0.1:65536", "127.0.0.1:99999", ":8500",
+        "127.0.0.1:+80", "127.0.0.1: 80", "::1", "::1:8500", "http://127.0.0.1:8500", "tern",
+        "dns:///tern", "dns:tern", "dns:///tern:99999", "dns://127.0.0.1:53/tern"}) {
+    const absl::Status status = ParseTarget(bad).status();
+    EXPECT_TRUE(absl::IsInvalidArgument(status)) << bad;
+    EXPECT_THAT(std::string(status.message()), HasSubstr("want HOST:PORT")) << bad;
+  }
 }
 
 TEST(ParseTargetTest, AListBecomesNumericAddresses) {

@@ -12,7 +12,8 @@ using testing::ElementsAre;
 using testing::HasSubstr;
 
 TEST(ContractTest, NamedContractsAreTorchvisionsTransforms) {
-  for (const auto& [name, size] : {std::pair{"cifar10", 32u}, std::pair{"imagenet", 256u}}) {
+  for (const auto& [name, size] :
+       {std::pair{"cifar10", 32u}, std::pair{"imagenet", 256u}, std::pair{"imagenet-299", 342u}}) {
     const auto contract = LoadPreprocessing(name);
     ASSERT_TRUE(contract.ok()) << contract.status();
     EXPECT_EQ(contract->resize(), v1::Preprocessing::SHORTER_SIDE);

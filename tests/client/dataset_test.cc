@@ -52,6 +52,97 @@ TEST(DatasetTest, AnEmptySubFolderKeepsItsIndex) {
   EXPECT_THAT(Names(folder, *images), ElementsAre("a/1.jpg=0", "c/1.bmp=2"));
 }
 
+// A model's classes, and what was warned of.
+struct Model {
+  Labelling Labels(int offset = 0) {
+    return {.offset = offset,
+            .classes =
+                [this] {
+                  ++asked;
+                  return classes;
+                },
+            .warn = [this](const std::string& text) { warnings.push_back(text); }};
+  }
+  absl::StatusOr<Classes> classes;
+  int asked = 0;
+  std::vector<std::string> warnings;
+};
+
+TEST(DatasetTest, SubFoldersWithNamesOfLabelsAreThoseClasses) {
+  Folder folder;
+  folder.Write("dog/1.jpg", "");
+  folder.Write("cat/1.jpg", "");
+  folder.Write("ape/none.txt", "");
+  Model model{.classes = Classes{4, {"dog", "ape", "horse", "cat"}}};
+  EXPECT_THAT(Names(folder, *ListImages(folder.path(), model.Labels())),
+              ElementsAre("cat/1.jpg=3", "dog/1.jpg=0"));
+  EXPECT_THAT(model.warnings, testing::IsEmpty());
+  // A name says its class whatever the offset.
+  EXPECT_THAT(Names(folder, *ListImages(folder.path(), model.Labels(1))),
+              ElementsAre("cat/1.jpg=3", "dog/1.jpg=0"));
+  EXPECT_THAT(model.warnings, ElementsAre(HasSubstr("offset of 1 is not used")));
+}
+
+TEST(DatasetTest, ASubFolderThatIsNoLabelBesideOthersThatAreIsRefused) {
+  Folder folder;
+  folder.Write("cat/1.jpg", "");
+  folder.Write("dgo/1.jpg", "");
+  Model model{.classes = Classes{2, {"cat", "dog"}}};
+  const absl::Status status = ListImages(folder.path(), model.Labels()).status();
+  EXPECT_TRUE(absl::IsInvalidArgument(status)) << status;
+  EXPECT_THAT(status.ToString(), HasSubstr("'dgo'"));
+}
+
+TEST(DatasetTest, ASubFolderWithTheLabelOfTwoClassesIsRefused) {
+  Folder folder;
+  folder.Write("crane/1.jpg", "");
+  Model model{.classes = Classes{3, {"crane", "cat", "crane"}}};
+  const absl::Status status = ListImages(folder.path(), model.Labels()).status();
+  EXPECT_TRUE(absl::IsInvalidArgument(status)) << status;
+  EXPECT_THAT(status.ToString(), HasSubstr("'crane' is the label of classes 0 and 2"));
+}
+
+TEST(DatasetTest, OtherNamesCountByTheirPlaceWithAWarningUnlessTheyAreAsManyAsTheClasses) {
+  Folder folder;
+  folder.Write("n01/1.jpg", "");
+  folder.Write("n02/1.jpg", "");
+  for (const auto& labels : {std::vector<std::string>(), std::vector<std::string>(3, "label")}) {
+    Model model{.classes = Classes{3, labels}};
+    EXPECT_THAT(Names(folder, *ListImages(folder.path(), model.Labels(1))),
+                ElementsAre("n01/1.jpg=1", "n02/1.jpg=2"));
+    EXPECT_THAT(model.warnings, testing::IsEmpty());  // the first class is the background
+    EXPECT_THAT(Names(folder, *ListImages(folder.path(), model.Labels())),
+                ElementsAre("n01/1.jpg=0", "n02/1.jpg=1"));
+    EXPECT_THAT(model.warnings, ElementsAre(testing::AllOf(HasSubstr("classes of the model: 3"),
+                                                           HasSubstr("sub-folders: 2"))));
+  }
+}
+
+TEST(DatasetTest, ImagesBesideTheSubFoldersAreCountedInAWarning) {
+  Folder folder;
+  folder.Write("1.jpg", "");
+  folder.Write("2.jpg", "");
+  Model model{.classes = Classes{1, {"cat"}}};
+  EXPECT_EQ(ListImages(folder.path(), model.Labels())->size(), 2u);
+  EXPECT_THAT(model.warnings, testing::IsEmpty());
+  folder.Write("cat/3.jpg", "");
+  EXPECT_EQ(ListImages(folder.path(), model.Labels())->size(), 1u);
+  EXPECT_THAT(model.warnings, ElementsAre(HasSubstr("left out: 2")));
+}
+
+TEST(DatasetTest, OnlySubFoldersNeedTheModel) {
+  Folder folder;
+  folder.Write("1.jpg", "");
+  Model model{.classes = absl::UnavailableError("no server")};
+  EXPECT_TRUE(ListImages(folder.path(), model.Labels()).ok());
+  folder.Write("labels.txt", "1.jpg 2\n");
+  EXPECT_TRUE(ListImages(folder.path(), model.Labels()).ok());
+  EXPECT_EQ(model.asked, 0);
+  std::filesystem::remove(folder.At("labels.txt"));
+  folder.Write("cat/1.jpg", "");
+  EXPECT_TRUE(absl::IsUnavailable(ListImages(folder.path(), model.Labels()).status()));
+}
+
 TEST(DatasetTest, LabelsFileGivesOrderAndIndices) {
   Folder folder;
   folder.Write("b.jpg", "");
@@ -68,9 +159,9 @@ TEST(DatasetTest, LabelOffsetIsAddedToEveryLabel) {
   Folder folder;
   folder.Write("b.jpg", "");
   folder.Write("labels.txt", "b.jpg 7\n");
-  EXPECT_THAT(Names(folder, *ListImages(folder.path(), 1)), ElementsAre("b.jpg=8"));
-  EXPECT_THAT(Names(folder, *ListImages(folder.path(), -7)), ElementsAre("b.jpg=0"));
-  EXPECT_THAT(ListImages(folder.path(), -8).status().ToString(),
+  EXPECT_THAT(Names(folder, *ListImages(folder.path(), {.offset = 1})), ElementsAre("b.jpg=8"));
+  EXPECT_THAT(Names(folder, *ListImages(folder.path(), {.offset = -7})), ElementsAre("b.jpg=0"));
+  EXPECT_THAT(ListImages(folder.path(), {.offset = -8}).status().ToString(),
               testing::AllOf(HasSubstr("INVALID_ARGUMENT"), HasSubstr("-1")));
 }
 

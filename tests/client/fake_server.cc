@@ -21,6 +21,8 @@ using grpc::StatusCode;
 
 constexpr uint32_t kClasses = 10;
 
+std::string ClassName(uint32_t index) { return absl::StrCat("class-", index); }
+
 struct Shared {
   std::mutex mutex;
   Seen seen;
@@ -143,7 +145,7 @@ Status ClassifyOne(Shared& shared, const v1::ClassifyRequest& request,
   for (uint32_t i = 0; i < top_k; ++i) {
     v1::ClassScore* score = response->add_classes();
     score->set_index((best + i) % kClasses);
-    score->set_label(absl::StrCat("class-", score->index()));
+    score->set_label(ClassName(score->index()));
     score->set_probability(0.5f / static_cast<float>(i + 1));
   }
   v1::Receipt* receipt = response->mutable_receipt();
@@ -206,6 +208,7 @@ v1::ModelVersion Version(uint64_t number, bool with_report) {
   version.set_bytes(number == 1 ? 1089536 : 123456);
   version.set_classes(kClasses);
   for (int dim : {3, 32, 32}) version.add_input_shape(dim);
+  for (uint32_t c = 0; with_report && c < kClasses; ++c) version.add_labels(ClassName(c));
   if (with_report && number != 1) {
     v1::Recipe recipe;
     recipe.set_weights(v1::TERNARY_CLUSTER);
@@ -241,12 +244,28 @@ class Registry : public v1::ModelRegistry::Service {
   }
   Status List(ServerContext*, const v1::ListRequest* request, v1::ListResponse* response) override {
     if (request->model() == "missing") return Missing();
+    if (request->model() == "broken") {
+      v1::ModelVersion* damaged = response->add_versions();
+      damaged->set_model("broken");
+      damaged->set_version(1);
+      damaged->set_state(v1::UNAVAILABLE);
+      damaged->set_reason("checksum of section 3");
+      damaged->set_bits_per_weight(32);
+      return Status::OK;
+    }
     *response->add_versions() = Version(1, false);
     *response->add_versions() = Version(2, false);
     return Status::OK;
   }
   Status Get(ServerContext*, const v1::GetRequest* request, v1::ModelVersion* response) override {
     if (request->model() == "missing") return Missing();
+    {
+      std::lock_guard lock(shared_.mutex);
+      const std::string deletion = absl::StrCat("Delete demo ", request->version());
+      if (std::count(shared_.seen.calls.begin(), shared_.seen.calls.end(), deletion) > 0) {
+        return {StatusCode::NOT_FOUND, "no such version"};
+      }
+    }
     *response = Version(request->version() == 0 ? 1 : request->version(), true);
     return Status::OK;
   }

@@ -27,11 +27,12 @@ struct Seen {
   std::vector<std::string> calls;  // "Unload demo 2"
 };
 
-// Models: "demo" with versions 1 (fp32, default) and 2 (ternary-cluster, with a report). Model
-// "missing" is NOT_FOUND everywhere. Quantize publishes version 3 with top-1 0.80 of float 0.90,
-// unless max_top1_drop is below 0.1; from version 2 it is FAILED_PRECONDITION without a result,
-// and with cluster size 13 INTERNAL. A report of MIXED weights has a frontier. With a reference,
-// every tenth labelled image is one that only the reference gets right.
+// Models: "demo" with versions 1 (fp32, default) and 2 (ternary-cluster, with a report), whose
+// labels are "class-0" to "class-9". Model "missing" is NOT_FOUND everywhere, "broken" has a
+// version that cannot be served. Quantize publishes version 3 with top-1 0.80 of float 0.90, unless
+// max_top1_drop is below 0.1; from version 2 it is FAILED_PRECONDITION without a result, and with
+// cluster size 13 INTERNAL. A report of MIXED weights has a frontier. With a reference, every tenth
+// labelled image is one that only the reference gets right. Get does not find what was deleted.
 class FakeServer {
  public:
   FakeServer();

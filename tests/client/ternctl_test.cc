@@ -2,12 +2,14 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 
 #include <cstdlib>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <set>
+#include <thread>
 
 #include "tests/client/fake_server.h"
 #include "tests/client/folder.h"
@@ -142,6 +144,76 @@ TEST_F(TernctlTest, EvaluateSendsLabelsAndPrintsItsKeys) {
   std::set<uint32_t> classes;
   for (const auto& sample : fake_.seen().samples) classes.insert(sample.label());
   EXPECT_EQ(classes.size(), 10u);
+}
+
+TEST_F(TernctlTest, FoldersWithNamesOfLabelsAreThoseClassesForEveryCommand) {
+  for (const char* c : {"3", "7"}) {
+    for (const char* name : {"0.jpg", "1.jpg"}) {
+      folder_.Write(std::string("some/class-") + c + "/" + name, c);
+    }
+  }
+  const auto right = [&] {
+    for (const auto& sample : fake_.seen().samples) {
+      if (sample.label() != static_cast<uint32_t>(sample.image()[0] - '0')) return false;
+    }
+    return !fake_.seen().samples.empty();
+  };
+  const Output evaluate = Run("evaluate --model demo --data some --json");
+  EXPECT_EQ(evaluate.code, 0) << evaluate.err;
+  EXPECT_EQ(evaluate.Json()["top1"], 1.0);
+  EXPECT_EQ(evaluate.err.find("warning"), std::string::npos) << evaluate.err;
+  for (const char* command :
+       {"compare --model demo --data some --seconds 0.1",
+        "quantize --model demo --weights int8 --calibration some --evaluation some",
+        "sweep --model demo --calibration some --folds 2 --weights int8"}) {
+    const Output output = Run(command);
+    EXPECT_EQ(output.code, 0) << command << ": " << output.err;
+    EXPECT_TRUE(right()) << command;
+  }
+  EXPECT_EQ(Run("classify --model demo --send-labels some").code, 0);
+  EXPECT_EQ(fake_.seen().classify.back().label(), 7u);
+
+  folder_.Write("some/clas-4/0.jpg", "4");
+  const Output refused = Run("evaluate --model demo --data some");
+  EXPECT_EQ(refused.code, 1);
+  EXPECT_THAT(refused.err, HasSubstr("INVALID_ARGUMENT: some: sub-folder 'clas-4'"));
+}
+
+TEST_F(TernctlTest, OtherFoldersThatAreNotAsManyAsTheClassesAreWarnedOfOnce) {
+  folder_.Write("some/a/0.jpg", "0");
+  folder_.Write("some/b/1.jpg", "1");
+  folder_.Write("some/2.jpg", "2");
+  const Output output =
+      Run("quantize --model demo --weights int8 --calibration some --evaluation some --json");
+  EXPECT_EQ(output.code, 0) << output.err;
+  output.Json();
+  const auto first = output.err.find("sub-folders: 2, classes of the model: 10");
+  ASSERT_NE(first, std::string::npos) << output.err;
+  EXPECT_EQ(output.err.find("sub-folders: 2", first + 1), std::string::npos) << output.err;
+  EXPECT_THAT(output.err, HasSubstr("images beside the sub-folders are left out: 1"));
+  EXPECT_THAT(Run("bench --model demo --data some --seconds 0.1 --warmup 0").err,
+              HasSubstr("images beside the sub-folders are left out: 1"));
+  const Output none = Run("evaluate --model broken --data some");
+  EXPECT_EQ(none.code, 1);
+  EXPECT_THAT(none.err, HasSubstr("UNAVAILABLE: model broken has no version that is ready"));
+}
+
+TEST_F(TernctlTest, NumbersThatAreNoneAreWrongUsage) {
+  MakeImageFolder("photos", 1);
+  const std::string quantize = "quantize --model demo --weights int8 --calibration photos ";
+  for (const std::string& arguments :
+       {quantize + "--max-top1-drop nan", quantize + "--max-top1-drop inf",
+        quantize + "--calibration-count -1", quantize + "--limit -1", quantize + "--from -1",
+        quantize + "--from 18446744073709551616", std::string("report --model demo -v -1"),
+        std::string("bench --model demo --data photos --rate nan"),
+        std::string("bench --model demo --data photos --seconds nan"),
+        std::string("models --timeout nan"), std::string("health --wait inf"),
+        std::string("classify --model demo --max-latency nan photos/class0/0.jpg")}) {
+    const Output output = Run(arguments);
+    EXPECT_EQ(output.code, 2) << arguments << ": " << output.err;
+  }
+  EXPECT_EQ(fake_.seen().quantizations, 0);
+  EXPECT_EQ(Run(quantize + "--max-top1-drop -1 --seed 18446744073709551615").code, 0);
 }
 
 TEST_F(TernctlTest, QuantizeSendsTheRecipeAndPrintsItsKeys) {
@@ -455,6 +527,10 @@ TEST_F(TernctlTest, WrongUsageExitsWith2) {
         "bench --model demo",
         "bench --model demo --data photos --batch 8",
         "bench --model demo --engine --retry",
+        "bench --model demo --engine --rate 10",
+        "bench --model demo --engine --concurrency 2",
+        "bench --model demo --engine -k 1",
+        "models --version",
         "bench --model demo --data photos --rate 10 --concurrency 3",
         "delete --model demo",
         "delete --model demo --all --version 1",
@@ -472,6 +548,9 @@ TEST_F(TernctlTest, HelpIsNoError) {
   EXPECT_EQ(output.code, 0);
   EXPECT_THAT(output.out, HasSubstr("Examples"));
   EXPECT_EQ(Run("quantize --help").code, 0);
+  const Output version = Run("--version");
+  EXPECT_EQ(version.code, 0);
+  EXPECT_THAT(version.out, testing::MatchesRegex("ternctl [0-9]+\\.[0-9]+\\.[0-9]+\n"));
 }
 
 TEST_F(TernctlTest, FailedCallsNameTheCodeOnStandardErrorOnly) {
@@ -504,6 +583,29 @@ TEST_F(TernctlTest, OptionsWinOverTheEnvironment) {
   EXPECT_EQ(before.code, 1);
 }
 
+TEST_F(TernctlTest, AddressesThatAreNoneAreNamed) {
+  for (const char* address : {"127.0.0.1", "127.0.0.1:99999"}) {
+    for (const char* option : {"--server ", "--admin "}) {
+      const Output output = Run(std::string(option) + address + " health");
+      EXPECT_EQ(output.code, 1);
+      EXPECT_THAT(output.err, HasSubstr(std::string("got \"") + address + "\", want HOST:PORT"));
+    }
+  }
+}
+
+TEST_F(TernctlTest, SwappedPortsAreTold) {
+  folder_.Write("cat.jpg", "3");
+  const Output admin = Run("models --admin " + fake_.server());
+  EXPECT_EQ(admin.code, 1);
+  EXPECT_THAT(admin.err, HasSubstr("UNIMPLEMENTED: " + fake_.server() + " was asked as the admin"));
+  EXPECT_THAT(admin.err, HasSubstr("--server"));
+  const Output data = Run("classify --model demo cat.jpg --server " + fake_.admin());
+  EXPECT_EQ(data.code, 1);
+  EXPECT_THAT(data.err,
+              HasSubstr("UNIMPLEMENTED: cat.jpg: " + fake_.admin() + " was asked as the data"));
+  EXPECT_THAT(data.err, HasSubstr("--admin"));
+}
+
 TEST_F(TernctlTest, BenchClosedLoopPrintsItsKeys) {
   MakeImageFolder("photos", 1);
   const Output output =
@@ -516,6 +618,18 @@ TEST_F(TernctlTest, BenchClosedLoopPrintsItsKeys) {
   EXPECT_LE(answer["p90_ms"], answer["p99_ms"]);
   EXPECT_EQ(answer["errors"], 0);
   EXPECT_EQ(answer["mean_batch_size"], 2.0);
+  EXPECT_EQ(answer["not_sent"], 0);
+  // The server's choice: a model may have fewer classes than any number here.
+  EXPECT_EQ(fake_.seen().classify.back().top_k(), 0u);
+}
+
+TEST_F(TernctlTest, BenchOpenLoopBeyondWhatIsPossibleEndsInTimeAndSaysSo) {
+  folder_.Write("a.jpg", "1");
+  const std::string command = "bench --model demo --data a.jpg --rate 1e6 --seconds 0.2 --warmup 0";
+  const json answer = Run(command + " --json").Json();
+  EXPECT_GT(answer["not_sent"].get<uint64_t>(), 50'000u);
+  EXPECT_LT(answer["max_ms"].get<double>(), 5'000);
+  EXPECT_THAT(Run(command).out, HasSubstr("requests were due and not sent before the end"));
 }
 
 TEST_F(TernctlTest, BenchOpenLoopCountsErrors) {
@@ -662,6 +776,16 @@ TEST_F(FinetuneTest, NothingIsImportedUnlessTheToolEndsWell) {
   EXPECT_EQ(fake_.seen().imported_bytes, "");
 }
 
+TEST_F(FinetuneTest, NothingIsImportedIntoAModelWhoseSourceWasDeletedMeanwhile) {
+  const Output output = Finetune(
+      "'" TERNCTL_PATH "' delete --model demo --version 1; echo -n tuned > $out", "--version 2");
+  EXPECT_EQ(output.code, 1);
+  EXPECT_THAT(output.err, HasSubstr("FAILED_PRECONDITION: the source version 1 of 'demo'"));
+  EXPECT_THAT(output.err, HasSubstr("the result is finetune-demo-2/tuned.tern"));
+  EXPECT_EQ(fake_.seen().imported_bytes, "");
+  EXPECT_EQ(folder_.Read("finetune-demo-2/tuned.tern"), "tuned");
+}
+
 TEST_F(FinetuneTest, SignalsReachTheToolAndItsStatusIsPassedOn) {
   const Output terminated = Finetune(
       "trap 'touch $out.checkpoint; exit 143' TERM; kill -TERM $PPID; while :; do sleep 0.01; done",
@@ -692,6 +816,8 @@ TEST_F(TernctlTest, ListsModelsAndShowsReports) {
   EXPECT_EQ(models.code, 0) << models.err;
   EXPECT_THAT(models.out, HasSubstr("ternary-cluster"));
   EXPECT_EQ(Run("models --json").Json()["versions"].size(), 2u);
+  EXPECT_THAT(Run("models broken").out,
+              testing::ContainsRegex("unavailable +- +- +- +- +- +- +checksum of section 3"));
   const Output report = Run("report --model demo --version 2");
   EXPECT_EQ(report.code, 0) << report.err;
   EXPECT_THAT(report.out, HasSubstr("75.00 %"));
@@ -726,6 +852,17 @@ TEST_F(TernctlTest, ExportWritesTheWholeFileOrNone) {
   const Output as_onnx = Run("export --model demo --output copy.onnx --format onnx --json");
   EXPECT_EQ(as_onnx.Json()["file_name"], "model.onnx");
   EXPECT_EQ(Run("export --model demo --output copy.onnx --format onnxx").code, 2);
+
+  ASSERT_EQ(::mkfifo(folder_.At("pipe").c_str(), 0600), 0);
+  std::string got;
+  std::thread reader([&] { got = folder_.Read("pipe"); });
+  const Output piped = Run("export --model demo --output pipe --json");
+  // Where it was replaced, the reader would wait for ever.
+  if (!std::filesystem::is_fifo(folder_.At("pipe"))) std::abort();
+  reader.join();
+  EXPECT_EQ(piped.code, 0) << piped.err;
+  EXPECT_TRUE(piped.Json()["bytes"].is_null());
+  EXPECT_TRUE(got == FakeServer::ExportedBytes());
 
   const Output broken = Run("export --model missing --output half.tern");
   EXPECT_EQ(broken.code, 1);
