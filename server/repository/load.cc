@@ -9,7 +9,7 @@
 #include "server/base/status_macros.h"
 #include "server/graph/passes.h"
 #include "server/image/image.h"
-#include "server/onnx/import.h"
+#include "server/onnx/classifier.h"
 #include "server/repository/storage.h"
 
 namespace tern::repository {
@@ -112,20 +112,24 @@ absl::StatusOr<std::shared_ptr<LoadedModel>> LoadVersion(const std::string& mode
   plan_options.max_batch = std::max(plan_options.max_batch,
                                     static_cast<int>(loaded->config.batching().max_batch_size()));
 
+  // The files of a new version bear temporary names, which tell its importer nothing.
+  const auto name = [origin](const char* what, const std::string& path) {
+    return origin == Origin::kNew ? std::string(what) : path;
+  };
+  const std::string network = name("the network", file.path);
   graph::Graph graph;
   if (file.quantized) {
     auto artifact = artifact::Read(file.path, plan_options.load_threads);
     if (!artifact.ok()) return artifact.status();
     loaded->preprocessing = artifact->preprocessing;
     loaded->report = artifact->report;
-    TERN_RETURN_IF_ERROR(
-        Annotate(CheckContract(artifact->graph, loaded->preprocessing), file.path));
+    TERN_RETURN_IF_ERROR(Annotate(CheckContract(artifact->graph, loaded->preprocessing), network));
     auto plan = engine::Plan::Create(artifact->graph, plan_options);
-    if (!plan.ok()) return Annotate(plan.status(), file.path);
+    if (!plan.ok()) return Annotate(plan.status(), network);
     SelfTestOptions self_test;
     self_test.threads = plan_options.load_threads;
     if (origin == Origin::kKnown) self_test.most_macs = kReloadMacs;
-    absl::Status tested = Annotate(SelfTest(*artifact, **plan, self_test), file.path);
+    absl::Status tested = Annotate(SelfTest(*artifact, **plan, self_test), network);
     if (!tested.ok()) {
       if (absl::IsDataLoss(tested)) tested.SetPayload(kSelfTestPayload, absl::Cord());
       return tested;
@@ -137,15 +141,16 @@ absl::StatusOr<std::shared_ptr<LoadedModel>> LoadVersion(const std::string& mode
   } else {
     TERN_ASSIGN_OR_RETURN(const std::string bytes,
                           ReadRegularFile(file.path, options.max_file_bytes));
-    auto imported = onnx::Import(bytes);
-    if (!imported.ok()) return Annotate(imported.status(), file.path);
+    auto imported = onnx::ImportClassifier(bytes);
+    if (!imported.ok()) return Annotate(imported.status(), network);
     graph = *std::move(imported);
     graph::Optimize(graph);
     loaded->preprocessing = loaded->config.preprocessing();
-    TERN_RETURN_IF_ERROR(Annotate(CheckContract(graph, loaded->preprocessing),
-                                  absl::StrCat(model_folder, "/", kConfigFile)));
+    TERN_RETURN_IF_ERROR(
+        Annotate(CheckContract(graph, loaded->preprocessing),
+                 name("the contract", absl::StrCat(model_folder, "/", kConfigFile))));
     auto plan = engine::Plan::Create(graph, plan_options);
-    if (!plan.ok()) return Annotate(plan.status(), file.path);
+    if (!plan.ok()) return Annotate(plan.status(), network);
     loaded->plan = *std::move(plan);
   }
   // The engine has named them in the log.
@@ -160,7 +165,7 @@ absl::StatusOr<std::shared_ptr<LoadedModel>> LoadVersion(const std::string& mode
                           ReadLabels(model_folder, loaded->config, graph.classes()));
   }
   if (!loaded->labels.empty() && static_cast<int64_t>(loaded->labels.size()) != graph.classes()) {
-    return absl::InvalidArgumentError(absl::StrCat(file.path, ": ", loaded->labels.size(),
+    return absl::InvalidArgumentError(absl::StrCat(network, ": ", loaded->labels.size(),
                                                    " labels for ", graph.classes(), " classes"));
   }
   Describe(graph, *loaded);

@@ -20,7 +20,8 @@ enum class Origin { kNew, kKnown };
 
 // Reads config, labels and network, checks that they fit each other, plans, and runs the self-test.
 // The result's identity (model, version, is_default, metric_labels) is the caller's to fill in; its
-// state is kReady. Errors are those of the parts, naming the file. Thread safe.
+// state is kReady. Errors are those of the parts, naming the file, or of a new version the part.
+// Thread safe.
 absl::StatusOr<std::shared_ptr<LoadedModel>> LoadVersion(const std::string& model_folder,
                                                          const std::string& version_folder,
                                                          Origin origin,

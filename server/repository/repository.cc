@@ -20,8 +20,8 @@
 #include "server/base/status_macros.h"
 #include "server/classify/top_k.h"
 #include "server/graph/passes.h"
+#include "server/onnx/classifier.h"
 #include "server/onnx/export.h"
-#include "server/onnx/import.h"
 #include "server/repository/load.h"
 #include "server/repository/storage.h"
 
@@ -37,6 +37,7 @@ struct Entry {
 
 struct Model {
   uint64_t default_version = 0;  // 0 = no version has been usable yet
+  uint64_t missing_default = 0;  // what the pointer named when there was no such version
   uint64_t next_version = 1;
   std::map<uint64_t, Entry> versions;
 };
@@ -158,8 +159,9 @@ struct Repository::Impl {
       case State::kUnloaded:
         return absl::UnavailableError(absl::StrCat(what, " is not loaded"));
       default:
+        // The reason names files, which those who may only classify do not see.
         return absl::UnavailableError(
-            absl::StrCat(what, " cannot be served: ", entry->info.reason));
+            absl::StrCat(what, " cannot be served; the log and the list of models say why"));
     }
   }
   VersionInfo Snapshot(const Entry& entry) const {
@@ -200,6 +202,9 @@ struct Repository::Impl {
   // INVALID_ARGUMENT if a version of the model that has been read takes other images or has other
   // classes.
   absl::Status CheckFits(const std::string& name, const LoadedModel& loaded) const;
+  // FAILED_PRECONDITION unless the model has this version, of a file with this SHA-256.
+  absl::Status CheckSource(const std::string& name, uint64_t version,
+                           const std::string& sha256) const;
   // Whether removing `version` (0 = all) removes the model. NOT_FOUND; FAILED_PRECONDITION for the
   // default version while others exist.
   absl::StatusOr<bool> RemovesWhole(const std::string& name, uint64_t version) const;
@@ -238,11 +243,11 @@ void Repository::Impl::Discover(const std::string& name) {
   if (pointer.ok() && model.versions.count(*pointer) > 0) {
     model.default_version = *pointer;
   } else if (!absl::IsNotFound(pointer.status()) && !model.versions.empty()) {
-    TERN_LOG_WARN(
-        "{}: the default pointer is unusable ({}); the lowest usable version is the default",
-        folder,
-        pointer.ok() ? absl::StrCat("there is no version ", *pointer)
-                     : pointer.status().ToString());
+    model.missing_default = pointer.value_or(0);
+    TERN_LOG_WARN("{}: the default pointer is unusable ({}); another version becomes the default",
+                  folder,
+                  pointer.ok() ? absl::StrCat("there is no version ", *pointer)
+                               : pointer.status().ToString());
     if (options.metrics != nullptr) options.metrics->Fallback("default_pointer");
   }
   std::unique_lock<std::shared_mutex> lock(mutex);
@@ -405,6 +410,24 @@ absl::StatusOr<VersionInfo> Repository::Impl::Install(std::shared_ptr<LoadedMode
   return info;
 }
 
+absl::Status Repository::Impl::CheckSource(const std::string& name, uint64_t version,
+                                           const std::string& sha256) const {
+  const std::string source = absl::StrCat("the source version ", version, " of '", name, "'");
+  if (!SnapshotOf(name, version).ok()) {
+    return absl::FailedPreconditionError(absl::StrCat(source, " was deleted meanwhile"));
+  }
+  // The number alone does not tell: others may have put another file in place.
+  const auto file = FindVersionFile(FolderOf(name, version), options.max_file_bytes);
+  const auto bytes =
+      file.ok() ? ReadRegularFile(file->path, options.max_file_bytes) : file.status();
+  if (!bytes.ok()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(source, " is not there any more: ", bytes.status().message()));
+  }
+  if (Sha256Hex(*bytes) == sha256) return absl::OkStatus();
+  return absl::FailedPreconditionError(absl::StrCat(source, " was replaced meanwhile"));
+}
+
 absl::StatusOr<bool> Repository::Impl::RemovesWhole(const std::string& name,
                                                     uint64_t version) const {
   std::shared_lock<std::shared_mutex> lock(mutex);
@@ -463,9 +486,15 @@ absl::StatusOr<std::unique_ptr<Repository>> Repository::Open(RepositoryOptions o
       continue;
     }
     impl->Discover(name);
-    Model& model = impl->models.at(name);
-    for (const auto& item : model.versions)
-      impl->Activate(name, item.first).IgnoreError();  // kept as unavailable
+    const Model& model = impl->models.at(name);
+    std::vector<uint64_t> versions;
+    for (const auto& item : model.versions) versions.push_back(item.first);
+    // Without a default the first that can be used becomes it: the lowest, or, where the pointer
+    // names one that is gone, what probably served before that.
+    std::reverse(versions.begin(),
+                 std::lower_bound(versions.begin(), versions.end(), model.missing_default));
+    for (const uint64_t version : versions)
+      impl->Activate(name, version).IgnoreError();  // kept as unavailable
   }
   return std::unique_ptr<Repository>(new Repository(std::move(impl)));
 }
@@ -562,7 +591,11 @@ absl::StatusOr<VersionInfo> Repository::ImportFile(absl::string_view model, cons
       TERN_ASSIGN_OR_RETURN(const std::vector<std::string> present, ReadLabels(folder, *config, 0));
       if (present != labels) {
         return absl::InvalidArgumentError(
-            absl::StrCat("labels: model '", name, "' exists with other labels"));
+            absl::StrCat("labels: model '", name,
+                         present.empty() ? "' has none; to add them write one name per line to a "
+                                           "file in its folder, name it as labels_file in its "
+                                           "config.textproto and load its versions"
+                                         : "' exists with other labels"));
       }
     }
     TERN_ASSIGN_OR_RETURN(TempFolder temp, TempFolder::Create(folder));
@@ -600,7 +633,7 @@ absl::StatusOr<VersionInfo> Repository::ImportFile(absl::string_view model, cons
 
 absl::StatusOr<VersionInfo> Repository::Publish(absl::string_view model,
                                                 const artifact::Artifact& artifact,
-                                                bool set_default) {
+                                                bool set_default, uint64_t source_version) {
   TERN_RETURN_IF_ERROR(CheckWritable());
   TERN_RETURN_IF_ERROR(ValidateModelName(model));
   const std::string name(model);
@@ -608,6 +641,9 @@ absl::StatusOr<VersionInfo> Repository::Publish(absl::string_view model,
   std::lock_guard<std::mutex> gate(impl_->GateOf(name));
   TERN_RETURN_IF_ERROR(impl_->CheckOpen());
   impl_->Discover(name);
+  if (source_version != 0) {
+    TERN_RETURN_IF_ERROR(impl_->CheckSource(name, source_version, artifact.source_sha256));
+  }
   bool first = false;
   {
     std::shared_lock<std::shared_mutex> lock(impl_->mutex);
@@ -741,8 +777,27 @@ absl::StatusOr<uint64_t> Repository::Delete(absl::string_view model, uint64_t ve
   std::lock_guard<std::mutex> gate(impl_->GateOf(name));
   TERN_RETURN_IF_ERROR(impl_->CheckOpen());
   TERN_ASSIGN_OR_RETURN(const bool whole, impl_->RemovesWhole(name, version));
-  TERN_RETURN_IF_ERROR(
-      RemoveFolder(whole ? impl_->FolderOf(name) : impl_->FolderOf(name, version)));
+  if (whole && version != 0) {
+    // What others copied there, and nobody has loaded yet, is not this version's.
+    TERN_ASSIGN_OR_RETURN(const std::vector<std::string> others,
+                          FoldersBeside(impl_->FolderOf(name), version));
+    if (!others.empty()) {
+      const auto shown = others.begin() + std::min<size_t>(others.size(), 10);
+      return absl::FailedPreconditionError(absl::StrCat(
+          "version ", version, " of '", name,
+          "' is the last that the server knows, but the model's folder also holds ",
+          absl::StrJoin(others.begin(), shown, ", "), shown == others.end() ? "" : ", ...",
+          "; load another version and make it the default first, or delete the whole model"));
+    }
+  }
+  const std::string folder = whole ? impl_->FolderOf(name) : impl_->FolderOf(name, version);
+  // Not deleted, but out of reach: a file system that was unmounted leaves an empty folder behind.
+  if (const std::string lock = absl::StrCat(impl_->options.root, "/.lock");
+      IsGone(folder) && IsGone(lock)) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("remove ", folder, ": the repository's folder is gone: no ", lock));
+  }
+  TERN_RETURN_IF_ERROR(RemoveFolder(folder));
   return impl_->Drop(name, version, whole, "deleted");
 }
 
@@ -794,7 +849,7 @@ absl::StatusOr<Repository::FloatSource> Repository::ReadFloatSource(absl::string
   }
   TERN_ASSIGN_OR_RETURN(const std::string bytes,
                         ReadRegularFile(file.path, impl_->options.max_file_bytes));
-  auto graph = onnx::Import(bytes);
+  auto graph = onnx::ImportClassifier(bytes);
   if (!graph.ok()) return Annotate(graph.status(), file.path);
   if (IsQuantized(*graph)) {
     return absl::FailedPreconditionError(absl::StrCat("model '", info.model, "' version ",

@@ -2,10 +2,9 @@
 //
 //   <root>/<model>/config.textproto          v1::ModelConfig
 //   <root>/<model>/labels.txt                one class per line (name from the config)
-//   <root>/<model>/default                   the default version, decimal; absent = lowest usable
-//   version <root>/<model>/<version>/model.onnx      a network as it was imported (float, or int8
-//   in
-//                                                    QDQ form), or
+//   <root>/<model>/default                   the default version, decimal
+//   <root>/<model>/<version>/model.onnx      a network as it was imported (float, or int8 in QDQ
+//                                            form), or
 //   <root>/<model>/<version>/model.tern      one that Tern quantised
 // Names starting with '.' are the repository's own: .tmp-* is unfinished work of a process that
 // died, removed at Open; .trash-* is a deletion in progress, finished at Open. Everything is
@@ -91,7 +90,9 @@ struct RepositoryOptions {
 class Repository {
  public:
   // Creates `root` if needed, cleans up after a crash, and loads every version found. A version
-  // that cannot be loaded is kept as kUnavailable with the reason; the others serve.
+  // that cannot be loaded is kept as kUnavailable with the reason; the others serve. Where the
+  // default pointer is absent or damaged, the lowest usable version is the default; where it names
+  // a version that does not exist, the highest usable one below, or if there is none the lowest.
   // PERMISSION_DENIED / INTERNAL if `root` cannot be used; FAILED_PRECONDITION if another process
   // has it open (flock on <root>/.lock). Read-only: nothing is created or cleaned up, and NOT_FOUND
   // if there is no `root`.
@@ -129,9 +130,11 @@ class Repository {
                                              bool set_default);
   // Stores a quantised version and loads it. NOT_FOUND if the model does not exist;
   // INVALID_ARGUMENT if the artifact has another input shape or number of classes. Nothing is
-  // stored on failure. The self-test must pass before it is published.
+  // stored on failure. The self-test must pass before it is published. With a `source_version`,
+  // FAILED_PRECONDITION unless the model has it and its file is the one of artifact.source_sha256:
+  // the model may have been deleted and made anew since the source was read.
   absl::StatusOr<VersionInfo> Publish(absl::string_view model, const artifact::Artifact& artifact,
-                                      bool set_default);
+                                      bool set_default, uint64_t source_version = 0);
 
   // Loads from disk what is not loaded, also folders that were put there since Open. A version that
   // serves is replaced without a gap; if that fails, the old one goes on serving and the error is
@@ -144,7 +147,9 @@ class Repository {
   // FAILED_PRECONDITION if the version is not ready; NOT_FOUND; INVALID_ARGUMENT for version 0.
   absl::StatusOr<VersionInfo> SetDefault(absl::string_view model, uint64_t version);
   // version 0 = the whole model; so is the last version. FAILED_PRECONDITION for the default
-  // version while others exist; NOT_FOUND. Returns how many versions were removed.
+  // version while others exist, and for the last one while the model's folder holds versions that
+  // are not known here, or other folders, or if the repository's folder itself is gone; NOT_FOUND.
+  // Returns how many versions were removed.
   absl::StatusOr<uint64_t> Delete(absl::string_view model, uint64_t version);
 
   // For a watcher of the folder, which others change.

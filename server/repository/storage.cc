@@ -33,6 +33,7 @@ constexpr char kTempPrefix[] = ".tmp-";
 constexpr char kTrashPrefix[] = ".trash-";
 constexpr uint64_t kMaxConfigBytes = 1 << 20;
 constexpr uint64_t kMaxLabelsBytes = 16 << 20;
+constexpr uint64_t kMaxDefaultBytes = 64;
 
 absl::Status SystemError(absl::string_view what, absl::string_view path, int error) {
   const std::string message = absl::StrCat(what, " ", path, ": ", std::strerror(error));
@@ -58,6 +59,10 @@ absl::Status SystemError(absl::string_view what, absl::string_view path, int err
 std::string UniqueName(const char* prefix) {
   static std::atomic<uint64_t> counter{0};
   return absl::StrCat(prefix, ::getpid(), "-", counter++);
+}
+
+bool IsUnfinished(absl::string_view name) {
+  return absl::StartsWith(name, kTempPrefix) || absl::StartsWith(name, kTrashPrefix);
 }
 
 std::string ParentOf(const std::string& path) { return fs::path(path).parent_path().string(); }
@@ -145,7 +150,13 @@ absl::Status RemoveFolder(const std::string& path) {
   const std::string parent = ParentOf(path);
   const std::string trash = absl::StrCat(parent, "/", UniqueName(kTrashPrefix));
   const int error = RenameNew(path, trash);
-  if (error == ENOENT) return absl::OkStatus();
+  if (error == ENOENT) {
+    // Deleted already; unless it has gone elsewhere with all that was around it.
+    std::error_code ignored;
+    if (fs::is_directory(parent, ignored)) return absl::OkStatus();
+    return absl::FailedPreconditionError(
+        absl::StrCat("remove ", path, ": the folder around it is gone, ", parent));
+  }
   if (error != 0) return SystemError("remove", path, error);
   // Even unsynced the deletion has happened for this process; a power cut may bring the folder back
   // whole.
@@ -159,8 +170,7 @@ void CleanUp(const std::string& folder) {
   const auto names = ListFolder(folder);
   if (!names.ok()) return;
   for (const std::string& name : *names) {
-    if (absl::StartsWith(name, kTempPrefix) || absl::StartsWith(name, kTrashPrefix) ||
-        absl::StartsWith(name, absl::StrCat(kDefaultFile, ".tmp."))) {
+    if (IsUnfinished(name) || absl::StartsWith(name, absl::StrCat(kDefaultFile, ".tmp."))) {
       TERN_LOG_INFO("removing {}/{}: left by a process that ended early", folder, name);
       RemoveTree(absl::StrCat(folder, "/", name));
     }
@@ -183,6 +193,11 @@ bool IsRealFolder(const std::string& path) {
   return ::lstat(path.c_str(), &info) == 0 && S_ISDIR(info.st_mode);
 }
 
+bool IsGone(const std::string& path) {
+  struct stat info;
+  return ::lstat(path.c_str(), &info) != 0 && errno == ENOENT;
+}
+
 std::optional<uint64_t> ParseVersion(absl::string_view name) {
   uint64_t version = 0;
   if (name.empty() || name.size() > 18 || name[0] == '0') return std::nullopt;
@@ -203,6 +218,19 @@ std::vector<uint64_t> VersionsOnDisk(const std::string& model_folder) {
   return versions;
 }
 
+absl::StatusOr<std::vector<std::string>> FoldersBeside(const std::string& model_folder,
+                                                       uint64_t version) {
+  auto names = ListFolder(model_folder);
+  if (absl::IsNotFound(names.status())) return std::vector<std::string>();
+  TERN_RETURN_IF_ERROR(names.status());
+  std::erase_if(*names, [&](const std::string& name) {
+    if (IsUnfinished(name)) return true;
+    if (const auto parsed = ParseVersion(name)) return *parsed == version;
+    return !IsRealFolder(absl::StrCat(model_folder, "/", name));
+  });
+  return names;
+}
+
 absl::StatusOr<std::string> ReadRegularFile(const std::string& path, uint64_t max_bytes) {
   struct stat info;
   if (::lstat(path.c_str(), &info) != 0) return SystemError("open", path, errno);
@@ -213,6 +241,10 @@ absl::StatusOr<std::string> ReadRegularFile(const std::string& path, uint64_t ma
 
 absl::StatusOr<VersionFile> FindVersionFile(const std::string& version_folder, uint64_t max_bytes) {
   if (!IsRealFolder(version_folder)) {
+    struct stat info;
+    if (::lstat(version_folder.c_str(), &info) != 0) {
+      return SystemError("open folder", version_folder, errno);
+    }
     return absl::InvalidArgumentError(
         absl::StrCat(version_folder, ": not a folder (links are not followed)"));
   }
@@ -299,21 +331,34 @@ absl::StatusOr<std::vector<std::string>> ReadLabels(const std::string& model_fol
   const std::string path = absl::StrCat(model_folder, "/", config.labels_file());
   TERN_ASSIGN_OR_RETURN(const std::string text, ReadRegularFile(path, kMaxLabelsBytes));
   auto labels = classify::ParseLabels(text, classes);
-  if (!labels.ok()) return Annotate(labels.status(), path);
+  // Not by its path: of a model that is being imported it leads into a temporary folder.
+  if (!labels.ok()) return Annotate(labels.status(), config.labels_file());
   return labels;
 }
 
 absl::StatusOr<uint64_t> ReadDefault(const std::string& model_folder) {
   const std::string path = absl::StrCat(model_folder, "/", kDefaultFile);
-  TERN_ASSIGN_OR_RETURN(const std::string text, ReadRegularFile(path, 64));
+  TERN_ASSIGN_OR_RETURN(const std::string text, ReadRegularFile(path, kMaxDefaultBytes));
   const auto version = ParseVersion(absl::StripAsciiWhitespace(text));
   if (!version) return absl::DataLossError(absl::StrCat(path, ": not a version number"));
   return *version;
 }
 
 absl::Status WriteDefault(const std::string& model_folder, uint64_t version) {
+  const std::string path = absl::StrCat(model_folder, "/", kDefaultFile);
+  const auto before = ReadRegularFile(path, kMaxDefaultBytes);
   const std::string text = absl::StrCat(version, "\n");
-  return WriteFileAtomically(absl::StrCat(model_folder, "/", kDefaultFile), {text});
+  const absl::Status status = ReplaceFile(path, {text});
+  if (status.ok()) return status;
+  // It may have been renamed into place and only not be known to be on disk: taken back.
+  if (const auto now = ReadRegularFile(path, kMaxDefaultBytes); now.ok() && *now == text) {
+    if (before.ok()) {
+      ReplaceFile(path, {*before}).IgnoreError();
+    } else {
+      ::unlink(path.c_str());
+    }
+  }
+  return status;
 }
 
 }  // namespace tern::repository

@@ -61,7 +61,8 @@ class TempFolder {
 absl::Status MakeFolder(const std::string& path);
 
 // Makes the folder vanish by one rename to `parent`/.trash-*, then removes it. OK if it does not
-// exist. An error means that it is still there; leftovers in the trash are only logged.
+// exist in a folder that does; FAILED_PRECONDITION if that is gone too. Another error means that it
+// is still there; leftovers in the trash are only logged.
 absl::Status RemoveFolder(const std::string& path);
 
 // Removes what a process that died left in `folder`: .tmp-*, .trash-*, default.tmp.*. Failures are
@@ -73,12 +74,20 @@ absl::StatusOr<std::vector<std::string>> ListFolder(const std::string& path);
 
 // True for a folder that is not a symbolic link.
 bool IsRealFolder(const std::string& path);
+// True if nothing is there, not even a link.
+bool IsGone(const std::string& path);
 
 // "1" .. "999999999999999999" without leading zeros; nothing for any other name.
 std::optional<uint64_t> ParseVersion(absl::string_view name);
 
 // Versions that have a folder (or anything else with such a name) in the model's folder, rising.
 std::vector<uint64_t> VersionsOnDisk(const std::string& model_folder);
+
+// What a model's folder holds beside this version: other folders, and whatever has a version's
+// name; sorted. Without the repository's own .tmp-* and .trash-*. Nothing if there is no such
+// folder; the errors of ListFolder.
+absl::StatusOr<std::vector<std::string>> FoldersBeside(const std::string& model_folder,
+                                                       uint64_t version);
 
 // ReadFile of a regular file. INVALID_ARGUMENT if it is something else (a link, a pipe).
 absl::StatusOr<std::string> ReadRegularFile(const std::string& path, uint64_t max_bytes);
@@ -89,8 +98,9 @@ struct VersionFile {
   bool quantized = false;
   uint64_t bytes = 0;
 };
-// NOT_FOUND if there is none; FAILED_PRECONDITION if there are both; INVALID_ARGUMENT if the folder
-// or the file is not a real one; RESOURCE_EXHAUSTED if it is larger than max_bytes.
+// NOT_FOUND if there is none, or no such folder; FAILED_PRECONDITION if there are both;
+// INVALID_ARGUMENT if the folder or the file is not a real one; RESOURCE_EXHAUSTED if it is larger
+// than max_bytes.
 absl::StatusOr<VersionFile> FindVersionFile(const std::string& version_folder, uint64_t max_bytes);
 
 // INVALID_ARGUMENT naming the field if a number is beyond what the server can use, or labels_file
@@ -108,6 +118,7 @@ absl::StatusOr<std::vector<std::string>> ReadLabels(const std::string& model_fol
 
 // The default pointer. NOT_FOUND if there is none; DATA_LOSS if it is not a version number.
 absl::StatusOr<uint64_t> ReadDefault(const std::string& model_folder);
+// After an error the pointer is what it was, as far as the disk lets it.
 absl::Status WriteDefault(const std::string& model_folder, uint64_t version);
 
 }  // namespace tern::repository

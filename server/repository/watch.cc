@@ -2,7 +2,7 @@
 
 #include <sys/stat.h>
 
-#include <cerrno>
+#include <algorithm>
 #include <chrono>
 #include <iterator>
 
@@ -36,11 +36,6 @@ std::string SharedState(const std::string& model_folder) {
 std::string NetworkState(const std::string& version_folder) {
   if (!IsRealFolder(version_folder)) return "";
   return StateOf(version_folder, kFloatFile) + StateOf(version_folder, kQuantizedFile);
-}
-
-bool IsGone(const std::string& path) {
-  struct stat info;
-  return ::lstat(path.c_str(), &info) != 0 && errno == ENOENT;
 }
 
 }  // namespace
@@ -109,6 +104,9 @@ void Watcher::Poll() {
     if (IsRealFolder(absl::StrCat(root_, "/", name))) LookAt(name, present);
   }
   DropMissing(present);
+  std::erase_if(default_refused_, [&](const auto& refused) {
+    return !std::binary_search(names->begin(), names->end(), refused.first);
+  });
   if (std::exchange(events_, false) && changed_) changed_();
 }
 
@@ -156,9 +154,7 @@ void Watcher::DropMissing(const std::set<Key>& present) {
   }
   // Version 0 stands for a whole model.
   std::set<Key> missing;
-  std::set<std::string> models;
   for (const VersionInfo& info : repository_->List("")) {
-    models.insert(info.model);
     const std::string folder = absl::StrCat(root_, "/", info.model);
     if (IsGone(folder)) {
       missing.insert({info.model, 0});
@@ -179,9 +175,6 @@ void Watcher::DropMissing(const std::set<Key>& present) {
   }
   for (auto it = drop_refused_.begin(); it != drop_refused_.end();) {
     it = missing.count(it->first) > 0 ? std::next(it) : drop_refused_.erase(it);
-  }
-  for (auto it = default_refused_.begin(); it != default_refused_.end();) {
-    it = models.count(it->first) > 0 ? std::next(it) : default_refused_.erase(it);
   }
   missing_ = std::move(missing);
 }

@@ -1,8 +1,12 @@
 #include "server/repository/repository.h"
 
 #include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <atomic>
+#include <cerrno>
+#include <functional>
 #include <map>
 #include <set>
 #include <thread>
@@ -12,6 +16,22 @@
 #include "server/base/file.h"
 #include "tests/repository/folder_fixture.h"
 #include "tests/repository/tiny_models.h"
+
+namespace {
+// Whether a folder cannot be synced now; empty: as the disk says.
+std::function<bool()> folder_sync_fails;
+}  // namespace
+
+// In place of the C library's in this program.
+extern "C" int fsync(int fd) {
+  struct stat info;
+  if (folder_sync_fails && ::fstat(fd, &info) == 0 && S_ISDIR(info.st_mode) &&
+      folder_sync_fails()) {
+    errno = EIO;
+    return -1;
+  }
+  return static_cast<int>(::syscall(SYS_fsync, fd));
+}
 
 namespace tern::repository {
 namespace {
@@ -23,6 +43,7 @@ using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using testing::Labels;
 using ::testing::Not;
+using ::testing::StartsWith;
 using testing::TinyArtifact;
 using testing::TinyOnnx;
 
@@ -49,6 +70,7 @@ class FakeServable : public Servable {
 class RepositoryTest : public testing::FolderTest {
  protected:
   ~RepositoryTest() override {
+    folder_sync_fails = nullptr;
     repository_.reset();
     EXPECT_EQ(alive_, 0) << "servables leaked";
   }
@@ -277,6 +299,40 @@ TEST_F(RepositoryTest, NothingIsStoredWhenAnImportFails) {
   EXPECT_THAT(Leftovers(), IsEmpty());
 }
 
+TEST_F(RepositoryTest, ErrorsOfAnImportNameItsPartsAndNoPathOfTheServer) {
+  Open();
+  const auto message = [&](const std::string& onnx, const v1::Preprocessing& contract,
+                           const std::vector<std::string>& labels) {
+    return std::string(repository_->Import("m", onnx, contract, labels, false).status().message());
+  };
+  v1::Preprocessing bad_contract = Contract();
+  bad_contract.add_std(0.5f);
+  EXPECT_THAT(message("not a network", Contract(), {}), StartsWith("the network: "));
+  EXPECT_THAT(message(TinyOnnx(1), bad_contract, {}), StartsWith("the contract: "));
+  EXPECT_EQ(message(TinyOnnx(1), Contract(), Labels(3)), "labels.txt: labels: got 3 names, want 4");
+  // Of an artifact that was read whole.
+  artifact::Artifact liar = TinyArtifact(2);
+  for (float& logit : liar.self_test_logits.data<float>()) logit = -logit;
+  EXPECT_THAT(
+      std::string(
+          repository_->ImportArtifact("m", artifact::Serialize(liar), false).status().message()),
+      StartsWith("the network: "));
+}
+
+TEST_F(RepositoryTest, LabelsForAModelWithoutAnyAreRefusedWithTheWayToAddThem) {
+  Open();
+  ASSERT_TRUE(repository_->Import("m", TinyOnnx(1), Contract(), {}, false).ok());
+  const absl::Status status =
+      repository_->Import("m", TinyOnnx(2), Contract(), Labels(), false).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("model 'm' has none; to add them"));
+  // The way works.
+  Write("m/names", "a\nb\nc\nd\n");
+  Write("m/config.textproto", Read("m/config.textproto") + "labels_file: \"names\"\n");
+  ASSERT_TRUE(repository_->Load("m", 1).ok());
+  EXPECT_EQ(Serving("m", 1)->model->labels, (std::vector<std::string>{"a", "b", "c", "d"}));
+}
+
 TEST_F(RepositoryTest, FilesBeyondTheLimitAreRefused) {
   RepositoryOptions options = Options();
   options.max_file_bytes = TinyOnnx(1).size() - 1;
@@ -405,6 +461,28 @@ TEST_F(RepositoryTest, PublishNeedsAModel) {
   EXPECT_FALSE(Exists("m"));
 }
 
+TEST_F(RepositoryTest, NothingIsPublishedWhoseSourceIsGone) {
+  OpenWith(0);
+  artifact::Artifact artifact = TinyArtifact(2);
+  artifact.source_sha256 = Sha256Hex(TinyOnnx(1));
+  ASSERT_TRUE(repository_->Publish("m", artifact, false, 1).ok());
+  const auto refusal = [&] {
+    const absl::Status status = repository_->Publish("m", artifact, true, 1).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition) << status;
+    return std::string(status.message());
+  };
+  Write("m/1/model.onnx", TinyOnnx(3));
+  EXPECT_EQ(refusal(), "the source version 1 of 'm' was replaced meanwhile");
+  fs::remove(Path("m/1/model.onnx"));
+  EXPECT_THAT(refusal(), HasSubstr("the source version 1 of 'm' is not there any more"));
+  ASSERT_TRUE(repository_->Delete("m", 0).ok());
+  EXPECT_EQ(refusal(), "the source version 1 of 'm' was deleted meanwhile");
+  ASSERT_TRUE(repository_->Import("m", TinyOnnx(4), Contract(), Labels(), false).ok());
+  EXPECT_EQ(refusal(), "the source version 1 of 'm' was deleted meanwhile");
+  EXPECT_THAT(Versions("m"), ElementsAre(3));
+  EXPECT_THAT(Leftovers(), IsEmpty());
+}
+
 TEST_F(RepositoryTest, AnArtifactThatFailsItsSelfTestIsNotPublished) {
   OpenWith(0);
   artifact::Artifact artifact = TinyArtifact(2);
@@ -439,7 +517,8 @@ TEST_F(RepositoryTest, DamagedVersionsAreUnavailableAndOthersServe) {
     EXPECT_THAT(ReasonOf("m", bad), Not(IsEmpty())) << bad;
     const absl::Status status = repository_->Acquire("m", bad).status();
     EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
-    EXPECT_THAT(std::string(status.message()), HasSubstr(ReasonOf("m", bad)));
+    EXPECT_THAT(std::string(status.message()), HasSubstr("cannot be served"));
+    EXPECT_THAT(std::string(status.message()), Not(HasSubstr(root_)));
   }
   EXPECT_THAT(ReasonOf("m", 2), HasSubstr("damaged"));
   EXPECT_THAT(ReasonOf("m", 4), HasSubstr("both"));
@@ -542,7 +621,7 @@ TEST_F(RepositoryTest, ForeignFilesAndUnfinishedWorkAreLeftOutAtOpen) {
 
 TEST_F(RepositoryTest, TheDefaultIsTheLowestUsableVersionWhereThePointerIsNoUse) {
   OpenWith(2);
-  for (const char* pointer : {"", "nonsense", "77"}) {
+  for (const char* pointer : {"", "nonsense", "0"}) {
     repository_.reset();
     Write("m/default", pointer);
     Open();
@@ -557,6 +636,49 @@ TEST_F(RepositoryTest, TheDefaultIsTheLowestUsableVersionWhereThePointerIsNoUse)
   EXPECT_EQ(DefaultOf("m"), 2u);
   EXPECT_TRUE(Serving("m", 2)->model->info.is_default);
   EXPECT_THAT(metrics_.Render(), HasSubstr(R"(tern_fallbacks_total{reason="default_pointer"} 3)"));
+}
+
+TEST_F(RepositoryTest, TheDefaultIsTheHighestUsableVersionBelowOneThatIsGone) {
+  OpenWith(4);
+  repository_.reset();
+  fs::remove_all(Path("m/4"));
+  Damage("m/3/model.tern");
+  const auto default_if_the_pointer_says = [&](const char* pointer) {
+    repository_.reset();
+    Write("m/default", pointer);
+    Open();
+    return DefaultOf("m");
+  };
+  EXPECT_EQ(default_if_the_pointer_says("4"), 2u);
+  EXPECT_EQ(default_if_the_pointer_says("77"), 5u);
+  EXPECT_THAT(Versions("m"), ElementsAre(1, 2, 3, 5));
+  EXPECT_THAT(metrics_.Render(), HasSubstr(R"(tern_fallbacks_total{reason="default_pointer"} 2)"));
+  // None below can be used.
+  Write("m/1/model.onnx", "x");
+  fs::remove_all(Path("m/2"));
+  EXPECT_EQ(default_if_the_pointer_says("2"), 5u);
+}
+
+TEST_F(RepositoryTest, APointerThatCannotBeSyncedStaysWhereItWas) {
+  OpenWith(1);
+  // The rename of the new pointer is done, and not known to be on disk.
+  folder_sync_fails = [this] { return Read("m/default") != "1\n"; };
+  EXPECT_EQ(repository_->Publish("m", TinyArtifact(9), true).status().code(),
+            absl::StatusCode::kInternal);
+  EXPECT_EQ(repository_->Import("m", TinyOnnx(2), Contract(), {}, true).status().code(),
+            absl::StatusCode::kInternal);
+  EXPECT_EQ(repository_->SetDefault("m", 2).status().code(), absl::StatusCode::kInternal);
+  EXPECT_EQ(Read("m/default"), "1\n");
+  EXPECT_EQ(DefaultOf("m"), 1u);
+  EXPECT_FALSE(Exists("m/3"));
+  EXPECT_THAT(Leftovers(), IsEmpty());
+
+  fs::remove(Path("m/default"));
+  folder_sync_fails = [this] { return Exists("m/default"); };
+  EXPECT_EQ(repository_->Publish("m", TinyArtifact(9), true).status().code(),
+            absl::StatusCode::kInternal);
+  EXPECT_FALSE(Exists("m/default"));
+  EXPECT_THAT(Versions("m"), ElementsAre(1, 2));
 }
 
 TEST_F(RepositoryTest, ADamagedDefaultIsNotReplacedSilently) {
@@ -579,7 +701,8 @@ TEST_F(RepositoryTest, AModelWithoutUsableVersionsSaysWhy) {
   Open();
   const absl::Status status = repository_->Acquire("m", 0).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
-  EXPECT_THAT(std::string(status.message()), HasSubstr("model.onnx"));
+  EXPECT_THAT(std::string(status.message()), HasSubstr("cannot be served"));
+  EXPECT_THAT(ReasonOf("m", 0), HasSubstr("model.onnx"));
   const auto next = repository_->Import("m", TinyOnnx(2), Contract(), {}, false);
   ASSERT_TRUE(next.ok()) << next.status();
   EXPECT_EQ(next->version, 2u);
@@ -681,6 +804,46 @@ TEST_F(RepositoryTest, DeletingTheLastVersionDeletesTheModel) {
   EXPECT_EQ(*repository_->Delete("m", 1), 1u);
   EXPECT_FALSE(Exists("m"));
   EXPECT_EQ(repository_->Info("m", 0).status().code(), absl::StatusCode::kNotFound);
+}
+
+TEST_F(RepositoryTest, NothingIsDeletedWhileTheRepositorysFolderIsGoneOrAnother) {
+  OpenWith(0);
+  const std::string away = root_ + ".away";
+  fs::rename(root_, away);
+  for (int i = 0; i < 2; ++i) {
+    const absl::Status status = repository_->Delete("m", 0).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition) << status;
+    EXPECT_THAT(std::string(status.message()), HasSubstr("the repository's folder is gone"));
+    fs::create_directory(root_);  // as an unmounted file system leaves it
+  }
+  fs::remove(root_);
+  fs::rename(away, root_);
+  // A model whose folder alone is gone is deleted already.
+  fs::remove_all(Path("m"));
+  EXPECT_EQ(*repository_->Delete("m", 0), 1u);
+}
+
+TEST_F(RepositoryTest, TheLastVersionTakesNoFolderWithItThatIsNotItsOwn) {
+  OpenWith(0);
+  for (const char* other : {"m/2", "m/v3.part"}) {
+    Write(absl::StrCat(other, "/model.onnx"), TinyOnnx(2));
+    const absl::Status status = repository_->Delete("m", 1).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+    EXPECT_THAT(std::string(status.message()), HasSubstr(absl::StrCat("holds ", other + 2, ";")));
+    EXPECT_TRUE(Exists(absl::StrCat(other, "/model.onnx")));
+    EXPECT_NE(Serving("m", 0), nullptr);
+    fs::rename(Path(other), Path("aside"));
+    fs::remove_all(Path("aside"));
+  }
+  Write("m/2/model.onnx", TinyOnnx(2));
+  ASSERT_TRUE(repository_->Load("m", 2).ok());
+  ASSERT_TRUE(repository_->SetDefault("m", 2).ok());
+  EXPECT_EQ(*repository_->Delete("m", 1), 1u);
+  EXPECT_EQ(Read("m/default"), "2\n");
+  // The whole model is all that is there.
+  Write("m/3/model.onnx", TinyOnnx(3));
+  EXPECT_EQ(*repository_->Delete("m", 0), 1u);
+  EXPECT_FALSE(Exists("m"));
 }
 
 TEST_F(RepositoryTest, AVersionPutOnDiskByHandCanBeLoaded) {

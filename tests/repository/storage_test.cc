@@ -3,8 +3,12 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <cstdlib>
+#include <thread>
+
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "server/base/file.h"
 #include "tests/repository/folder_fixture.h"
 
 namespace tern::repository {
@@ -75,6 +79,12 @@ TEST_F(StorageTest, RemoveFolderTakesEverythingAndToleratesAbsence) {
   EXPECT_TRUE(RemoveFolder(Path("7")).ok());
 }
 
+TEST_F(StorageTest, AFolderThatIsGoneWithWhatWasAroundItIsNotRemoved) {
+  const absl::Status status = RemoveFolder(Path("model/7"));
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(status.message()), HasSubstr(Path("model")));
+}
+
 TEST_F(StorageTest, RemovingALinkLeavesItsTargetAlone) {
   Write("elsewhere/file", "keep");
   fs::create_directory_symlink(Path("elsewhere"), Path("7"));
@@ -104,6 +114,17 @@ TEST_F(StorageTest, VersionsAreSortedAsNumbers) {
     ASSERT_TRUE(MakeFolder(Path(name)).ok());
   EXPECT_THAT(VersionsOnDisk(root_), ElementsAre(2, 9, 10));
   EXPECT_THAT(VersionsOnDisk(Path("absent")), IsEmpty());
+}
+
+TEST_F(StorageTest, BesideAVersionAreOtherFoldersAndWhateverIsNamedAsOne) {
+  for (const char* name : {"1", "10", "v3.part", ".snapshot", ".tmp-1-0", ".trash-1-0"})
+    ASSERT_TRUE(MakeFolder(Path(name)).ok());
+  for (const char* name : {"config.textproto", "default", "2"}) Write(name, "a file");
+  fs::create_directory_symlink(Path("1"), Path("4"));
+  fs::create_directory_symlink(Path("1"), Path("latest"));
+  EXPECT_THAT(*FoldersBeside(root_, 1), ElementsAre(".snapshot", "10", "2", "4", "v3.part"));
+  EXPECT_THAT(*FoldersBeside(Path("absent"), 1), IsEmpty());
+  EXPECT_FALSE(FoldersBeside(Path("default"), 1).ok());
 }
 
 TEST_F(StorageTest, FindsTheOneNetworkOfAVersion) {
@@ -136,6 +157,7 @@ TEST_F(StorageTest, SaysWhyAVersionHasNoUsableFile) {
   EXPECT_EQ(code("big"), absl::StatusCode::kResourceExhausted);
   EXPECT_EQ(code("plain"), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(code("empty"), absl::StatusCode::kNotFound);
+  EXPECT_EQ(code("absent"), absl::StatusCode::kNotFound);
   EXPECT_EQ(code("linked_folder"), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(code("linked_file"), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(code("pipe"), absl::StatusCode::kInvalidArgument);  // opening it would block for ever
@@ -187,6 +209,41 @@ TEST_F(StorageTest, TheDefaultPointerRoundTripsAndDamageIsSeen) {
     Write("default", bad);
     EXPECT_EQ(ReadDefault(root_).status().code(), absl::StatusCode::kDataLoss) << bad;
   }
+}
+
+TEST_F(StorageTest, ADefaultPointerThatIsALinkOrAPipeIsReplaced) {
+  Write("elsewhere", "keep");
+  fs::create_symlink(Path("elsewhere"), Path("default"));
+  ASSERT_TRUE(WriteDefault(root_, 2).ok());
+  EXPECT_EQ(Read("elsewhere"), "keep");
+  EXPECT_EQ(*ReadDefault(root_), 2u);
+  fs::remove(Path("default"));
+  ASSERT_EQ(::mkfifo(Path("default").c_str(), 0644), 0);
+  ASSERT_TRUE(WriteDefault(root_, 3).ok());  // opening it would block for ever
+  EXPECT_EQ(*ReadDefault(root_), 3u);
+}
+
+TEST_F(StorageTest, AFileOfTheUsersChoiceIsWrittenThroughLinksAndIntoPipes) {
+  Write("target", "old");
+  fs::create_symlink("target", Path("link"));
+  fs::create_symlink("new", Path("dangling"));
+  ASSERT_TRUE(WriteFileAtomically(Path("link"), {"te", "xt"}).ok());
+  ASSERT_TRUE(WriteFileAtomically(Path("dangling"), {"more"}).ok());
+  EXPECT_EQ(Read("target"), "text");
+  EXPECT_EQ(Read("new"), "more");
+  EXPECT_TRUE(fs::is_symlink(Path("link")));
+  EXPECT_TRUE(fs::is_symlink(Path("dangling")));
+  ASSERT_EQ(::mkfifo(Path("pipe").c_str(), 0644), 0);
+  std::string got;
+  std::thread reader([&] { got = Read("pipe"); });
+  ASSERT_TRUE(WriteFileAtomically(Path("pipe"), {"te", "xt"}).ok());
+  // Where it was replaced, the reader would wait for ever.
+  if (!fs::is_fifo(Path("pipe"))) std::abort();
+  reader.join();
+  EXPECT_EQ(got, "text");
+  EXPECT_THAT(Leftovers(), IsEmpty());
+  fs::create_symlink("circle", Path("circle"));
+  EXPECT_FALSE(WriteFileAtomically(Path("circle"), {"x"}).ok());
 }
 
 }  // namespace

@@ -216,6 +216,21 @@ TEST_F(WatcherTest, ADamagedOrRemovedPointerLeavesTheDefaultWhereItIs) {
   EXPECT_EQ(Events("default_refused"), 1);
 }
 
+TEST_F(WatcherTest, AModelWithoutAVersionIsWarnedOfOnceUntilItsFolderGoes) {
+  const auto put = [&] {
+    Write("other/config.textproto", Read("tiny/config.textproto"));
+    Write("other/default", "two");
+  };
+  put();
+  Polls(4);
+  EXPECT_EQ(Events("default_refused"), 1);
+  fs::remove_all(Path("other"));
+  Polls(2);
+  put();
+  Polls(4);
+  EXPECT_EQ(Events("default_refused"), 2);
+}
+
 TEST_F(WatcherTest, AReadOnlyServerFollowsTheFolderAndKeepsWhatItHasWhenItIsUnmounted) {
   repository_.reset();
   RepositoryOptions options;
