@@ -1,11 +1,14 @@
 // ternd: the server. Flags, wiring, signals; everything else lies in the folders below.
+#include <fcntl.h>
 #include <signal.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 #include <iostream>
+#include <limits>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -14,11 +17,15 @@
 
 #include "absl/flags/flag.h"
 #include "absl/flags/parse.h"
+#include "absl/flags/reflection.h"
 #include "absl/flags/usage.h"
+#include "absl/flags/usage_config.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "models/embedded.h"
+#include "server/app/stop_signals.h"
 #include "server/base/allocator.h"
 #include "server/base/clock.h"
 #include "server/base/cpu_budget.h"
@@ -128,6 +135,9 @@ ABSL_FLAG(int, profile_every, 0,
 ABSL_FLAG(absl::Duration, drain, absl::ZeroDuration(),
           "After SIGTERM: how long to answer as usual with health NOT_SERVING before closing.");
 ABSL_FLAG(absl::Duration, grace, absl::Seconds(20), "Then: how long running calls may take.");
+ABSL_FLAG(absl::Duration, max_connection_age, absl::Minutes(2),
+          "After this long, give or take a tenth, a data connection is closed once its calls have "
+          "ended, so that clients look the server's name up again and find new replicas; 0 = never.");
 ABSL_FLAG(std::string, log_level, "info", "debug, info, warn, error or off.");
 ABSL_FLAG(std::string, log_format, "text", "text, or json: one object a line.");
 
@@ -138,7 +148,6 @@ constexpr int kMaxPlanBatch = 32;
 constexpr int kMaxPriorityLevels = 16;
 // An idle connection takes 14 kB: 220 MB for as many.
 constexpr int kDescriptors = 16384;
-constexpr int kExitBySecondSignal = 3;
 
 absl::Status AddDemoModel(repository::Repository* repository) {
   if (repository->Info("demo", 0).ok()) return absl::OkStatus();
@@ -149,22 +158,66 @@ absl::Status AddDemoModel(repository::Repository* repository) {
   return repository->Import("demo", models::DemoOnnx(), preprocessing, labels, true).status();
 }
 
-// The operating system would take a larger number modulo 65536. `least` is -1 where that means
-// none.
-absl::Status CheckPort(absl::string_view flag, int port, int least = 0) {
-  if (port >= least && port <= 65535) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      absl::StrCat("--", flag, ": got ", port, ", want ", least, "..65535"));
+std::string Text(absl::Duration value) { return absl::FormatDuration(value); }
+template <typename T>
+std::string Text(T value) {
+  return absl::StrCat(value);
+}
+
+template <typename T>
+absl::Status CheckRange(const absl::Flag<T>& flag, T least, T most) {
+  const T value = absl::GetFlag(flag);
+  if (value >= least && value <= most) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(
+      "--", absl::GetFlagReflectionHandle(flag).Name(), ": got ", Text(value),
+      ", want ", Text(least), " to ", Text(most)));
+}
+
+// What each flag may say by itself, before anything is made or loaded.
+absl::Status CheckFlags() {
+  constexpr int kPort = 65535;  // the operating system would take a larger number modulo 65536
+  constexpr int kMostInt = std::numeric_limits<int>::max();
+  constexpr uint64_t kMostBytes = uint64_t{1} << 40;
+  const absl::Duration zero = absl::ZeroDuration(), tick = absl::Milliseconds(1);
+  const absl::Duration day = absl::Hours(24);
+  for (const absl::Status& status :
+       {CheckRange(FLAGS_port, 0, kPort), CheckRange(FLAGS_admin_port, 0, kPort),
+        CheckRange(FLAGS_metrics_port, 0, kPort), CheckRange(FLAGS_health_port, -1, kPort),
+        CheckRange(FLAGS_threads, 0, 256), CheckRange(FLAGS_max_batch, 1, kMaxPlanBatch),
+        CheckRange(FLAGS_max_delay, zero, absl::Minutes(1)),
+        CheckRange(FLAGS_target_p99, zero, absl::Minutes(1)),
+        CheckRange(FLAGS_priority_levels, 1, kMaxPriorityLevels),
+        CheckRange(FLAGS_max_queue, 1, kMostInt), CheckRange(FLAGS_max_waiting, 1, kMostInt),
+        CheckRange(FLAGS_max_waiting_bytes, int64_t{1}, static_cast<int64_t>(kMostBytes)),
+        CheckRange(FLAGS_max_client_images, 0, kMostInt),
+        CheckRange(FLAGS_max_image_bytes, uint64_t{1}, kMostBytes),
+        CheckRange(FLAGS_max_pixels, uint64_t{1}, kMostBytes),
+        CheckRange(FLAGS_label_memory, uint64_t{0}, uint64_t{100'000'000}),
+        CheckRange(FLAGS_label_memory_age, tick, 365 * day),
+        CheckRange(FLAGS_live_window, uint64_t{1}, uint64_t{10'000'000}),
+        CheckRange(FLAGS_live_window_age, tick, 365 * day),
+        CheckRange(FLAGS_count_codes_every, 0, kMostInt),
+        CheckRange(FLAGS_profile_every, 0, kMostInt),
+        CheckRange(FLAGS_shadow_fraction, 0.0, 1.0), CheckRange(FLAGS_drain, zero, day),
+        CheckRange(FLAGS_grace, zero, day)}) {
+    TERN_RETURN_IF_ERROR(status);
+  }
+  if (absl::GetFlag(FLAGS_poll_interval) != zero) {
+    TERN_RETURN_IF_ERROR(CheckRange(FLAGS_poll_interval, absl::Milliseconds(100), day));
+  }
+  // A connection per second and client at most.
+  if (absl::GetFlag(FLAGS_max_connection_age) != zero) {
+    TERN_RETURN_IF_ERROR(CheckRange(FLAGS_max_connection_age, absl::Seconds(1), day));
+  }
+  return absl::OkStatus();
 }
 
 absl::Status Run() {
-  TERN_RETURN_IF_ERROR(CheckPort("port", absl::GetFlag(FLAGS_port)));
-  TERN_RETURN_IF_ERROR(CheckPort("admin_port", absl::GetFlag(FLAGS_admin_port)));
-  TERN_RETURN_IF_ERROR(CheckPort("metrics_port", absl::GetFlag(FLAGS_metrics_port)));
-  TERN_RETURN_IF_ERROR(CheckPort("health_port", absl::GetFlag(FLAGS_health_port), -1));
   TERN_ASSIGN_OR_RETURN(const LogFormat log_format,
                         ParseLogFormat(absl::GetFlag(FLAGS_log_format)));
   TERN_RETURN_IF_ERROR(InitLog(absl::GetFlag(FLAGS_log_level), log_format));
+  StopSignals::Start();
+  TERN_RETURN_IF_ERROR(CheckFlags());
   const std::string root = absl::GetFlag(FLAGS_repository);
   if (root.empty()) return absl::InvalidArgumentError("--repository is required (a folder)");
   const bool read_only = absl::GetFlag(FLAGS_read_only);
@@ -182,34 +235,15 @@ absl::Status Run() {
 
   metrics::Metrics metrics;
   metrics.Machine(budget.threads, TERN_VERSION, kernels::IsaName(isa), engine::OneDnnVersion());
-  if (absl::GetFlag(FLAGS_label_memory_age) <= absl::ZeroDuration()) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "--label_memory_age: got ", absl::FormatDuration(absl::GetFlag(FLAGS_label_memory_age)),
-        ", want more than 0"));
-  }
   monitoring::LabelJoin labels(absl::GetFlag(FLAGS_label_memory), &metrics,
                                absl::GetFlag(FLAGS_label_memory_age));
 
-  const double shadow_fraction = absl::GetFlag(FLAGS_shadow_fraction);
-  if (!(shadow_fraction >= 0 && shadow_fraction <= 1)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("--shadow_fraction: got ", shadow_fraction, ", want 0..1"));
-  }
-  serving::ShadowComparer shadow(shadow_fraction, &metrics);
+  serving::ShadowComparer shadow(absl::GetFlag(FLAGS_shadow_fraction), &metrics);
 
   serving::RunnerOptions runner;
   runner.shadow = &shadow;
   runner.monitor.window.most = absl::GetFlag(FLAGS_live_window);
   runner.monitor.window.age = absl::GetFlag(FLAGS_live_window_age);
-  if (runner.monitor.window.most < 1 || runner.monitor.window.most > 10'000'000) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("--live_window: got ", runner.monitor.window.most, ", want 1..10000000"));
-  }
-  if (runner.monitor.window.age <= absl::ZeroDuration()) {
-    return absl::InvalidArgumentError(absl::StrCat("--live_window_age: got ",
-                                                   absl::FormatDuration(runner.monitor.window.age),
-                                                   ", want more than 0"));
-  }
   runner.count_codes_every = absl::GetFlag(FLAGS_count_codes_every);
   runner.warm_up = absl::GetFlag(FLAGS_warm_up);
   runner.profile_every = absl::GetFlag(FLAGS_profile_every);
@@ -220,33 +254,6 @@ absl::Status Run() {
   runner.default_target_p99 = absl::GetFlag(FLAGS_target_p99);
   runner.priority_levels = absl::GetFlag(FLAGS_priority_levels);
   runner.metrics = &metrics;
-  if (runner.default_max_batch < 1 || runner.default_max_batch > kMaxPlanBatch) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("--max_batch: got ", runner.default_max_batch, ", want 1..", kMaxPlanBatch));
-  }
-  if (runner.priority_levels < 1 || runner.priority_levels > kMaxPriorityLevels) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "--priority_levels: got ", runner.priority_levels, ", want 1..", kMaxPriorityLevels));
-  }
-  for (const auto& [flag, value] : {std::pair("--max_delay", runner.default_max_delay),
-                                    std::pair("--target_p99", runner.default_target_p99)}) {
-    if (value < absl::ZeroDuration() || value > absl::Minutes(1)) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(flag, ": got ", absl::FormatDuration(value), ", want 0..1m"));
-    }
-  }
-  if (runner.default_max_queue < 1) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("--max_queue: got ", runner.default_max_queue, ", want >= 1"));
-  }
-
-  const absl::Duration poll_interval = absl::GetFlag(FLAGS_poll_interval);
-  if (poll_interval != absl::ZeroDuration() &&
-      (poll_interval < absl::Milliseconds(100) || poll_interval > absl::Hours(24))) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "--poll_interval: got ", absl::FormatDuration(poll_interval), ", want 0 or 100ms..24h"));
-  }
-
   repository::RepositoryOptions repository_options;
   repository_options.root = root;
   repository_options.read_only = read_only;
@@ -286,11 +293,6 @@ absl::Status Run() {
   classifier_options.priority_levels = runner.priority_levels;
   classifier_options.admission.max_bytes = absl::GetFlag(FLAGS_max_waiting_bytes);
   classifier_options.admission.max_client_images = absl::GetFlag(FLAGS_max_client_images);
-  if (classifier_options.max_waiting < 1 || classifier_options.admission.max_bytes < 1 ||
-      classifier_options.admission.max_client_images < 0) {
-    return absl::InvalidArgumentError(
-        "--max_waiting and --max_waiting_bytes want at least 1, --max_client_images at least 0");
-  }
   auto classifier = std::make_unique<serving::Classifier>(repository.get(), &labels, &metrics,
                                                           classifier_options);
   oip::Inference inference(repository.get(), classifier.get(), TERN_VERSION);
@@ -315,6 +317,7 @@ absl::Status Run() {
   server_options.limits = classifier_options.limits;
   server_options.max_receive_bytes = absl::GetFlag(FLAGS_max_receive_bytes);
   server_options.plan = plan_options;
+  server_options.max_connection_age = absl::GetFlag(FLAGS_max_connection_age);
   TERN_ASSIGN_OR_RETURN(std::unique_ptr<rpc::Server> server,
                         rpc::Server::Start(server_options, repository.get(), classifier.get(),
                                            &inference, &labels, &metrics));
@@ -338,6 +341,7 @@ absl::Status Run() {
   web_options.max_body_bytes =
       2 * std::min<uint64_t>(classifier_options.limits.max_bytes, 1 << 30) + (64 << 10);
   web_options.max_total_body_bytes = 8 * web_options.max_body_bytes;
+  inference.LimitMessageBytes(web_options.max_body_bytes);
   web_options.refused = [&routes](int status) { routes.Refused(status); };
   TERN_ASSIGN_OR_RETURN(
       std::unique_ptr<http::Server> web,
@@ -354,36 +358,24 @@ absl::Status Run() {
         WriteFileAtomically(absl::GetFlag(FLAGS_ports_file), {ports.dump() + "\n"}));
   }
   std::unique_ptr<repository::Watcher> watcher;
-  if (poll_interval > absl::ZeroDuration()) {
+  if (const absl::Duration interval = absl::GetFlag(FLAGS_poll_interval);
+      interval > absl::ZeroDuration()) {
     watcher = std::make_unique<repository::Watcher>(repository.get(), root, &metrics,
                                                     [&server] { server->UpdateHealth(); });
-    watcher->Start(poll_interval);
+    watcher->Start(interval);
   }
   TERN_LOG_INFO("ready: data port {}, admin port {}, metrics http://{}:{}/metrics", server->port(),
                 server->admin_port(), absl::GetFlag(FLAGS_metrics_host), web->port());
 
-  sigset_t signals;
-  sigemptyset(&signals);
-  sigaddset(&signals, SIGTERM);
-  sigaddset(&signals, SIGINT);
-  int signal = 0;
-  sigwait(&signals, &signal);
-  TERN_LOG_INFO("{}: draining", signal == SIGTERM ? "SIGTERM" : "SIGINT");
-  // Whoever asks again wants it to end now. Never joined: it waits for a signal to the end.
-  std::thread([signals] {
-    int second = 0;
-    sigwait(&signals, &second);
-    TERN_LOG_WARN("{} again: ends at once, running calls are lost",
-                  second == SIGTERM ? "SIGTERM" : "SIGINT");
-    std::_Exit(kExitBySecondSignal);
-  }).detach();
+  StopSignals::Wait();
   server->SetDraining();
   watcher.reset();
   keep_choices();
   absl::SleepFor(absl::GetFlag(FLAGS_drain));
-  const absl::Time end = Clock::Real()->Now() + absl::GetFlag(FLAGS_grace);
+  // Side by side: both have the whole grace for the calls that they took.
+  std::thread closing([&] { web->Shutdown(absl::GetFlag(FLAGS_grace)); });
   server->Shutdown(absl::GetFlag(FLAGS_grace));
-  web->Shutdown(end - Clock::Real()->Now());
+  closing.join();
   shadow.SetRepository(nullptr);
   repository->Shutdown();
   classifier.reset();
@@ -397,24 +389,57 @@ absl::Status Run() {
 }  // namespace
 }  // namespace tern
 
+namespace {
+
+bool flags_parsed = false;
+
+// Descriptors 0 to 2 stay what everyone takes them for: closed ones would go to the next files and
+// sockets, and the log would be written into them.
+void OpenStandardDescriptors() {
+  int fd = 0;
+  do fd = ::open("/dev/null", O_RDWR);
+  while (fd >= 0 && fd <= STDERR_FILENO);
+  if (fd > STDERR_FILENO) ::close(fd);
+}
+
+void DescribeFlags() {
+  absl::SetProgramUsageMessage(
+      "Low-precision image classification over gRPC.\n\n"
+      "  ternd --repository DIR [--demo] [--port 8500 --admin_port 8501 --metrics_port 8502]");
+  absl::FlagsUsageConfig config;
+  const auto ours = [](absl::string_view file) { return absl::EndsWith(file, "server/app/main.cc"); };
+  config.contains_helpshort_flags = config.contains_help_flags = ours;
+  config.contains_helppackage_flags = ours;
+  config.version_string = [] { return "ternd " TERN_VERSION "\n"; };
+  absl::SetFlagsUsageConfig(config);
+}
+
+// Abseil ends the process with status 1 for a flag that it cannot parse and for --help.
+void StatusOfParsing(int status, void* asked_for_help) {
+  if (flags_parsed || status == 0) return;
+  std::cout.flush();
+  std::_Exit(asked_for_help != nullptr ? 0 : 2);
+}
+
+}  // namespace
+
 int main(int argc, char** argv) {
+  OpenStandardDescriptors();
   tern::KeepFreedMemory();
   // gRPC's locks are Abseil's, and Debian builds it with the search for lock cycles, a
   // twentieth of what a call costs.
   absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
   tern::rpc::RaiseDescriptorLimit(tern::kDescriptors);
-  // Blocked before any thread starts, so that every thread inherits it and only sigwait sees them.
-  sigset_t signals;
-  sigemptyset(&signals);
-  sigaddset(&signals, SIGTERM);
-  sigaddset(&signals, SIGINT);
-  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  tern::StopSignals::Block();
   signal(SIGPIPE, SIG_IGN);
 
-  absl::SetProgramUsageMessage(
-      "Low-precision image classification over gRPC.\n\n"
-      "  ternd --repository DIR [--demo] [--port 8500 --admin_port 8501 --metrics_port 8502]");
+  DescribeFlags();
+  const auto help = std::find_if(argv + 1, argv + argc, [](absl::string_view argument) {
+    return absl::StartsWith(argument, "--help") || absl::StartsWith(argument, "-help");
+  });
+  ::on_exit(StatusOfParsing, help == argv + argc ? nullptr : *help);
   const std::vector<char*> rest = absl::ParseCommandLine(argc, argv);
+  flags_parsed = true;
   if (rest.size() > 1) {
     std::cerr << "ternd: unexpected argument \"" << rest[1]
               << "\" (flags are written --name=value)\n";

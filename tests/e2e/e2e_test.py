@@ -1,14 +1,17 @@
 """End to end: the real ternd and ternctl on loopback, with the demo model and photographs."""
 
 import argparse
+import http.client
 import json
 import os
 import pathlib
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import unittest
 import urllib.request
@@ -354,12 +357,100 @@ class Crashes(unittest.TestCase):
             server.stop()
 
     def test_wrong_flags_end_with_one_line(self):
-        for flag, words in {"--max_isa=avx9": b"avx2", "--port=99999": b"--port: got 99999, want 0..65535",
-                            "--health_port=-2": b"want -1..65535", "--target_p99=-5ms": b"--target_p99",
-                            "--log_format=xml": b"text or json", "--tls_cert=/absent": b"a certificate and its key"}.items():
-            result = subprocess.run([ARGS.ternd, "--repository", self.repository, flag], capture_output=True, timeout=60)
-            self.assertEqual(result.returncode, 2, flag)
-            self.assertIn(words, result.stderr.splitlines()[-1])
+        for flag, words in {"--max_isa=avx9": b"avx2", "--port=99999": b"--port: got 99999, want 0 to 65535",
+                            "--health_port=-2": b"want -1 to 65535", "--target_p99=-5ms": b"--target_p99",
+                            "--log_format=xml": b"text or json", "--threads=100000": b"want 0 to 256",
+                            "--profile_every=-1": b"--profile_every", "--drain=-5s": b"--drain", "--grace=-1s": b"--grace",
+                            "--max_pixels=0": b"--max_pixels", "--max_waiting=0": b"--max_waiting",
+                            "--shadow_fraction=nan": b"--shadow_fraction", "--max_connection_age=1ms": b"want 1s to 24h",
+                            "--nosuch": b"nosuch", "--port=abc": b"abc", "--max_delay=5": b"max_delay"}.items():
+            with self.subTest(flag):
+                absent = self.repository + "-absent"
+                result = subprocess.run([ARGS.ternd, "--repository", absent, flag], capture_output=True, timeout=60)
+                self.assertEqual(result.returncode, 2)
+                self.assertIn(words, result.stderr.splitlines()[-1])
+                self.assertFalse(os.path.exists(absent), "nothing is made before the flags are known to be good")
+        result = subprocess.run([ARGS.ternd, "--repository", self.repository, "--tls_cert=/absent"], capture_output=True,
+                                timeout=60)
+        self.assertEqual(result.returncode, 2)
+        self.assertIn(b"a certificate and its key", result.stderr.splitlines()[-1])
+
+    def test_help_and_version_are_answers(self):
+        for flag, words in {"--help": b"--repository", "--helpshort": b"--max_connection_age", "--version": b"ternd "}.items():
+            result = subprocess.run([ARGS.ternd, flag], capture_output=True, timeout=60)
+            self.assertEqual(result.returncode, 0, flag)
+            self.assertIn(words, result.stdout)
+
+    def test_a_closed_standard_error_gets_no_file(self):
+        ports = os.path.join(self.repository, "ports.json")
+        process = subprocess.Popen(["sh", "-c", 'exec "$@" 2>&-', "sh", ARGS.ternd, "--repository", self.repository, "--demo",
+                                    "--port=0", "--admin_port=0", "--metrics_port=0", "--ports_file", ports])
+        deadline = time.monotonic() + 120
+        while not os.path.exists(ports) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.terminate()
+        self.assertEqual(process.wait(timeout=60), 0)
+        self.assertEqual(os.path.getsize(os.path.join(self.repository, ".lock")), 0)
+
+    def test_a_signal_while_the_models_load_ends_it_at_once(self):
+        server = Server(self.repository, "--demo")
+        self.assertEqual(server.stop(), 0)
+        for i in range(200):
+            shutil.copytree(os.path.join(self.repository, "demo"), os.path.join(self.repository, f"copy{i}"))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            process = subprocess.Popen([ARGS.ternd, "--repository", self.repository, "--port=0", "--admin_port=0",
+                                        "--metrics_port=0", "--warm_up", "--max_isa=scalar"], stderr=subprocess.PIPE)
+            self.assertIn(b"CPU budget", process.stderr.readline())
+            process.send_signal(number)
+            log = process.communicate(timeout=60)[1]
+            self.assertEqual(process.returncode, 0, log)
+            self.assertIn(b"ends before it was ready", log)
+            self.assertNotIn(b"ready: data port", log)
+
+    def test_http_calls_are_answered_while_an_idle_connection_takes_the_grace(self):
+        server = Server(self.repository, "--demo", "--grace=3s")
+        idle = socket.create_connection(("127.0.0.1", server.ports["port"]))
+        self.addCleanup(idle.close)
+        with open(one_photo(), "rb") as f:
+            photo = f.read()
+        head = json.dumps({"inputs": [{"name": "image", "shape": [1], "datatype": "BYTES",
+                                       "parameters": {"binary_data_size": len(photo) + 4}}]}).encode()
+        body = head + len(photo).to_bytes(4, "little") + photo
+        outcomes = []
+        closing = []  # when SIGTERM was sent
+
+        def load():
+            while True:
+                begin = time.monotonic()
+                connection = http.client.HTTPConnection("127.0.0.1", server.ports["metrics_port"], timeout=30)
+                try:
+                    connection.connect()
+                except OSError:
+                    return  # closed: nothing was taken
+                try:
+                    connection.request("POST", "/v2/models/demo/infer", body,
+                                       {"Inference-Header-Content-Length": str(len(head))})
+                    outcomes.append(connection.getresponse().status)
+                except (ConnectionError, http.client.HTTPException) as error:
+                    # Around SIGTERM it may have been in the backlog of the port; later the port must not have taken it.
+                    if not closing or begin > closing[0] + 1:
+                        outcomes.append(repr(error))
+                    return
+                finally:
+                    connection.close()
+
+        threads = [threading.Thread(target=load) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        deadline = time.monotonic() + 60
+        while len(outcomes) < 20 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        closing.append(time.monotonic())
+        self.assertEqual(server.stop(), 0)
+        for thread in threads:
+            thread.join()
+        self.assertGreaterEqual(len(outcomes), 20)
+        self.assertEqual(set(outcomes), {200})
 
 
 @unittest.skipUnless(shutil.which("openssl"), "the program openssl is not installed")

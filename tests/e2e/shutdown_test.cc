@@ -108,10 +108,39 @@ TEST_F(ShutdownTest, ASecondSignalEndsItAtOnceWithAStatusOfItsOwn) {
     StartLongCall();
     server_.Signal(SIGTERM);
     ASSERT_TRUE(Eventually([&] { return server_.Log().find("draining") != std::string::npos; }));
+    std::this_thread::sleep_for(std::chrono::milliseconds(300));  // what comes earlier is the same request
     server_.Signal(second);
     EXPECT_EQ(server_.Wait(), 3) << server_.Log();
     long_call_.join();
     EXPECT_EQ(long_status_.error_code(), StatusCode::UNAVAILABLE);
+  }
+}
+
+// timeout(1) signals its child and then the child's group.
+TEST_F(ShutdownTest, TheSameSignalTwiceInARowIsOneRequest) {
+  server_.Start({"--drain=1s"});
+  server_.Signal(SIGTERM);
+  ASSERT_TRUE(Eventually([&] { return server_.Log().find("draining") != std::string::npos; }));
+  server_.Signal(SIGTERM);
+  EXPECT_EQ(server_.Wait(), 0) << server_.Log();
+}
+
+// A client that balances by name finds new replicas only when it looks the name up again, which gRPC
+// does when a connection ends.
+TEST_F(ShutdownTest, AConnectionEndsWithItsAgeAndTheCallsGoOnOverANewOne) {
+  server_.Start({"--max_connection_age=1s"});
+  const auto channel = grpc::CreateChannel(server_.address(), grpc::InsecureChannelCredentials());
+  auto stub = v1::ImageClassifier::NewStub(channel);
+  v1::ClassifyRequest request;
+  request.set_model("demo");
+  request.set_image(testing::DemoPhoto());
+  for (int connection = 0; connection < 3; ++connection) {
+    grpc::ClientContext context;
+    v1::ClassifyResponse response;
+    const grpc::Status status = stub->Classify(&context, request, &response);
+    ASSERT_TRUE(status.ok()) << status.error_message();
+    EXPECT_TRUE(channel->WaitForStateChange(
+        GRPC_CHANNEL_READY, std::chrono::system_clock::now() + std::chrono::minutes(1)));
   }
 }
 

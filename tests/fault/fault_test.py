@@ -179,14 +179,14 @@ def garbage_http(context):
     for i in range(n):
         kind = i % 8
         body = context.bytes(i % 500)
-        data = [b"GET /nothing HTTP/1.1\r\n\r\n",
-                b"POST /metrics HTTP/1.1\r\nContent-Length: 100000\r\n\r\n" + body,
+        data = [b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n",
+                b"POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n" + body,
                 context.bytes(1 + i % 300),
                 b"GET /" + b"a" * (i % 20000) + b" HTTP/1.1\r\n\r\n",
                 b"GET /metrics HTTP/1.1\r\n" + b"X-%d: y\r\n" % i * (i % 300) + b"\r\n",
-                b"POST /v2/models/demo/infer HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) +
+                b"POST /v2/models/demo/infer HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) +
                 body,
-                b"POST /v2/models/demo/infer HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\n" + body,
+                b"POST /v2/models/demo/infer HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\n" + body,
                 b"GET /../../etc/passwd HTTP/9.9\r\n\r\n"][kind]
         with context.connect(context.server.metrics_port) as s:
             try:
@@ -265,7 +265,7 @@ def slow_clients(context):
             held.append(s)
             h = context.connect(context.server.metrics_port)
             h.sendall([b"", b"GET /metr", b"GET /metrics HTTP/1.1\r\nHost: x\r\nX-Slow: ",
-                       b"POST /metrics HTTP/1.1\r\nContent-Length: 100000\r\n\r\n"][i % 4])
+                       b"POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n"][i % 4])
             held.append(h)
         for s in held[::7]:
             try:
@@ -488,6 +488,57 @@ def bombs(context):
     context.check_bound(peak < 400, f"the peak was {peak} MiB above what was resident")
     context.check_bound(slowest < 10, f"{name_of_slowest} took {slowest:.1f} s")
     return f"{dict(codes)}, slowest {name_of_slowest} {slowest:.2f} s, peak +{peak} MiB"
+
+
+@case()
+def compressed_messages(context):
+    """Messages of zeros, a thousand times smaller on the wire: refused before they are inflated, with or without a token."""
+    context.server.reset_peak()
+    before = context.server.status("VmRSS")
+    codes = collections.Counter()
+    for port, method in ((context.server.port, "/grpc.health.v1.Health/Check"),
+                         (context.server.port, "/tern.v1.ImageClassifier/Classify"),
+                         (context.server.admin_port, "/tern.v1.ModelRegistry/List")):
+        with grpc.insecure_channel(f"127.0.0.1:{port}", compression=grpc.Compression.Gzip,
+                                   options=[("grpc.max_send_message_length", -1)]) as channel:
+            try:
+                channel.unary_unary(method)(bytes(100 << 20), timeout=300)
+                codes["OK"] += 1
+            except grpc.RpcError as error:
+                codes[error.code().name] += 1
+    only(codes, "UNIMPLEMENTED")
+    peak = (context.server.status("VmHWM") - before) >> 10
+    context.check_bound(peak < 60, f"the peak was {peak} MiB above what was resident")
+    return f"{dict(codes)}, peak +{peak} MiB"
+
+
+@case(growth_kib=LARGE_GROWTH_KIB)
+def json_values(context):
+    """JSON bodies of a million empty values, more at once than there are threads for HTTP: others are answered meanwhile."""
+    context.server.reset_peak()
+    before = context.server.status("VmRSS")
+    n = max(100_000, int(1_000_000 * context.scale))
+    bodies = [b'{"inputs":[' + b",".join([value] * n) + b"]}" for value in (b"{}", b"[]", b"0", b'{"a":{}}')]
+    senders = []
+    for body in bodies * 2:
+        s = context.connect(context.server.metrics_port, timeout=300)
+        s.sendall(b"POST /v2/models/demo/infer HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnection: close\r\n"
+                  b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        senders.append(s)
+    begin = time.monotonic()
+    check("tern_requests_total" in context.server.metrics(), "no metrics")
+    waited = time.monotonic() - begin
+    codes = collections.Counter()
+    for s in senders:
+        with s:
+            codes[s.recv(64).split(b" ", 2)[1].decode()] += 1
+    took = time.monotonic() - begin
+    check(set(codes) <= {"400", "413"}, f"unexpected: {dict(codes)}")
+    peak = (context.server.status("VmHWM") - before) >> 10
+    context.check_bound(peak < 300, f"the peak was {peak} MiB above what was resident")
+    context.check_bound(waited < 5, f"metrics took {waited:.1f} s")
+    context.check_bound(took < 5 + 10 * n / 1e6, f"the bodies took {took:.1f} s")
+    return f"{dict(codes)} in {took:.2f} s, metrics after {waited:.2f} s, peak +{peak} MiB"
 
 
 @case(growth_kib=LARGE_GROWTH_KIB)
