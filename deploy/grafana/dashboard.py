@@ -18,8 +18,9 @@ MATCHERS = {
 }
 VERSION = "{{model}} v{{version}}"
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}
-CLASSIFYING = 'method=~"(http[.])?(Classify|ClassifyStream|ModelInfer|ModelStreamInfer)"'
-FAILED = 'code=~"INTERNAL|UNKNOWN|DATA_LOSS|UNAVAILABLE|RESOURCE_EXHAUSTED|DEADLINE_EXCEEDED"'
+# Unary calls and requests inside streams. Either may have no series.
+CLASSIFYING = ('(rate(tern_requests_total{@T,method=~"(http[.])?(Classify|ModelInfer)"}[$__rate_interval])'
+               " or rate(tern_stream_requests_total{@T}[$__rate_interval]))")
 
 
 def expand(text):
@@ -121,8 +122,8 @@ REQUEST = "tern_version_request_duration_seconds"
 
 ROWS = [
     ("Users: rate, errors, latency", [
-        stat("Requests per second", "Calls that classify, over gRPC and HTTP.", "reqps",
-             (f"sum(rate(tern_requests_total{{@T,{CLASSIFYING}}}[$__rate_interval]))", "requests"), width=4, height=4),
+        stat("Requests per second", "That classify: calls over gRPC and HTTP, and requests inside streams.", "reqps",
+             (f"sum {CLASSIFYING}", "requests"), width=4, height=4),
         stat("Failed", "Share of the requests of the last 5 minutes that failed by the server's fault; the objective is 0.1 %.",
              "percentunit", ("tern:slo_errors:ratio_rate5m{@S}", "{{job}}"), bad=0.001, width=4, height=4),
         stat("Slower than 250 ms", "Share of the answers of the last 5 minutes; the objective is 1 %.", "percentunit",
@@ -138,10 +139,11 @@ ROWS = [
         series("Images per second", "That went through a network, by version.", "short",
                ("sum by (model, version, scheme) (rate(tern_images_total{@V}[$__rate_interval]))", VERSION + " {{scheme}}"),
                width=8, stacked=True),
-        series("Requests per second by method", "All ports.", "reqps",
-               ("sum by (method) (rate(tern_requests_total{@T}[$__rate_interval]))", "{{method}}"), width=8),
-        series("Requests per second by code", "Calls that classify, by gRPC status code.", "reqps",
-               (f"sum by (code) (rate(tern_requests_total{{@T,{CLASSIFYING}}}[$__rate_interval]))", "{{code}}"), width=8),
+        series("Requests per second by method", "Calls on all ports, and requests inside streams.", "reqps",
+               ("sum by (method) (rate(tern_requests_total{@T}[$__rate_interval]))", "{{method}}"),
+               ("sum by (method) (rate(tern_stream_requests_total{@T}[$__rate_interval]))", "inside {{method}}"), width=8),
+        series("Requests per second by code", "That classify, those inside streams included, by gRPC status code.", "reqps",
+               (f"sum by (code) {CLASSIFYING}", "{{code}}"), width=8),
         series("Requests per second by version and code", "Of those that a version took.", "reqps",
                ("sum by (model, version, code) (rate(tern_version_requests_total{@V}[$__rate_interval]))",
                 VERSION + " {{code}}"), width=8),
@@ -186,8 +188,8 @@ ROWS = [
     ("Resources: utilisation, saturation, errors", [
         series("CPU: utilisation", "Of the CPUs that the server may use.", "percentunit",
                ("rate(process_cpu_seconds_total{@T}[$__rate_interval]) / tern_cpu_budget_threads{@T}", "{{instance}}")),
-        series("CPU: saturation", "Mean wait for a batch: what to scale on.", "s",
-               ("tern:queue_wait_seconds:mean1m{@T}", "{{instance}} {{model}}")),
+        series("CPU: saturation", "Mean time from admission to a batch, beyond the delay in force: what to scale on.", "s",
+               ("tern:queue_wait_seconds:mean2m{@T}", "{{instance}} {{model}}")),
         series("CPU: throttling", "Share of the scheduling periods in which the quota ran out, and seconds per second for which "
                "threads were held back. None without a quota.", "percentunit",
                ("rate(tern_cgroup_throttled_periods_total{@T}[$__rate_interval]) / "

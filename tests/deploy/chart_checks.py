@@ -142,7 +142,7 @@ class Templates(unittest.TestCase):
     def test_flags_that_the_chart_sets_cannot_be_set_again(self):
         text = (CHART / "templates/_validate.tpl").read_text()
         refused = set(re.search(r'\^--\(([a-z_|0-9]+)\)', text)[1].split("|"))
-        used = set(re.findall(r"- --([a-z_0-9]+)", (CHART / "templates/deployment.yaml").read_text()))
+        used = set(re.findall(r'- "?--([a-z_0-9]+)', (CHART / "templates/deployment.yaml").read_text()))
         self.assertLessEqual(used, refused)
         self.assertLessEqual(refused, server_flags())
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The manifests: the chart rendered by helm for each file in values/, and deploy/kserve.
+"""The manifests: the chart rendered by helm for each file in values/ and as the documents install it, and deploy/kserve.
 
 Are they what Kubernetes takes (kubeconform and, where there is one, a real kube-apiserver, with the custom resources' own
 definitions), do they keep the security rules, and does a wrong or contradictory value say so? The tools are those that make_tools.sh
@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 import re
+import shlex
 import shutil
 import sys
 import tempfile
@@ -28,6 +29,9 @@ import kube_api
 import manifests
 from manifests import CHART, SOURCE, by_name, documents, helm_template, run, settings, tool, values_files
 
+sys.path.insert(0, str(SOURCE / "tests/docs"))
+import commands_test  # noqa: E402
+
 
 @functools.lru_cache(maxsize=None)
 def rendered(name):
@@ -35,6 +39,13 @@ def rendered(name):
     result = helm_template("--values", values_files()[0].parent / f"{name}.yaml")
     if result.returncode != 0:
         raise RuntimeError(f"helm template with {name}.yaml: {result.stderr}")
+    return by_name(documents(result.stdout))
+
+
+def rendered_with(*arguments):
+    result = helm_template(*arguments)
+    if result.returncode != 0:
+        raise RuntimeError(f"helm template {arguments}: {result.stderr}")
     return by_name(documents(result.stdout))
 
 
@@ -149,6 +160,18 @@ class Security(unittest.TestCase):
         self.assertEqual(opened, ["mutual-tls-admin"])
         self.assertNotIn(("NetworkPolicy", "release-tern"), rendered("plain"))
 
+    def test_the_network_policy_lets_the_pod_of_helm_test_in(self):
+        objects = rendered("tls-tokens")
+        data, = [rule for rule in objects["NetworkPolicy", "release-tern"]["spec"]["ingress"] if rule["ports"] == [{"port": "grpc"}]]
+        selectors = [peer["podSelector"]["matchLabels"] for peer in data["from"] if "podSelector" in peer]
+        labels = objects["Pod", "release-tern-test"]["metadata"]["labels"]
+        self.assertTrue(any(selector.items() <= labels.items() for selector in selectors))
+        # There is no such pod where clients need a certificate.
+        objects = rendered_with(*settings(["tls.secret=a", "tls.clientCertificates=true",
+                                           "networkPolicy.dataFrom[0].ipBlock.cidr=10.0.0.0/8",
+                                           "networkPolicy.metricsFrom[0].ipBlock.cidr=10.0.0.0/8"]))
+        self.assertEqual(objects["NetworkPolicy", "release-tern"]["spec"]["ingress"][0]["from"], [{"ipBlock": {"cidr": "10.0.0.0/8"}}])
+
     def test_requests_equal_limits_with_whole_cpus(self):
         for name in names():
             if name == "plain":
@@ -179,6 +202,70 @@ class Rendered(unittest.TestCase):
         script = rendered("copy-claim")["Deployment", "release-tern"]["spec"]["template"]["spec"]["initContainers"][0]
         self.assertEqual(script["command"][2].strip(), (CHART / "files/copy-models.sh").read_text().strip())
 
+    def test_objectives_and_runbooks_can_be_set(self):
+        rules = (SOURCE / "deploy/prometheus/rules.yml").read_text()
+        for was, is_ in (("vector(0.999)", "vector(0.99)"), ("vector(0.99)\n\n", "vector(0.95)\n\n"),
+                         ("runbook_url: docs/", "runbook_url: https://git.example/tern/blob/main/docs/")):
+            self.assertIn(was, rules)
+            rules = rules.replace(was, is_)
+        prefix = "metrics.prometheusRule"
+        objects = rendered_with(*settings([f"{prefix}.enabled=true", f"{prefix}.objectives.availability=0.99",
+                                           f"{prefix}.runbookPrefix=https://git.example/tern/blob/main/"]),
+                                "--set-json", f"{prefix}.objectives.latency=0.95")
+        self.assertEqual(objects["PrometheusRule", "release-tern"]["spec"], documents(rules)[0])
+
+    def test_a_rollout_waits_for_clients(self):
+        for name in names():
+            with self.subTest(values=name):
+                deployment = rendered(name)["Deployment", "release-tern"]["spec"]
+                recreated = deployment["strategy"]["type"] == "Recreate"
+                self.assertEqual(deployment.get("minReadySeconds"), None if recreated else 35)
+        deployment = rendered_with("--set", "minReadySeconds=0")["Deployment", "release-tern"]["spec"]
+        self.assertEqual(deployment["minReadySeconds"], 0)
+
+    def test_pods_that_are_not_ready_do_not_block_a_drain(self):
+        budget = rendered("minimal")["PodDisruptionBudget", "release-tern"]["spec"]
+        self.assertEqual(budget["unhealthyPodEvictionPolicy"], "AlwaysAllow")
+
+    def test_names_of_pods_are_as_the_autoscaler_asks_for_them(self):
+        for name in ("tern", "t" * 46, "t" * 47, "t" * 63):
+            with self.subTest(length=len(name)):
+                objects = rendered_with("--values", values_files()[0].parent / "autoscaled-keda.yaml", "--set", f"fullnameOverride={name}")
+                (_, deployment), = [key for key in objects if key[0] == "Deployment"]
+                (_, scaled), = [key for key in objects if key[0] == "ScaledObject"]
+                query = objects["ScaledObject", scaled]["spec"]["triggers"][0]["metadata"]["query"]
+                # Kubernetes cuts what goes before the last five characters at 58.
+                pod = f"{deployment}-{'7' * 10}-"[:58] + "abcde"
+                for pattern in set(re.findall(r'pod=~"([^"]+)"', query)):
+                    self.assertRegex(pod, f"^(?:{pattern})$")
+
+    def test_names_and_labels_stay_strings(self):
+        objects = rendered_with("--set-string", "nameOverride=123,fullnameOverride=true,auth.dataTokensSecret=1,tls.secret=2",
+                                "--set", "autoscaling.enabled=true")
+
+        def walk(node, where):
+            if isinstance(node, dict):
+                for key, value in node.items():
+                    if key in ("labels", "matchLabels") or (key == "selector" and "Service" in where):
+                        for label, text in value.items():
+                            if isinstance(text, dict):
+                                continue
+                            self.assertIsInstance(text, str, f"{where}.{key}.{label}")
+                    if key in ("name", "secretName", "serviceAccountName"):
+                        self.assertIsInstance(value, str, f"{where}.{key}")
+                    walk(value, f"{where}.{key}")
+            elif isinstance(node, list):
+                for value in node:
+                    walk(value, where)
+
+        for (kind, name), o in objects.items():
+            walk(o, f"{kind} {name}")
+
+    def test_all_ports_listen_on_the_given_address(self):
+        self.assertLessEqual({"--host=0.0.0.0", "--metrics_host=0.0.0.0"}, set(server(rendered("minimal"))["args"]))
+        objects = rendered_with("--values", values_files()[0].parent / "mutual-tls-admin.yaml", "--set", "server.host=::")
+        self.assertLessEqual({"--host=::", "--metrics_host=::", "--admin_host=::"}, set(server(objects)["args"]))
+
     def test_probes_ask_the_health_port(self):
         for name in names():
             container = server(rendered(name))
@@ -187,7 +274,8 @@ class Rendered(unittest.TestCase):
                 self.assertIn({"name": "health", "containerPort": 8503}, container["ports"])
                 for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
                     self.assertEqual(container[probe]["grpc"]["port"], 8503)
-        self.assertEqual(server(rendered("copy-claim"))["readinessProbe"]["grpc"], {"port": 8503, "service": "resnet50"})
+        for name, model in (("copy-claim", {"service": "resnet50"}), ("minimal", {"service": "demo"}), ("mount-claim", {})):
+            self.assertEqual(server(rendered(name))["readinessProbe"]["grpc"], {"port": 8503, **model})
 
     def test_the_grace_period_outlasts_drain_and_grace(self):
         for name, wanted in (("minimal", 35), ("tls-tokens", 85)):
@@ -310,9 +398,12 @@ class Rendered(unittest.TestCase):
         pod = rendered("tls-tokens")["Pod", "release-tern-test"]["spec"]
         environment = {e["name"]: e["value"] for e in pod["containers"][0]["env"]}
         self.assertEqual(environment["TERN_TLS_SERVER_NAME"], "tern.example.org")
+        # Without the authority's certificate it starts, too, and says so.
+        volume, = [v["secret"] for v in pod["volumes"] if "secret" in v]
+        self.assertEqual((volume["optional"], [item["key"] for item in volume["items"]]), (True, ["ca.crt"]))
         self.assertNotIn(("Pod", "release-tern-test"), rendered("mutual-tls-admin"))
 
-    def notes(self, name):
+    def notes(self, name, *values):
         """helm shows NOTES.txt only where it installs: a template that includes it shows it here."""
         with tempfile.TemporaryDirectory(prefix="tern-chart-") as folder:
             chart = pathlib.Path(folder) / "tern"
@@ -320,7 +411,8 @@ class Rendered(unittest.TestCase):
             (chart / "templates/notes.yaml").write_text(
                 'notes: {{ include (print .Template.BasePath "/NOTES.txt") . | quote }}\n')
             result = run(tool("helm"), "template", "release", chart, "--show-only", "templates/notes.yaml",
-                         "--values", values_files()[0].parent / f"{name}.yaml", "--kube-version", manifests.KUBERNETES)
+                         "--values", values_files()[0].parent / f"{name}.yaml", *settings(values), "--kube-version",
+                         manifests.KUBERNETES)
             self.assertEqual(result.returncode, 0, result.stderr)
             return documents(result.stdout)[0]["notes"]
 
@@ -328,12 +420,15 @@ class Rendered(unittest.TestCase):
         for name, wanted, unwanted in (("minimal", ["ternctl classify --model demo", "is lost"], ["WARNING"]),
                                        ("claim", ["ternctl import"], ["is lost", "WARNING"]),
                                        ("plain", ["WARNING: the pods do not get", "WARNING: no NetworkPolicy"], []),
-                                       ("autoscaled-hpa", ["custom.metrics.k8s.io"], ["WARNING"])):
+                                       ("autoscaled-hpa", ["custom.metrics.k8s.io", "keeps the one that it finds"], ["WARNING"]),
+                                       ("mount-image", ["WARNING: readinessProbe.model"], ["dashboard"]),
+                                       ("monitoring", [], ["WARNING"])):
             notes = self.notes(name)
             for text in wanted:
                 self.assertIn(text, notes, name)
             for text in unwanted:
                 self.assertNotIn(text, notes, name)
+        self.assertIn("WARNING: the dashboard's panels", self.notes("monitoring", "metrics.prometheusRule.enabled=false"))
 
 
 @unittest.skipUnless(tool("promtool"), "promtool is not installed")
@@ -349,24 +444,34 @@ class Scaling(unittest.TestCase):
             return {"series": f"{name}{{{labels}}}", "values": values}
 
         made = []
-        for pod, seconds, images, waiting in ((self.BUSY, "0+0.5x20", "0+10x20", 6), (self.IDLE, "0+0x20", "0+0x20", 2),
+        # A delay of 10 ms is chosen: of 60 ms of waiting 50 are the load's.
+        for pod, seconds, images, waiting in ((self.BUSY, "0+0.6x20", "0+10x20", 6), (self.IDLE, "0+0x20", "0+0x20", 2),
                                               (self.OTHER, "0+90x20", "0+10x20", 99)):
             for stage, factor in (("queue", ""), ("inference", "7")):
                 more = f',model="m",version="1",stage="{stage}"'
                 made.append(of("tern_stage_duration_seconds_sum", pod, seconds.replace("+", f"+{factor}"), more))
                 made.append(of("tern_stage_duration_seconds_count", pod, images, more))
+            made.append(of("tern_batch_delay_seconds", pod, "0.01x20", ',model="m",version="1"'))
             made.append(of("tern_waiting_images", pod, f"{waiting}x20"))
             made.append(of("tern_cpu_budget_threads", pod, "2x20"))
         return made
 
     def evaluates_to(self, expression, samples, series=None):
-        case = {"interval": "15s", "input_series": self.series() if series is None else series,
-                "promql_expr_test": [{"expr": expression, "eval_time": "4m", "exp_samples": samples}]}
+        """With two samples of each series in two minutes, whatever the moment of the scrapes."""
+        case = {"interval": "1m", "input_series": self.series() if series is None else series,
+                "promql_expr_test": [{"expr": f"round({expression}, 1e-6)", "eval_time": "4m30s", "exp_samples": samples}]}
         with tempfile.NamedTemporaryFile("w", suffix=".yml") as file:
             yaml.safe_dump({"rule_files": [], "evaluation_interval": "15s", "tests": [case]}, file)
             file.flush()
             result = run(tool("promtool"), "test", "rules", file.name)
             self.assertEqual(result.returncode, 0, result.stdout + result.stderr)
+
+    def adapted(self, rule):
+        """The query as the adapter asks for two pods of a namespace."""
+        query = rule["metricsQuery"].replace("<<.GroupBy>>", "pod").replace(
+            "<<.LabelMatchers>>", f'namespace="serving",pod=~"{self.BUSY}|{self.IDLE}"')
+        self.assertNotIn("<<", query)
+        return query
 
     def test_the_adapter_offers_figures_of_each_pod(self):
         wanted = {"tern_queue_wait_seconds": (0.05, 0), "tern_images_per_worker": (3, 1)}
@@ -374,12 +479,8 @@ class Scaling(unittest.TestCase):
         self.assertEqual({rule["name"]["as"] for rule in rules}, set(wanted))
         for rule in rules:
             with self.subTest(metric=rule["name"]["as"]):
-                # As the adapter asks for two pods of a namespace.
-                query = rule["metricsQuery"].replace("<<.GroupBy>>", "pod").replace(
-                    "<<.LabelMatchers>>", f'namespace="serving",pod=~"{self.BUSY}|{self.IDLE}"')
-                self.assertNotIn("<<", query)
                 busy, idle = wanted[rule["name"]["as"]]
-                self.evaluates_to(query, [{"labels": f'{{pod="{self.BUSY}"}}', "value": busy},
+                self.evaluates_to(self.adapted(rule), [{"labels": f'{{pod="{self.BUSY}"}}', "value": busy},
                                           {"labels": f'{{pod="{self.IDLE}"}}', "value": idle}])
 
     def test_keda_reads_one_figure_of_the_releases_own_pods(self):
@@ -390,9 +491,62 @@ class Scaling(unittest.TestCase):
         self.evaluates_to(queries["queue-wait"]["query"], [{"labels": "{}", "value": 0.05}])
         self.evaluates_to(queries["images-per-worker"]["query"], [{"labels": "{}", "value": 2}])
 
-    def test_no_images_are_no_wait_and_not_an_error(self):
+    def test_no_images_are_no_wait(self):
+        query = rendered("autoscaled-keda")["ScaledObject", "release-tern"]["spec"]["triggers"][0]["metadata"]["query"]
+        for kept in ("tern_waiting_images", ""):  # before the first image, and with an image in the past alone
+            idle = [s for s in self.series() if self.IDLE in s["series"] and s["series"].startswith(kept)]
+            self.evaluates_to(query, [{"labels": "{}", "value": 0}], series=idle)
+
+    def test_no_series_are_no_figure_but_an_error(self):
         triggers = rendered("autoscaled-keda")["ScaledObject", "release-tern"]["spec"]["triggers"]
-        self.evaluates_to(triggers[0]["metadata"]["query"], [{"labels": "{}", "value": 0}], series=[])
+        for trigger in triggers:
+            if trigger["type"] == "prometheus":
+                self.assertEqual(trigger["metadata"]["ignoreNullValues"], "false")
+                self.evaluates_to(trigger["metadata"]["query"], [],
+                                  series=[s for s in self.series() if self.OTHER in s["series"]])
+
+    def test_the_delay_in_force_is_no_wait(self):
+        # An idle server whose images all wait for the delay of 10 ms, and one whose batches are full before.
+        for seconds in ("0+0.1x20", "0+0.02x20"):
+            series = [{**s, "values": seconds} if "_seconds_sum" in s["series"] else s for s in self.series() if self.BUSY in s["series"]]
+            query = rendered("autoscaled-keda")["ScaledObject", "release-tern"]["spec"]["triggers"][0]["metadata"]["query"]
+            self.evaluates_to(query, [{"labels": "{}", "value": 0}], series=series)
+            rule = documents((SOURCE / "deploy/prometheus/adapter.yml").read_text())[0]["rules"][0]
+            self.evaluates_to(self.adapted(rule), [{"labels": f'{{pod="{self.BUSY}"}}', "value": 0}], series=series)
+
+
+class Documents(unittest.TestCase):
+    """What the documents say to install, as tests/docs reads them."""
+
+    def commands(self, *wanted):
+        """(document, words) of the commands that begin with `wanted`."""
+        for path in commands_test.documents():
+            for _, language, block in commands_test.blocks(path):
+                for _, words in commands_test.commands(block) if language == "sh" else ():
+                    if tuple(words[:len(wanted)]) == wanted:
+                        yield path, words
+
+    def test_what_helm_installs_can_be_rendered(self):
+        releases = set()
+        for path, (_, _, *words) in self.commands("helm", "install"):
+            with self.subTest(document=path.name, command=shlex.join(words)):
+                result = run(tool("helm"), "template", *words, "--kube-version", manifests.KUBERNETES, cwd=SOURCE)
+                self.assertEqual(result.returncode, 0, result.stderr)
+                hooks = [o["metadata"]["annotations"]["helm.sh/hook"] for o in documents(result.stdout)
+                         if "helm.sh/hook" in o["metadata"].get("annotations", {})]
+                if "test" in hooks:
+                    releases.add((path, words[0]))
+        self.assertTrue(releases)
+        self.assertEqual({(path, words[2]) for path, words in self.commands("helm", "test")}, releases)
+
+    def test_what_kubectl_applies_is_checked_here(self):
+        applied = {words[words.index("-f") + 1] for _, words in self.commands("kubectl", "apply")}
+        self.assertTrue(applied)
+        self.assertLessEqual(applied, {name for name, _ in kserve()})
+
+    def test_no_other_command_of_helm_and_kubectl_is_shown(self):
+        shown = {tuple(words[:2]) for program in ("helm", "kubectl") for _, words in self.commands(program)}
+        self.assertEqual(shown, {("helm", "install"), ("helm", "test"), ("kubectl", "apply")})
 
 
 def kserve():
@@ -538,6 +692,9 @@ class Api(unittest.TestCase):
                          folder / f"{name}.yaml", env=environment)
             self.assertEqual(result.returncode, 0, result.stderr)
             self.assertIn("NOTES:", result.stdout)
+            if name == "autoscaled-keda":  # those of tls-tokens
+                path = f"/apis/apps/v1/namespaces/{self.INSTALLED}/deployments/release-tern"
+                self.assertEqual(self.api.call("GET", path)[1]["spec"]["replicas"], 2)
         status, deployment, _ = self.api.call("GET", f"/apis/apps/v1/namespaces/{self.INSTALLED}/deployments/release-tern")
         self.assertEqual(status, 200)
         self.assertEqual(deployment["spec"]["replicas"], 3)
@@ -558,6 +715,11 @@ class Refused(unittest.TestCase):
         self.refused("seedClaim", "repository.seedClaim=models")
         self.refused("namespaces", "networkPolicy.dataFrom[0].namespaces=x")
 
+    def test_names_that_kubernetes_refuses(self):
+        self.refused("fullnameOverride", "fullnameOverride=Tern_X")
+        self.refused("nameOverride", "nameOverride=a.b")
+        self.refused("set fullnameOverride", "fullnameOverride=1st")
+
     def test_wrong_types(self):
         self.refused("replicaCount", "replicaCount=two")
         self.refused("drainSeconds", "server.drainSeconds=5s")
@@ -571,6 +733,11 @@ class Refused(unittest.TestCase):
         self.refused("sha256", "repository.source.archive.url=https://x/y", "repository.source.archive.sha256=abc")
         self.refused("extraArgs", "server.extraArgs[0]=-v")
         self.refused("type", "service.type=ExternalName")
+        self.refused("minReadySeconds", "minReadySeconds=600")
+        self.refused("host", "server.host=localhost")
+        self.refused("availability", "metrics.prometheusRule.objectives.availability=1")
+        self.refused("latency", "metrics.prometheusRule.objectives.latency=99%")
+        self.refused("runbookPrefix", "metrics.prometheusRule.runbookPrefix=wiki")
 
     def test_contradictions(self):
         claim = "repository.persistence.enabled=true"
@@ -587,7 +754,13 @@ class Refused(unittest.TestCase):
         self.refused("auth.adminTokensSecret or tls.clientCertificates", "admin.service.enabled=true")
         self.refused("adminFrom is empty", "admin.service.enabled=true", "auth.adminTokensSecret=a")
         self.refused("nothing without admin.service.enabled", "networkPolicy.adminFrom[0].podSelector.matchLabels.a=b")
+        self.refused("networkPolicy.dataFrom without networkPolicy.metricsFrom", "networkPolicy.dataFrom[0].ipBlock.cidr=10.0.0.0/8")
         self.refused("need tls.secret", "tls.clientCertificates=true")
+        for port in (8500, 8501, 8503):
+            self.refused("metrics.port is", f"metrics.port={port}")
+        for label in ("name", "instance", "version"):
+            self.refused("podLabels: app.kubernetes.io", rf"podLabels.app\.kubernetes\.io/{label}=a")
+        self.refused("podAnnotations: prometheus.io/port", r"podAnnotations.prometheus\.io/port=x")
         self.refused("more than maxReplicas", "autoscaling.enabled=true", "autoscaling.minReplicas=9")
         self.refused("all are 0", "autoscaling.enabled=true", "autoscaling.queueWaitMilliseconds=0",
                      "autoscaling.cpuUtilizationPercent=0")

@@ -2,23 +2,30 @@
 {{- default .Chart.Name .Values.nameOverride | trunc 50 | trimSuffix "-" }}
 {{- end }}
 
-{{/* At most 50 characters: the longest suffix is -headless. */}}
+{{/* At most 46 characters: Kubernetes cuts the generated part of a pod's name, NAME-HASH-, at 58, and the hash has up to
+     ten. The longest suffix of a service is -headless. */}}
 {{- define "tern.fullname" -}}
 {{- if .Values.fullnameOverride }}
-{{- .Values.fullnameOverride | trunc 50 | trimSuffix "-" }}
+{{- .Values.fullnameOverride | trunc 46 | trimSuffix "-" }}
 {{- else }}
 {{- $name := default .Chart.Name .Values.nameOverride }}
 {{- if contains $name .Release.Name }}
-{{- .Release.Name | trunc 50 | trimSuffix "-" }}
+{{- .Release.Name | trunc 46 | trimSuffix "-" }}
 {{- else }}
-{{- printf "%s-%s" .Release.Name $name | trunc 50 | trimSuffix "-" }}
+{{- printf "%s-%s" .Release.Name $name | trunc 46 | trimSuffix "-" }}
 {{- end }}
 {{- end }}
 {{- end }}
 
 {{- define "tern.selectorLabels" -}}
-app.kubernetes.io/name: {{ include "tern.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "tern.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
+{{- end }}
+
+{{/* Of the pod of helm test. Not the selector's: it is no target of the services. */}}
+{{- define "tern.testLabels" -}}
+app.kubernetes.io/name: {{ printf "%s-test" (include "tern.name" .) | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
 {{- define "tern.labels" -}}

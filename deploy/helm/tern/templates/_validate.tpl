@@ -1,5 +1,23 @@
 {{/* What a schema cannot say: values that contradict each other. Each message names what to change. */}}
 {{- define "tern.validate" -}}
+{{- if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" (include "tern.fullname" .)) }}
+{{- fail (printf "%s cannot be the name of a Service (a letter first, then letters, digits and -): set fullnameOverride." (include "tern.fullname" .)) }}
+{{- end }}
+{{- if has (int .Values.metrics.port) (list 8500 8501 8503) }}
+{{- fail (printf "metrics.port is %v: in the pod 8500, 8501 and 8503 are the ports for data, administration and health." .Values.metrics.port) }}
+{{- end }}
+{{- range $label, $_ := .Values.podLabels }}
+{{- if hasKey (include "tern.labels" $ | fromYaml) $label }}
+{{- fail (printf "podLabels: %s is the chart's to set: services and the Deployment find the pods by their labels." $label) }}
+{{- end }}
+{{- end }}
+{{- if and .Values.metrics.annotations (not .Values.metrics.serviceMonitor.enabled) }}
+{{- range $annotation, $_ := .Values.podAnnotations }}
+{{- if hasPrefix "prometheus.io/" $annotation }}
+{{- fail (printf "podAnnotations: %s is the chart's to set, unless metrics.annotations is false." $annotation) }}
+{{- end }}
+{{- end }}
+{{- end }}
 {{- $repository := .Values.repository }}
 {{- $sources := list }}
 {{- if $repository.source.claim }}{{ $sources = append $sources "repository.source.claim" }}{{ end }}
@@ -44,6 +62,9 @@
 {{- end }}
 {{- else if .Values.networkPolicy.adminFrom }}
 {{- fail "networkPolicy.adminFrom says nothing without admin.service.enabled: the admin port is on the pod's loopback." }}
+{{- end }}
+{{- if and .Values.networkPolicy.enabled .Values.networkPolicy.dataFrom (not .Values.networkPolicy.metricsFrom) }}
+{{- fail "networkPolicy.dataFrom without networkPolicy.metricsFrom: everyone could still classify, with /v2 on the metrics port. Set both." }}
 {{- end }}
 {{- if and (not .Values.tls.secret) (or .Values.tls.clientCertificates .Values.tls.serverName) }}
 {{- fail "tls.clientCertificates and tls.serverName need tls.secret, with the keys tls.crt, tls.key and ca.crt." }}
