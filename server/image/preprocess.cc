@@ -92,16 +92,14 @@ absl::Status ValidatePreprocessing(const Preprocessing& contract, int height, in
                          " without center_crop, want ", std::min(height, width),
                          ", the shorter side of the network's input ", height, "x", width));
       }
-      // Contracts in use are 1 to 1.2 times the network's side. Less would frame the image in black;
-      // far more is another network's contract.
-      if (contract.center_crop() &&
-          (static_cast<int>(contract.resize_size()) < std::max(height, width) ||
-           static_cast<int>(contract.resize_size()) > 4 * std::max(height, width))) {
-        return absl::InvalidArgumentError(
-            absl::StrCat("preprocessing.resize_size: got ", contract.resize_size(),
-                         " with center_crop, want ", std::max(height, width), " to ",
-                         4 * std::max(height, width), " for the network's input ", height, "x",
-                         width));
+      // Contracts in use are 1 to 1.2 times the network's side. Less would frame every image in
+      // black; far more is another network's contract.
+      if (const int least = std::min(height, width), most = 4 * std::max(height, width);
+          contract.center_crop() && (static_cast<int>(contract.resize_size()) < least ||
+                                     static_cast<int>(contract.resize_size()) > most)) {
+        return absl::InvalidArgumentError(absl::StrCat(
+            "preprocessing.resize_size: got ", contract.resize_size(), " with center_crop, want ",
+            least, " to ", most, " for the network's input ", height, "x", width));
       }
       break;
     default:

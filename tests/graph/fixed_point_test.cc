@@ -146,7 +146,7 @@ INSTANTIATE_TEST_SUITE_P(
                [](Graph& g) {
                  g.nodes[0].bias.data<float>()[2] = std::numeric_limits<float>::quiet_NaN();
                },
-               "whole multiple"},
+               "not a number"},
         Damage{"ResultTooCoarse", [](Graph& g) { Scale(g, 0) = 0x1p60f; }, "more than 2^40"},
         Damage{"ResultTooFine", [](Graph& g) { Scale(g, 0) = 0x1p-60f; }, "more than 2^24"},
         Damage{"OperandsOfAnAdditionFarApart",
