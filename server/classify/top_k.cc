@@ -82,6 +82,15 @@ std::vector<double> LogSoftmax(absl::Span<const float> logits) {
 
 }  // namespace
 
+absl::Status CheckFinite(absl::Span<const float> logits) {
+  const auto bad =
+      std::find_if(logits.begin(), logits.end(), [](float logit) { return !std::isfinite(logit); });
+  if (bad == logits.end()) return absl::OkStatus();
+  return absl::InternalError(absl::StrCat("the network's output is not finite: class ",
+                                          bad - logits.begin(), " of ", logits.size(), " is ",
+                                          *bad));
+}
+
 std::vector<Prediction> TopK(absl::Span<const float> logits, int k) {
   if (logits.empty()) return {};
   const int classes = static_cast<int>(logits.size());

@@ -5,11 +5,17 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
 
 namespace tern::classify {
+
+// INTERNAL, naming the first class whose logit is NaN or infinite. Such logits say nothing about
+// any class: what comes from outside is told this rather than what the functions below make of
+// them.
+absl::Status CheckFinite(absl::Span<const float> logits);
 
 struct Prediction {
   int index = 0;

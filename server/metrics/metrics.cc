@@ -50,6 +50,8 @@ struct Spec {
 constexpr Spec kRequests{"tern_requests_total", "Finished RPCs by method and gRPC status code."};
 constexpr Spec kRequestDuration{"tern_request_duration_seconds",
                                 "Time from the arrival of an RPC to its end, all outcomes."};
+constexpr Spec kStreamRequests{"tern_stream_requests_total",
+                               "Requests inside streams by method and gRPC status code."};
 constexpr Spec kInFlight{"tern_inflight_requests", "RPCs that have started and not ended."};
 constexpr Spec kStageDuration{
     "tern_stage_duration_seconds",
@@ -217,7 +219,7 @@ constexpr const Spec* kSpecs[] = {
     &kBudget,           &kBuildInfo,        &kProcessCpu,    &kProcessRss,     &kProcessFds,
     &kThrottledPeriods, &kThrottledSeconds,
     &kRefusedConnections, &kVersionRequests, &kVersionRequestDuration, &kModelSelfTest,
-    &kProcessMaxFds, &kProcessStart, &kMemoryLimit, &kPeriods,
+    &kProcessMaxFds, &kProcessStart, &kMemoryLimit, &kPeriods, &kStreamRequests,
 };
 
 // Five per decade (x1.585) from 0.25 ms to 2.5 s: a percentile read from them is within 30 %.
@@ -286,12 +288,13 @@ constexpr char kSeparator = '\x1f';
 
 // Versions that were removed. Whoever still works for one (a decode in flight, a label that comes
 // late) must not bring its series back: nothing would remove them again. Bounded: the versions that
-// were removed longest ago are forgotten, and nothing works for those any more. Thread safe.
+// were removed longest ago are forgotten, and nothing works for those any more. Thread safe; who
+// asks does not wait for others that ask.
 class Removed {
  public:
   void Add(absl::string_view model, absl::string_view version) {
     std::string key = KeyOf(model, version);
-    std::lock_guard<std::mutex> lock(mutex_);
+    std::unique_lock<std::shared_mutex> lock(mutex_);
     if (!keys_.insert(key).second) return;
     order_.push_back(std::move(key));
     if (order_.size() > kMost) {
@@ -301,13 +304,13 @@ class Removed {
   }
   void Erase(absl::string_view model, absl::string_view version) {
     const std::string key = KeyOf(model, version);
-    std::lock_guard<std::mutex> lock(mutex_);
+    std::unique_lock<std::shared_mutex> lock(mutex_);
     if (keys_.erase(key) > 0) order_.erase(std::find(order_.begin(), order_.end(), key));
   }
   // Of the series whose key this is.
   bool Holds(absl::string_view series_key) const {
     const size_t end = series_key.find(kSeparator, series_key.find(kSeparator) + 1);
-    std::lock_guard<std::mutex> lock(mutex_);
+    std::shared_lock<std::shared_mutex> lock(mutex_);
     return keys_.count(std::string(series_key.substr(0, end + 1))) > 0;
   }
 
@@ -317,7 +320,7 @@ class Removed {
     return absl::StrCat(model, absl::string_view(&kSeparator, 1), version,
                         absl::string_view(&kSeparator, 1));
   }
-  mutable std::mutex mutex_;
+  mutable std::shared_mutex mutex_;
   std::unordered_set<std::string> keys_;
   std::deque<std::string> order_;
 };
@@ -541,6 +544,7 @@ struct Metrics::Impl {
 
   Series<Counter> requests{r, kRequests, {"method", "code"}};
   Series<Histogram> request_duration{r, kRequestDuration, {"method"}, LatencyBuckets()};
+  Series<Counter> stream_requests{r, kStreamRequests, {"method", "code"}};
   Series<Gauge> inflight{r, kInFlight, {"method"}};
   // Series of a model version start with these two labels: ModelRemoved finds them by prefix.
   Removed gone;
@@ -657,6 +661,10 @@ Metrics::~Metrics() = default;
 void Metrics::Request(absl::string_view method, absl::string_view code, absl::Duration duration) {
   impl_->requests.With({method, code}, Increment);
   impl_->request_duration.With({method}, [&](Histogram& h) { h.Observe(Seconds(duration)); });
+}
+
+void Metrics::StreamRequest(absl::string_view method, absl::string_view code) {
+  impl_->stream_requests.With({method, code}, Increment);
 }
 
 void Metrics::InFlight(absl::string_view method, int delta) {

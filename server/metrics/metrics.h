@@ -77,6 +77,8 @@ class Metrics {
 
   // tern_requests_total{method,code}, tern_request_duration_seconds{method} (all outcomes).
   void Request(absl::string_view method, absl::string_view code, absl::Duration duration);
+  // tern_stream_requests_total{method,code}
+  void StreamRequest(absl::string_view method, absl::string_view code);
   // tern_inflight_requests{method}: +1 / -1.
   void InFlight(absl::string_view method, int delta);
   // tern_stage_duration_seconds{stage,model,version}

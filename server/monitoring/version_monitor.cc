@@ -38,9 +38,9 @@ VersionMonitor::VersionMonitor(metrics::ModelLabels model, const v1::Quantizatio
       options_(options),
       metrics_(metrics),
       clock_(clock),
+      agreement_(options.window),
       top1_(options.window),
       top5_(options.window),
-      agreement_(options.window),
       calibration_at_limit_(layers_.size(), -1) {
   if (report.has_outputs()) {
     if (IsUsable(report.outputs(), classes)) {
@@ -77,9 +77,8 @@ void VersionMonitor::Labelled(bool top1, bool top5) {
 
 void VersionMonitor::Compared(bool agree, double divergence) {
   metrics_->Shadow(model_, agree, divergence);
-  const absl::Time now = clock_->Now();
-  std::lock_guard<std::mutex> lock(mutex_);
-  agreement_.Add(now, agree);
+  std::lock_guard<std::mutex> lock(comparisons_mutex_);
+  agreement_.Add(clock_->Now(), agree);
 }
 
 void VersionMonitor::UseReference(const v1::OutputReference& reference) {
@@ -144,13 +143,18 @@ void VersionMonitor::Publish() {
     metrics_->Live(model_, high, known(interval.high));
   };
   const absl::Time now = clock_->Now();
+  RollingShare::Count agreement;
+  {
+    std::lock_guard<std::mutex> lock(comparisons_mutex_);
+    agreement = agreement_.At(now);
+  }
+  share(agreement, LiveFigure::kComparisons, LiveFigure::kAgreement, LiveFigure::kAgreementLow,
+        LiveFigure::kAgreementHigh);
   std::lock_guard<std::mutex> lock(mutex_);
   share(top1_.At(now), LiveFigure::kLabels, LiveFigure::kTop1, LiveFigure::kTop1Low,
         LiveFigure::kTop1High);
   share(top5_.At(now), LiveFigure::kLabels, LiveFigure::kTop5, LiveFigure::kTop5Low,
         LiveFigure::kTop5High);
-  share(agreement_.At(now), LiveFigure::kComparisons, LiveFigure::kAgreement,
-        LiveFigure::kAgreementLow, LiveFigure::kAgreementHigh);
   PublishAnswers(now);
   PublishCodes(now);
 }

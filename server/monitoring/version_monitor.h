@@ -27,7 +27,8 @@ struct MonitorOptions {
   WindowOptions window;  // of labels, of comparisons and of answers
 };
 
-// Thread safe. About 60 bytes for each event in the windows.
+// Thread safe. About 60 bytes for each event in the windows. No other function waits for a thread
+// in Compared(), which may have lost its CPU for long (shadow.h); collections do.
 class VersionMonitor {
  public:
   // Answers that are the reference for drift where the report has none: the first ones.
@@ -80,8 +81,10 @@ class VersionMonitor {
   const MonitorOptions options_;
   metrics::Metrics* const metrics_;
   const Clock* const clock_;
-  std::mutex mutex_;
-  RollingShare top1_, top5_, agreement_;
+  std::mutex comparisons_mutex_;  // never held with mutex_
+  RollingShare agreement_;
+  std::mutex mutex_;  // of all that follows
+  RollingShare top1_, top5_;
   // Of the report, or of the first answers; no images: not known yet.
   v1::OutputReference reference_, own_reference_;
   std::vector<double> calibration_at_limit_;  // by layer; negative: not in the report

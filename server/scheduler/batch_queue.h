@@ -165,7 +165,8 @@ class BatchQueue {
   // Keeps a place for a task that needs about `ready_in` more before it can be submitted, or says
   // why Submit would refuse it: the same checks, as of then. A reservation ends with Submit or
   // Unreserve, with terms of the same priority. Reserved places of its own and more urgent levels
-  // count as ahead of a task.
+  // count as ahead of a task; those of less urgent ones do not hold it up, and if it takes the
+  // place of one, Submit refuses the one that comes first.
   absl::Status Reserve(const Terms& terms, absl::Duration ready_in, absl::Time now,
                        std::vector<Rejection>& rejections) {
     rate_.Add(now);
@@ -302,6 +303,13 @@ class BatchQueue {
     return std::accumulate(reserved_.begin(), reserved_.begin() + level, 0);
   }
   int held() const { return size() + ReservedUpTo(options_.priority_levels); }
+  // There is no place for a task of `level`, not even that of a less urgent one. Places kept for
+  // those do not count: so max_queue bounds the waiting tasks, and the reserved places of each
+  // level.
+  bool FullFor(int level) const {
+    return size() + ReservedUpTo(level) >= options_.max_queue &&
+           (queue_.empty() || queue_.back().key.level <= level);
+  }
 
   // `coming`: tasks not queued yet that count as ahead.
   absl::Status Admit(const Key& key, absl::Time arrived, absl::Duration ready_in, int coming,
@@ -316,7 +324,7 @@ class BatchQueue {
                                                       " before the image was queued"));
     }
     if (held() >= options_.max_queue && now - searched_ >= kSearchEvery) DropDead(now, rejections);
-    if (held() >= options_.max_queue && (queue_.empty() || queue_.back().key.level <= key.level)) {
+    if (FullFor(key.level)) {
       return RetryAfter(absl::ResourceExhaustedError(
                             absl::StrCat("the ", options_.name, " is full: ", held(),
                                          " images wait, the limit is ", options_.max_queue)),
@@ -340,9 +348,11 @@ class BatchQueue {
     return absl::OkStatus();
   }
 
-  // Admit let a task of a higher priority into a full queue: the last one goes.
+  // Admit let a task of a higher priority into a full queue: the last one goes, unless a place is
+  // kept for one that is less urgent still; that one then finds none when it comes.
   void Displace(absl::Time now, std::vector<Rejection>& rejections) {
-    if (held() <= options_.max_queue) return;
+    if (queue_.empty()) return;
+    if (size() + ReservedUpTo(queue_.back().key.level) <= options_.max_queue) return;
     absl::Status status =
         RetryAfter(absl::ResourceExhaustedError("made room for a request of a higher priority"),
                    TimeToEnd(held(), absl::ZeroDuration(), now));

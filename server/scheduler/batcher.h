@@ -34,8 +34,9 @@ class Batcher {
   // `run(instance, batch)`: called on a worker thread with 1..max_batch tasks, for each `instance`
   //   (0..instances-1) once at a time. Required.
   // `reject(task, status)`: DEADLINE_EXCEEDED (its deadline passed, or would pass before the
-  //   estimated end of its batch) or CANCELLED (`cancelled(task)` said so). Called without the
-  //   lock, on a worker or on a thread in Submit() or Reserve(). Required.
+  //   estimated end of its batch), CANCELLED (`cancelled(task)` said so) or RESOURCE_EXHAUSTED (it
+  //   made room for a higher priority). Called without the lock, on a worker or on a thread in
+  //   Submit() or Reserve(). Required.
   // `cancelled(task)`: may be empty. Called with the lock held: quick, and no call of the Batcher.
   // `depth(n)`: the queue's length changed; may be empty. As `cancelled`; calls come in the order
   // of the changes.
@@ -67,7 +68,7 @@ class Batcher {
   // Accepts the task or leaves it untouched: RESOURCE_EXHAUSTED (queue full, with the limit and a
   // RetryAfter hint), DEADLINE_EXCEEDED (passed already, or the estimated end of its batch is
   // later), UNAVAILABLE (draining). `reserved`: gives back the place that Reserve() kept, so that
-  // the queue cannot be full.
+  // the queue cannot be full, unless tasks of a higher priority took it.
   absl::Status Submit(T& task, const Terms& terms, bool reserved = false) {
     Rejections rejections;
     std::unique_lock<std::mutex> lock(mutex_);

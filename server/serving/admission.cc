@@ -23,6 +23,20 @@ Admission::Ticket::~Ticket() {
   admission_->Tell();
 }
 
+absl::Status Admission::CheckFits(int64_t images, int64_t bytes) const {
+  if (options_.max_client_images > 0 && images > options_.max_client_images) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("images: got ", images, " in one request, a client may have ",
+                     options_.max_client_images, " here (--max_client_images)"));
+  }
+  if (bytes > options_.max_bytes) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("images: ", images, " of one request would hold ", bytes,
+                     " bytes, all may hold ", options_.max_bytes, " (--max_waiting_bytes)"));
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<std::shared_ptr<Admission::Ticket>> Admission::Admit(absl::string_view client,
                                                                     int64_t bytes) {
   std::string name(client.substr(0, kMaxClientName));

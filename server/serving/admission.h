@@ -8,6 +8,7 @@
 #include <string>
 #include <unordered_map>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "server/metrics/metrics.h"
@@ -47,6 +48,10 @@ class Admission {
     const int64_t bytes_;
     const bool alone_;
   };
+
+  // RESOURCE_EXHAUSTED if so many images of one client, that hold `bytes` together, would exceed a
+  // limit even if they were alone.
+  absl::Status CheckFits(int64_t images, int64_t bytes) const;
 
   // One image of `client` that holds `bytes`. RESOURCE_EXHAUSTED with a RetryAfter hint if that
   // would exceed a limit. Clients are told apart by the first 256 bytes of their names.

@@ -251,9 +251,17 @@ void ModelRunner::Run(int instance, std::vector<scheduler::Queued<ClassifyTask>>
       task.done(Annotate(logits.status(), model_->info.model));
       continue;
     }
+    const absl::Span<const float> scores = logits->subspan(i * classes, classes);
+    if (absl::Status finite = classify::CheckFinite(scores); !finite.ok()) {
+      if (task.input.form == ImageForm::kTensor) {  // the caller's numbers, of any size
+        finite = absl::InvalidArgumentError(
+            absl::StrCat("these inputs overflow the network: ", finite.message()));
+      }
+      task.done(Annotate(finite, model_->info.model));
+      continue;
+    }
     ClassifyOutput output;
     output.model = model_;
-    const absl::Span<const float> scores = logits->subspan(i * classes, classes);
     output.monitor = monitor_;
     output.classes = classify::TopK(scores, std::max(5, task.input.top_k));
     if (task.input.want_logits) output.logits.assign(scores.begin(), scores.end());
@@ -355,6 +363,13 @@ absl::Status Check(const repository::LoadedModel& model, int priority_levels,
                                                    shape.ToString()));
   }
   return absl::OkStatus();
+}
+
+// What an image holds until it is answered: an encoded one is in the message, too.
+int64_t BytesHeld(const repository::LoadedModel& model, const ClassifyInput& input) {
+  const size_t copies = input.form == ImageForm::kEncoded ? 2 : 1;
+  return static_cast<int64_t>(copies * input.image.size() +
+                              model.plan->input_shape().elements() * sizeof(float));
 }
 
 // "image 3: too large"; as it is if it is the only one.
@@ -488,13 +503,15 @@ void Classifier::ClassifyAll(absl::string_view model, uint64_t version,
         return done(NameImage(status, i, images));
       }
     }
+    if (absl::Status fits = CheckFits(*runner, inputs); !fits.ok()) {
+      tickets.clear();
+      metrics_->Rejected("too_large");
+      runner->Failed(fits, clock_->Now() - arrived);
+      return done(std::move(fits));
+    }
     // Before places in the queue, which may displace the images of others.
     for (size_t i = tickets.size(); i < images; ++i) {
-      // An encoded image is in the message, too.
-      const size_t copies = inputs[i].form == ImageForm::kEncoded ? 2 : 1;
-      const size_t bytes = copies * inputs[i].image.size() +
-                           runner->model().plan->input_shape().elements() * sizeof(float);
-      auto ticket = admission_.Admit(inputs[i].client, static_cast<int64_t>(bytes));
+      auto ticket = admission_.Admit(inputs[i].client, BytesHeld(runner->model(), inputs[i]));
       if (!ticket.ok()) {
         tickets.clear();
         runner->Failed(ticket.status(), clock_->Now() - arrived);
@@ -556,6 +573,19 @@ void Classifier::ClassifyAll(absl::string_view model, uint64_t version,
     metrics_->Rejected(Reason(queued));
     task.done(queued);
   }
+}
+
+absl::Status Classifier::CheckFits(const ModelRunner& runner,
+                                   const std::vector<ClassifyInput>& inputs) const {
+  const int most = runner.batching().max_queue;
+  if (inputs.size() > static_cast<size_t>(most)) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("images: got ", inputs.size(), " in one request, the queue of ",
+                     runner.model().info.model, " takes ", most, " (max_queue)"));
+  }
+  int64_t bytes = 0;
+  for (const ClassifyInput& input : inputs) bytes += BytesHeld(runner.model(), input);
+  return admission_.CheckFits(static_cast<int64_t>(inputs.size()), bytes);
 }
 
 void Classifier::Account(const Brownout::Choice& choice, bool observed, ClassifyOutput& output) {

@@ -4,8 +4,9 @@
 // Decoding and preprocessing run on one set of threads for all models, in the order of priority and
 // deadline; each loaded version has its own batcher and sessions (ModelRunner). An image keeps a
 // place in its version's queue from its arrival on, so that nothing is decoded that is refused
-// later for want of room. No call blocks, unless ClassifyInput::on_this_thread allows it: `done` is
-// called later on another thread, or at once for what is refused, exactly once, whatever happens.
+// later for want of room, unless images of a higher priority took the place. No call blocks, unless
+// ClassifyInput::on_this_thread allows it: `done` is called later on another thread, or at once for
+// what is refused, exactly once, whatever happens.
 #ifndef TERN_SERVER_SERVING_CLASSIFY_H_
 #define TERN_SERVER_SERVING_CLASSIFY_H_
 
@@ -198,7 +199,8 @@ class Classifier {
   // The images of one request, by one version: all outputs in their order, or the first error,
   // which names the image if there are several; the others then are not computed. INVALID_ARGUMENT
   // also for no images, or bytes that are not as many as their form needs; UNAVAILABLE also if the
-  // version was replaced while some of them waited.
+  // version was replaced while some of them waited; RESOURCE_EXHAUSTED without a RetryAfter hint
+  // for more images or bytes than the limits of all that waits allow to one request.
   void ClassifyAll(absl::string_view model, uint64_t version, std::vector<ClassifyInput> inputs,
                    ClassifyAllDone done);
 
@@ -217,6 +219,9 @@ class Classifier {
   // In which a version would answer such a task now.
   absl::Duration ExpectedTime(absl::string_view model, uint64_t version,
                               const scheduler::Terms& terms) const;
+  // RESOURCE_EXHAUSTED, without a hint when to try again, for a request that would be refused even
+  // if nothing else were here.
+  absl::Status CheckFits(const ModelRunner& runner, const std::vector<ClassifyInput>& inputs) const;
   // Decodes and preprocesses; false if the image was refused meanwhile.
   bool Prepare(DecodeTask& decode);
   // What was prepared goes to its runner, which may run it `here`.

@@ -24,6 +24,11 @@ uint64_t ImagesWanted(uint64_t images, double half_width, double wanted) {
   return static_cast<uint64_t>(std::ceil(count / unit) * unit);
 }
 
+// For messages.
+std::string NameOf(const Sample& sample) {
+  return sample.name.empty() ? "image" : absl::StrCat("image ", sample.name);
+}
+
 }  // namespace
 
 absl::StatusOr<std::vector<float>> PrepareSample(const Sample& sample,
@@ -31,12 +36,11 @@ absl::StatusOr<std::vector<float>> PrepareSample(const Sample& sample,
                                                  const Shape& shape, const image::Limits& limits) {
   absl::StatusOr<image::Image> decoded = image::Decode(
       sample.image, limits, preprocessing, static_cast<int>(shape[1]), static_cast<int>(shape[2]));
-  const std::string context = sample.name.empty() ? "image" : absl::StrCat("image ", sample.name);
-  if (!decoded.ok()) return Annotate(decoded.status(), context);
+  if (!decoded.ok()) return Annotate(decoded.status(), NameOf(sample));
   std::vector<float> pixels(shape.elements());
   const absl::Status status = image::Preprocess(*decoded, preprocessing, static_cast<int>(shape[1]),
                                                 static_cast<int>(shape[2]), absl::MakeSpan(pixels));
-  if (!status.ok()) return Annotate(status, context);
+  if (!status.ok()) return Annotate(status, NameOf(sample));
   return pixels;
 }
 
@@ -125,6 +129,12 @@ absl::Status Evaluator::Flush() {
   best_class_.resize(classes, 0);
   for (int i = 0; i < images; ++i) {
     const absl::Span<const float> mine = logits.subspan(i * classes, classes);
+    const absl::Span<const float> theirs =
+        reference.empty() ? reference : reference.subspan(i * classes, classes);
+    const std::string name = NameOf(pending_[i].sample);
+    TERN_RETURN_IF_ERROR(Annotate(classify::CheckFinite(mine), name));
+    TERN_RETURN_IF_ERROR(
+        Annotate(classify::CheckFinite(theirs), absl::StrCat(name, ", reference version")));
     const classify::Prediction best = classify::TopK(mine, 1)[0];
     const int answer = best.index;
     ++counts_.images;
@@ -142,7 +152,6 @@ absl::Status Evaluator::Flush() {
       if (label.has_value()) tally_.Add(*label, answer, std::nullopt);
       continue;
     }
-    const absl::Span<const float> theirs = reference.subspan(i * classes, classes);
     const int their_answer = classify::TopK(theirs, 1)[0].index;
     counts_.agree += answer == their_answer;
     counts_.divergence += classify::KlDivergence(theirs, mine);

@@ -60,7 +60,7 @@ class Evaluator {
       const v1::Preprocessing& preprocessing, const image::Limits& limits, int threads);
 
   // Takes a sample; images are run in batches. INVALID_ARGUMENT for a bad image or a label >=
-  // classes, naming the sample.
+  // classes, naming the sample; INTERNAL if a network's output is not finite.
   absl::Status Add(Sample sample);
   // Takes an already preprocessed image, f32 NHWC.
   absl::Status AddPixels(std::vector<float> pixels, std::optional<uint32_t> label);

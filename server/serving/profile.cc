@@ -84,7 +84,8 @@ absl::StatusOr<BenchmarkResult> Benchmark(const std::shared_ptr<const engine::Pl
 }
 
 absl::StatusOr<engine::RunTimes> ProfileRuns(const std::shared_ptr<const engine::Plan>& plan,
-                                             int batch, int threads, int runs) {
+                                             int batch, int threads, int runs,
+                                             const std::function<bool()>& cancelled) {
   if (batch < 1 || batch > plan->max_batch() || runs < 1 || threads < 1 || threads > 256) {
     return absl::InvalidArgumentError(absl::StrCat("batch ", batch, " (1..", plan->max_batch(),
                                                    "), threads ", threads, " (1..256), runs ", runs,
@@ -94,8 +95,10 @@ absl::StatusOr<engine::RunTimes> ProfileRuns(const std::shared_ptr<const engine:
   FillRandom(session.input());
   TERN_RETURN_IF_ERROR(session.Run(batch).status());
   std::vector<engine::RunTimes> samples(runs);
-  for (engine::RunTimes& sample : samples)
+  for (engine::RunTimes& sample : samples) {
+    if (cancelled && cancelled()) return absl::CancelledError("profile cancelled");
     TERN_RETURN_IF_ERROR(session.RunProfiled(batch, sample).status());
+  }
   std::sort(samples.begin(), samples.end(),
             [](const auto& a, const auto& b) { return a.total < b.total; });
   const size_t first = samples.size() / 4, last = samples.size() - first;

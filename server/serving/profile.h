@@ -33,10 +33,11 @@ absl::StatusOr<BenchmarkResult> Benchmark(const std::shared_ptr<const engine::Pl
                                           const BenchmarkOptions& options);
 
 // Where the time of a run goes: the means over the middle half of `runs` runs by total time, so
-// that the rows add up to the total as those of one run do. INVALID_ARGUMENT for options out of
-// range.
+// that the rows add up to the total as those of one run do. `cancelled` is polled between runs and
+// may be null. INVALID_ARGUMENT for options out of range; CANCELLED.
 absl::StatusOr<engine::RunTimes> ProfileRuns(const std::shared_ptr<const engine::Plan>& plan,
-                                             int batch, int threads, int runs);
+                                             int batch, int threads, int runs,
+                                             const std::function<bool()>& cancelled = nullptr);
 
 // The q-quantile (0..1) of `sorted` by the nearest-rank method; 0 if empty.
 double Quantile(const std::vector<double>& sorted, double q);

@@ -139,6 +139,7 @@ absl::StatusOr<QuantizeOutcome> QuantizeJob::RunPhases(
   quant::QuantizeOptions quantize;
   quantize.recipe = options_.recipe;
   quantize.threads = options_.threads;
+  quantize.plan = options_.plan;
   quantize.cancelled = cancelled;
   quantize.progress = [&](const quant::Progress& p) {
     progress({p.phase, p.done, p.layer, p.seconds_left});
@@ -268,8 +269,9 @@ absl::StatusOr<QuantizeOutcome> QuantizeJob::RunPhases(
   }
   if (IsSet(cancelled)) return absl::CancelledError("cancelled by the caller");
   progress({"publishing", 0, "", -1});
-  TERN_ASSIGN_OR_RETURN(const repository::VersionInfo info,
-                        repository_->Publish(options_.model, artifact, options_.set_default));
+  TERN_ASSIGN_OR_RETURN(
+      const repository::VersionInfo info,
+      repository_->Publish(options_.model, artifact, options_.set_default, source_.version));
   outcome.version = info.version;
   outcome.report = artifact.report;
   progress({"publishing", 1, "", 0});

@@ -133,7 +133,9 @@ void ShadowComparer::Compare(const Item& item) {
     }
     std::copy(item.pixels.begin(), item.pixels.end(), session_->input().begin());
     const absl::StatusOr<absl::Span<const float>> logits = session_->Run(1);
-    if (!logits.ok()) return metrics_->ShadowDropped("failed");
+    if (!logits.ok() || !classify::CheckFinite(*logits).ok()) {
+      return metrics_->ShadowDropped("failed");
+    }
     // The version may have been unloaded meanwhile.
     const std::shared_ptr<monitoring::VersionMonitor> monitor = item.monitor.lock();
     if (monitor == nullptr) return;

@@ -3,8 +3,10 @@
 //
 // Never in the way of requests. A comparison starts only while no image waits or runs anywhere
 // (Activity); its thread has the scheduling policy SCHED_IDLE, so that a request which arrives in
-// the middle takes the CPU at once; requests never wait for its locks, and what does not fit into a
-// backlog of kMaxWaiting images is not compared but counted (tern_shadow_dropped_total).
+// the middle takes the CPU at once; requests never wait for a lock that it holds, for it may have
+// lost its CPU: they try ours, share those of the repository and of metrics, and have no business
+// with that of VersionMonitor::Compared. What does not fit into a backlog of kMaxWaiting images is
+// not compared but counted (tern_shadow_dropped_total).
 #ifndef TERN_SERVER_SERVING_SHADOW_H_
 #define TERN_SERVER_SERVING_SHADOW_H_
 

@@ -65,6 +65,18 @@ TEST(TopKTest, NonFiniteLogitsAreTheLowest) {
   for (const Prediction& p : TopK(none, 4)) EXPECT_EQ(p.probability, 0.25f);
 }
 
+TEST(CheckFiniteTest, NamesTheFirstClassWithoutANumber) {
+  EXPECT_TRUE(CheckFinite({}).ok());
+  EXPECT_TRUE(CheckFinite({3e38f, -3e38f, 0.0f, 1e-45f}).ok());
+  for (const auto& [value, name] :
+       {std::pair(kNan, "nan"), std::pair(kInfinity, "inf"), std::pair(-kInfinity, "-inf")}) {
+    const absl::Status status = CheckFinite({1.0f, value, kNan});
+    EXPECT_EQ(status.code(), absl::StatusCode::kInternal);
+    EXPECT_EQ(status.message(),
+              std::string("the network's output is not finite: class 1 of 3 is ") + name);
+  }
+}
+
 TEST(TopKTest, AgreesWithSortingEverything) {
   std::mt19937 random(5);
   for (int round = 0; round < 200; ++round) {

@@ -110,6 +110,7 @@ void TouchVersion(Metrics& metrics, const ModelLabels& model) {
 void TouchEverything(Metrics& metrics) {
   TouchVersion(metrics, kModel);
   metrics.Request("Classify", "OK", absl::Milliseconds(3));
+  metrics.StreamRequest("ClassifyStream", "OK");
   metrics.InFlight("Classify", 1);
   metrics.DecodeQueueDepth(1);
   metrics.Waiting(1000, 2, 1);

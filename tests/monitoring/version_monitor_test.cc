@@ -1,12 +1,15 @@
 #include "server/monitoring/version_monitor.h"
 
+#include <atomic>
 #include <cmath>
 #include <cstdlib>
+#include <future>
 #include <limits>
 #include <memory>
 #include <optional>
 #include <random>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -212,6 +215,41 @@ TEST_F(VersionMonitorTest, AReferenceThatContradictsItselfIsNotUsed) {
   }
   EXPECT_NE(metrics_.Render().find(R"(tern_fallbacks_total{reason="drift_reference"} 3)"),
             std::string::npos);
+}
+
+// The real one, which holds up the thread that reads it after a Hold() until Release().
+class HeldClock final : public Clock {
+ public:
+  absl::Time Now() const override {
+    if (hold_.exchange(false)) {
+      held_.set_value();
+      release_.get_future().wait();
+    }
+    return Clock::Real()->Now();
+  }
+  void Hold() { hold_ = true; }
+  void WaitUntilHeld() { held_.get_future().wait(); }
+  void Release() { release_.set_value(); }
+
+ private:
+  mutable std::atomic<bool> hold_{false};
+  mutable std::promise<void> held_, release_;
+};
+
+TEST_F(VersionMonitorTest, NobodyWhoServesRequestsWaitsForAComparison) {
+  HeldClock clock;
+  VersionMonitor monitor(model_, Report(), 3, {"conv1"}, options_, &metrics_, &clock);
+  clock.Hold();
+  std::thread idle([&] { monitor.Compared(true, 0); });
+  clock.WaitUntilHeld();
+  monitor.Labelled(true, true);
+  monitor.Answered(0, 0.9, 0.1);
+  monitor.Codes({0.5}, 1);
+  clock.Release();
+  idle.join();
+  EXPECT_EQ(Value("tern_live_comparisons"), 1);
+  EXPECT_EQ(Value("tern_live_labels"), 1);
+  EXPECT_EQ(Value("tern_live_images"), 1);
 }
 
 TEST_F(VersionMonitorTest, AnswersThatAreNoneAreNotCounted) {

@@ -497,9 +497,122 @@ TEST_F(BatchQueueTest, AReservationMakesRoomForAHigherPriorityToo) {
   ASSERT_TRUE(Submit(1, 0).ok());
   ASSERT_TRUE(queue_->Reserve({.priority = 1}, absl::ZeroDuration(), At(0), dropped_).ok());
   EXPECT_THAT(Rejected(dropped_), ElementsAre(1));
-  // Nothing waits that could go; reserved places stay.
-  EXPECT_EQ(queue_->Reserve({.priority = 1}, absl::ZeroDuration(), At(0), dropped_).code(),
+}
+
+TEST_F(BatchQueueTest, ThePlacesKeptForLowerPrioritiesGoToHigherOnes) {
+  Make(4, 1000, 2, 1);
+  const auto reserve = [this](int priority) {
+    return queue_->Reserve({.priority = priority}, absl::ZeroDuration(), At(0), dropped_).code();
+  };
+  const auto come = [this](int task, int priority) {
+    return queue_->Submit(task, {.priority = priority}, At(0), dropped_, true).code();
+  };
+  for (int i = 0; i < 2; ++i) ASSERT_EQ(reserve(3), absl::StatusCode::kOk);
+  ASSERT_EQ(reserve(3), absl::StatusCode::kResourceExhausted);
+  // As many as there are places, reserved or at once.
+  EXPECT_EQ(reserve(1), absl::StatusCode::kOk);
+  EXPECT_TRUE(Submit(1, 0, kNever, 2).ok());
+  EXPECT_EQ(reserve(2), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(come(31, 3), absl::StatusCode::kResourceExhausted) << "its place is taken";
+  EXPECT_EQ(come(32, 3), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(come(11, 1), absl::StatusCode::kOk);
+  EXPECT_THAT(dropped_, IsEmpty());
+  EXPECT_THAT(Order(5000), ElementsAre(11, 1));
+}
+
+TEST_F(BatchQueueTest, APlaceThatIsFreeAgainIsThatOfTheTaskItWasKeptFor) {
+  Make(4, 0, 1, 1);
+  ASSERT_TRUE(queue_->Reserve({.priority = 3}, absl::ZeroDuration(), At(0), dropped_).ok());
+  ASSERT_TRUE(Submit(1, 0, kNever, 1).ok());
+  EXPECT_THAT(Order(0), ElementsAre(1));
+  int task = 3;
+  EXPECT_TRUE(queue_->Submit(task, {.priority = 3}, At(0), dropped_, true).ok());
+}
+
+TEST_F(BatchQueueTest, AWaitingTaskStaysWhereThePlaceOfALessUrgentOneWillDo) {
+  Make(4, 1000, 2, 1);
+  ASSERT_TRUE(queue_->Reserve({.priority = 3}, absl::ZeroDuration(), At(0), dropped_).ok());
+  ASSERT_TRUE(Submit(2, 0, kNever, 2).ok());
+  ASSERT_TRUE(Submit(1, 0, kNever, 1).ok());
+  EXPECT_THAT(dropped_, IsEmpty());
+  int task = 3;
+  EXPECT_EQ(queue_->Submit(task, {.priority = 3}, At(0), dropped_, true).code(),
             absl::StatusCode::kResourceExhausted);
+  ASSERT_TRUE(Submit(10, 0, kNever, 1).ok());
+  EXPECT_THAT(Rejected(dropped_), ElementsAre(2));
+  EXPECT_EQ(Submit(11, 0, kNever, 1).code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(Order(5000), ElementsAre(1, 10));
+}
+
+// Whatever comes in whatever order: the queue and the places kept for each level stay within
+// max_queue, each task ends once, and who is refused or dropped for want of room sees max_queue
+// others, waiting or with places kept, that are at least as urgent.
+TEST_F(BatchQueueTest, PlacesAreBoundedAndGoToTheMostUrgent) {
+  std::mt19937 random(3);
+  for (int round = 0; round < 300; ++round) {
+    const int max_queue = 1 + random() % 6;
+    Make(1 + random() % 3, 0, max_queue, 1);
+    std::map<int, int> level_of;  // of the waiting tasks
+    std::vector<int> kept(4, 0);  // places, by level
+    size_t dropped = 0;
+    int next = 0, ended = 0;
+    // Waiting tasks and kept places up to `level`.
+    const auto held = [&](int level) {
+      int count = 0;
+      for (const auto& [task, other] : level_of) count += other <= level;
+      for (int other = 1; other <= level; ++other) count += kept[other];
+      return count;
+    };
+    const auto account = [&] {
+      for (; dropped < dropped_.size(); ++dropped) {
+        const auto it = level_of.find(dropped_[dropped].task.task);
+        ASSERT_NE(it, level_of.end()) << "never accepted, or dropped twice";
+        const int level = it->second;
+        level_of.erase(it);
+        EXPECT_EQ(held(level), max_queue);
+        ++ended;
+      }
+    };
+    dropped_.clear();
+    for (int step = 0; step < 200; ++step) {
+      const int level = 1 + random() % 3;
+      const scheduler::Terms terms{.priority = level};
+      const int what = random() % 5;
+      if (what == 0) {
+        if (queue_->Reserve(terms, absl::ZeroDuration(), At(step), dropped_).ok()) {
+          ++kept[level];
+        } else {
+          EXPECT_GE(held(level), max_queue);
+        }
+      } else if (what == 1 && kept[level] > 0) {
+        queue_->Unreserve(terms);
+        --kept[level];
+      } else if (what < 4) {
+        const bool reserved = kept[level] > 0;
+        kept[level] -= reserved;
+        int task = next++;
+        if (queue_->Submit(task, terms, At(step), dropped_, reserved).ok()) {
+          level_of[task] = level;
+        } else {
+          EXPECT_GE(held(level), max_queue);
+          ++ended;
+        }
+      } else {
+        for (const int task : Tasks(queue_->Next(At(step)))) {
+          ASSERT_EQ(level_of.erase(task), 1u) << "never accepted, or handed out twice";
+          ++ended;
+        }
+        while (queue_->running() > 0) {
+          for (int images = 1; images <= 3; ++images) queue_->Finished(At(step), images, At(step));
+        }
+      }
+      ASSERT_NO_FATAL_FAILURE(account());
+      ASSERT_LE(queue_->size(), max_queue);
+      ASSERT_EQ(queue_->size(), static_cast<int>(level_of.size()));
+      for (const int places : kept) ASSERT_LE(places, max_queue);
+    }
+    EXPECT_EQ(next, ended + queue_->size());
+  }
 }
 
 TEST_F(BatchQueueTest, AReservationIsNotHeldUpByLessUrgentOnes) {

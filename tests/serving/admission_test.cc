@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <tuple>
 #include <vector>
 
 #include "server/base/retry_after.h"
@@ -37,6 +38,22 @@ TEST(AdmissionTest, EachClientHasItsOwnLimit) {
   EXPECT_TRUE(admission.Admit("modest", 1).ok());
   tickets.pop_back();
   EXPECT_TRUE(admission.Admit("greedy", 1).ok());
+}
+
+TEST(AdmissionTest, WhatNeverFitsIsToldApartFromWhatDoesNotFitNow) {
+  metrics::Metrics metrics;
+  Admission admission({.max_bytes = 100, .max_client_images = 2}, &metrics);
+  const auto here = *admission.Admit("a", 100);
+  EXPECT_TRUE(admission.CheckFits(2, 100).ok());
+  for (const auto& [images, bytes, flag] :
+       {std::tuple(3, 100, "3 in one request, a client may have 2 here (--max_client_images)"),
+        std::tuple(2, 101, "101 bytes, all may hold 100 (--max_waiting_bytes)")}) {
+    const absl::Status status = admission.CheckFits(images, bytes);
+    EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+    EXPECT_FALSE(RetryAfterOf(status).has_value());
+    EXPECT_NE(status.message().find(flag), absl::string_view::npos) << status;
+  }
+  EXPECT_TRUE(Admission({.max_bytes = 100}, &metrics).CheckFits(1000, 100).ok());
 }
 
 TEST(AdmissionTest, OnlyClientsWithImagesHereAreRemembered) {

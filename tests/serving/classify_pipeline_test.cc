@@ -4,7 +4,10 @@
 #include <thread>
 #include <utility>
 
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "server/base/retry_after.h"
 #include "tests/image/encode_jpeg.h"
 #include "tests/serving/server_fixture.h"
 
@@ -200,6 +203,91 @@ TEST_F(ClassifierTest, LabelsSentWithARequestAreCountedAndOthersRemembered) {
   ASSERT_TRUE(outcome.ok()) << outcome.status();
   EXPECT_FALSE(outcome->top1);
   EXPECT_TRUE(outcome->top5);
+}
+
+TEST_F(ClassifierTest, AnOutputThatIsNotFiniteIsAnErrorOfItsImageAlone) {
+  // 3e38 times a bright image's 255 is beyond the largest float.
+  v1::Preprocessing contract = testing::TinyPreprocessing();
+  contract.set_scale(1);
+  runner_.default_max_delay = absl::Milliseconds(200);  // long enough for all to be one batch
+  ASSERT_TRUE(repository_->Import("huge", testing::TinyOnnx(3e38f), contract, {}, true).ok());
+  const std::vector<float> planes(3 * 8 * 8, 3e38f);
+  const std::string tensor(reinterpret_cast<const char*>(planes.data()),
+                           planes.size() * sizeof(float));
+  std::vector<ClassifyInput> inputs = {
+      {.image = testing::SolidBmp(8, 8, 0, 0, 0), .want_logits = true},
+      {.image = testing::SolidBmp(8, 8, 255, 0, 0), .want_logits = true},
+      {.image = testing::SolidBmp(8, 8, 0, 1, 0), .want_logits = true},
+      {.image = tensor, .form = ImageForm::kTensor, .want_logits = true}};
+  std::vector<std::future<absl::StatusOr<ClassifyOutput>>> outputs;
+  for (ClassifyInput& input : inputs) {
+    auto promise = std::make_shared<std::promise<absl::StatusOr<ClassifyOutput>>>();
+    outputs.push_back(promise->get_future());
+    classifier_->Classify("huge", 0, std::move(input),
+                          [promise](absl::StatusOr<ClassifyOutput> output) {
+                            promise->set_value(std::move(output));
+                          });
+  }
+  EXPECT_TRUE(outputs[0].get().ok());
+  const auto broken = outputs[1].get();
+  EXPECT_EQ(broken.status().code(), absl::StatusCode::kInternal);
+  EXPECT_TRUE(absl::StartsWith(broken.status().message(),
+                               "huge: the network's output is not finite: class 0 of 3 is "))
+      << broken.status();
+  EXPECT_TRUE(outputs[2].get().ok());
+  EXPECT_EQ(outputs[3].get().status().code(), absl::StatusCode::kInvalidArgument)
+      << "the caller's numbers";
+  const std::string text = metrics_.Render();
+  for (const char* code : {"INTERNAL", "INVALID_ARGUMENT"}) {
+    EXPECT_NE(text.find(absl::StrCat("tern_version_requests_total{code=\"", code,
+                                     "\",model=\"huge\",version=\"1\"} 1")),
+              std::string::npos);
+  }
+  EXPECT_NE(text.find(R"(tern_prediction_confidence_count{model="huge",version="1"} 2)"),
+            std::string::npos);
+}
+
+// A request that no empty server would take is refused at once, for good, and costs nobody his
+// place.
+TEST_F(ClassifierTest, MoreImagesThanTheLimitsAllowAreRefusedForGood) {
+  runner_.default_max_queue = 2;
+  ASSERT_TRUE(
+      repository_->Import("narrow", testing::TinyOnnx(), testing::TinyPreprocessing(), {}, true)
+          .ok());
+  std::promise<void> release, blocked;
+  classifier_->Classify("narrow", 0, {.image = "junk"}, [&](const absl::StatusOr<ClassifyOutput>&) {
+    blocked.set_value();
+    release.get_future().wait();
+  });
+  blocked.get_future().wait();  // the thread that decodes
+  std::promise<absl::Status> waiting;
+  const std::string image = testing::SolidBmp(8, 8, 255, 0, 0);
+  classifier_->Classify(
+      "narrow", 0, {.image = image, .priority = 3},
+      [&](const absl::StatusOr<ClassifyOutput>& output) { waiting.set_value(output.status()); });
+  const auto all = [&](int images) {
+    std::vector<ClassifyInput> inputs(images);
+    for (ClassifyInput& input : inputs) {
+      input.image = image;
+      input.priority = 1;
+    }
+    auto promise = std::make_shared<std::promise<absl::Status>>();
+    classifier_->ClassifyAll("narrow", 0, std::move(inputs),
+                             [promise](const absl::StatusOr<std::vector<ClassifyOutput>>& outputs) {
+                               promise->set_value(outputs.status());
+                             });
+    return promise->get_future();
+  };
+  const absl::Status refused = all(3).get();
+  EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(refused.message(),
+            "images: got 3 in one request, the queue of narrow takes 2 (max_queue)");
+  EXPECT_FALSE(RetryAfterOf(refused).has_value());
+  EXPECT_NE(metrics_.Render().find("tern_rejected_total{reason=\"too_large\"} 1"),
+            std::string::npos);
+  release.set_value();
+  EXPECT_TRUE(waiting.get_future().get().ok());
+  EXPECT_TRUE(all(2).get().ok());
 }
 
 TEST_F(ClassifierTest, AfterShutdownEveryCallIsUnavailable) {

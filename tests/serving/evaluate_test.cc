@@ -1,5 +1,6 @@
 #include "server/serving/evaluate.h"
 
+#include "absl/strings/match.h"
 #include "server/serving/profile.h"
 #include "statistics/statistics.h"
 #include "tests/image/encode_jpeg.h"
@@ -191,6 +192,26 @@ TEST_F(EvaluatorTest, AProfileHasEveryLayerAndItsPartsFitIntoTheTotal) {
     EXPECT_GT(parts, absl::ZeroDuration());
     EXPECT_LE(parts, times->total);
   }
+}
+
+TEST_F(EvaluatorTest, AnOutputThatIsNotFiniteIsAnErrorThatNamesItsImage) {
+  auto evaluator = Make(true);
+  ASSERT_TRUE(evaluator->AddPixels(std::vector<float>(8 * 8 * 3, 0.5f), 0).ok());
+  // The mean of 64 such numbers is beyond the largest float.
+  ASSERT_TRUE(evaluator->AddPixels(std::vector<float>(8 * 8 * 3, 3e38f), 0).ok());
+  const absl::Status status = evaluator->Finish().status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInternal);
+  EXPECT_TRUE(absl::StartsWith(status.message(),
+                               "image: the network's output is not finite: class 0 of 3 is "))
+      << status;
+}
+
+TEST_F(EvaluatorTest, AProfileStopsBetweenRunsWhenCancelled) {
+  const auto plan = (*repository_->Find("tiny", 0))->plan;
+  int asked = 0;
+  EXPECT_EQ(ProfileRuns(plan, 1, 1, 1000, [&] { return ++asked == 3; }).status().code(),
+            absl::StatusCode::kCancelled);
+  EXPECT_EQ(asked, 3);
 }
 
 TEST_F(EvaluatorTest, BenchmarkStopsWhenCancelled) {

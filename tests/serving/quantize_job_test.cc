@@ -142,6 +142,22 @@ TEST_F(QuantizeJobTest, CancellingPublishesNothing) {
   EXPECT_EQ(repository_->List("tiny").size(), 1u);
 }
 
+TEST_F(QuantizeJobTest, AModelThatWasMadeAnewMeanwhileGetsNothingOfTheOldOne) {
+  auto job = Make(v1::INT8);
+  ASSERT_TRUE(job.ok()) << job.status();
+  AddImages(job->get(), true, false, false);
+  const auto onnx = repository_->ReadAsOnnx("tiny", 1);
+  const v1::Preprocessing contract = (*repository_->Find("tiny", 1))->preprocessing;
+  ASSERT_TRUE(repository_->Delete("tiny", 0).ok());
+  ASSERT_TRUE(repository_->Import("tiny", *onnx, contract, {}, true).ok());
+  const auto outcome = (*job)->Run([](const JobProgress&) {}, nullptr);
+  EXPECT_EQ(outcome.status().code(), absl::StatusCode::kFailedPrecondition) << outcome.status();
+  EXPECT_NE(outcome.status().message().find("version 1 of 'tiny' was deleted meanwhile"),
+            absl::string_view::npos)
+      << outcome.status();
+  EXPECT_EQ(repository_->List("tiny").size(), 1u);
+}
+
 TEST_F(QuantizeJobTest, RefusesWhatItCannotUse) {
   auto unknown_type = Make(v1::WEIGHT_TYPE_UNSPECIFIED);
   EXPECT_EQ(unknown_type.status().code(), absl::StatusCode::kInvalidArgument);

@@ -190,6 +190,16 @@ TEST_F(ShadowComparerTest, FloatVersionsAreLeftAloneAndAMissingFloatVersionIsCou
   shadow.SetRepository(nullptr);
 }
 
+TEST_F(ShadowComparerTest, AFloatVersionWhoseOutputIsNotFiniteIsNoReference) {
+  ShadowComparer shadow(1.0, &metrics_);
+  shadow.SetRepository(repository_.get());
+  // The mean of 64 such numbers is beyond the largest float.
+  shadow.Offer(Quantised(), monitor_, Logits(0), std::vector<float>(8 * 8 * 3, 3e38f));
+  EXPECT_TRUE(Becomes([&] { return Dropped("failed") == 1; }));
+  EXPECT_EQ(Count("agree") + Count("disagree"), 0);
+  shadow.SetRepository(nullptr);
+}
+
 TEST_F(ShadowComparerTest, AnUnloadedFloatVersionsMemoryIsReleased) {
   ASSERT_TRUE(
       repository_->Import("tiny", testing::TinyOnnx(), testing::TinyPreprocessing(), {}, true)
