@@ -9,6 +9,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "server/base/limit_message.h"
 #include "server/base/status_macros.h"
 #include "server/classify/top_k.h"
 
@@ -27,7 +28,11 @@ constexpr int64_t kMaxDimension = int64_t{1} << 20;
 constexpr int64_t kMaxTimeoutUs = 1'000'000'000'000'000;
 
 std::string ToString(const google::protobuf::RepeatedField<int64_t>& shape) {
-  return absl::StrCat("[", absl::StrJoin(shape, ","), "]");
+  return LimitMessage(absl::StrCat("[", absl::StrJoin(shape, ","), "]"), kMaxQuoteBytes);
+}
+
+std::string ToString(const InferParameter& parameter) {
+  return LimitMessage(absl::StrCat("{", parameter.ShortDebugString(), "}"), kMaxQuoteBytes);
 }
 
 absl::Status Invalid(absl::string_view what) { return absl::InvalidArgumentError(what); }
@@ -40,8 +45,35 @@ absl::StatusOr<uint64_t> NonNegative(absl::string_view name, const InferParamete
       parameter.int64_param() >= 0) {
     return static_cast<uint64_t>(parameter.int64_param());
   }
-  return Invalid(absl::StrCat("parameters.", name, ": got {", parameter.ShortDebugString(),
-                              "}, want a non-negative int64_param or uint64_param"));
+  return Invalid(absl::StrCat("parameters.", name, ": got ", ToString(parameter),
+                              ", want a non-negative int64_param or uint64_param"));
+}
+
+// An int64, uint64 or double parameter: JavaScript writes 1.0 as 1.
+absl::StatusOr<double> Number(absl::string_view name, const InferParameter& parameter) {
+  switch (parameter.parameter_choice_case()) {
+    case InferParameter::kDoubleParam:
+      return parameter.double_param();
+    case InferParameter::kInt64Param:
+      return static_cast<double>(parameter.int64_param());
+    case InferParameter::kUint64Param:
+      return static_cast<double>(parameter.uint64_param());
+    default:
+      return Invalid(absl::StrCat("parameters.", name, ": got ", ToString(parameter),
+                                  ", want a double_param"));
+  }
+}
+
+// UNIMPLEMENTED for tensors whose contents are, or shall be, elsewhere.
+absl::Status CheckNoSharedMemory(const inference::ModelInferRequest& request) {
+  const auto shared = [](const auto& tensor) {
+    return tensor.parameters().contains("shared_memory_region");
+  };
+  if (std::any_of(request.inputs().begin(), request.inputs().end(), shared) ||
+      std::any_of(request.outputs().begin(), request.outputs().end(), shared)) {
+    return absl::UnimplementedError("shared_memory_region: shared memory is not supported");
+  }
+  return absl::OkStatus();
 }
 
 // What lies in the pixels' place, form by form.
@@ -73,7 +105,8 @@ absl::StatusOr<Layout> ReadShape(const InputTensor& input, const Shape& network)
     layout.form = ImageForm::kPixels;
     sample = {network[1], network[2], network[0]};
   } else {
-    return Invalid(absl::StrCat("inputs.", input.name(), ".datatype: got '", input.datatype(),
+    return Invalid(absl::StrCat("inputs.", input.name(), ".datatype: got '",
+                                LimitMessage(input.datatype(), kMaxQuoteBytes),
                                 "', want FP32, UINT8 or BYTES"));
   }
   layout.batched = shape.size() == 4;
@@ -156,8 +189,8 @@ absl::StatusOr<std::vector<OutputChoice>> ReadOutputs(const inference::ModelInfe
     OutputChoice output;
     output.logits = requested.name() == kLogits;
     if (!output.logits && requested.name() != kProbabilities) {
-      return Invalid(absl::StrCat("outputs: got '", requested.name(), "', want ", kProbabilities,
-                                  " or ", kLogits));
+      return Invalid(absl::StrCat("outputs: got '", LimitMessage(requested.name(), kMaxQuoteBytes),
+                                  "', want ", kProbabilities, " or ", kLogits));
     }
     if (std::find(seen.begin(), seen.end(), requested.name()) != seen.end()) {
       return Invalid(absl::StrCat("outputs: got '", requested.name(), "' twice, want it once"));
@@ -167,9 +200,9 @@ absl::StatusOr<std::vector<OutputChoice>> ReadOutputs(const inference::ModelInfe
     if (parameter != requested.parameters().end()) {
       if (parameter->second.parameter_choice_case() != InferParameter::kInt64Param ||
           parameter->second.int64_param() < 1) {
-        return Invalid(absl::StrCat(
-            "outputs.", requested.name(), ".parameters.classification: got {",
-            parameter->second.ShortDebugString(), "}, want an int64_param of 1 or more"));
+        return Invalid(absl::StrCat("outputs.", requested.name(),
+                                    ".parameters.classification: got ", ToString(parameter->second),
+                                    ", want an int64_param of 1 or more"));
       }
       output.classes = static_cast<int>(std::min(parameter->second.int64_param(), classes));
     }
@@ -212,7 +245,7 @@ absl::StatusOr<uint64_t> ParseVersion(absl::string_view version) {
   uint64_t number = 0;
   if (version.empty()) return number;
   if (!absl::SimpleAtoi(version, &number) || number == 0) {
-    return Invalid(absl::StrCat("model version: got '", version.substr(0, 32),
+    return Invalid(absl::StrCat("model version: got '", LimitMessage(version, kMaxQuoteBytes),
                                 "', want a positive number, or nothing for the default"));
   }
   return number;
@@ -262,11 +295,7 @@ absl::StatusOr<InferPlan> ParseInfer(const inference::ModelInferRequest& request
       plan.priority =
           static_cast<uint32_t>(std::min<uint64_t>(priority, std::numeric_limits<uint32_t>::max()));
     } else if (name == "min_accuracy") {
-      if (parameter.parameter_choice_case() != InferParameter::kDoubleParam) {
-        return Invalid(absl::StrCat("parameters.min_accuracy: got {", parameter.ShortDebugString(),
-                                    "}, want a double_param"));
-      }
-      plan.wishes.min_accuracy = parameter.double_param();
+      TERN_ASSIGN_OR_RETURN(plan.wishes.min_accuracy, Number(name, parameter));
     } else if (name == "max_latency_us") {
       TERN_ASSIGN_OR_RETURN(const uint64_t latency, NonNegative(name, parameter));
       if (latency < kMaxTimeoutUs) plan.wishes.max_latency = absl::Microseconds(latency);
@@ -274,18 +303,18 @@ absl::StatusOr<InferPlan> ParseInfer(const inference::ModelInferRequest& request
       return Invalid("parameters.sequence_id: got one, want none: a classifier keeps no state");
     }
   }
+  TERN_RETURN_IF_ERROR(CheckNoSharedMemory(request));
   if (request.inputs_size() != 1 || request.inputs(0).name() != kInputName) {
-    return Invalid(absl::StrCat(
-        "inputs: got [",
+    const std::string names =
         absl::StrJoin(request.inputs(), ", ",
-                      [](std::string* out, const InputTensor& input) { *out += input.name(); }),
-        "], want exactly '", kInputName, "'"));
+                      [](std::string* out, const InputTensor& input) { *out += input.name(); });
+    return Invalid(absl::StrCat("inputs: got [", LimitMessage(names, kMaxQuoteBytes),
+                                "], want exactly '", kInputName, "'"));
   }
   TERN_ASSIGN_OR_RETURN(const Layout layout, ReadShape(request.inputs(0), network));
   if (layout.images > kMaxImages) {
-    return absl::ResourceExhaustedError(absl::StrCat("inputs.", kInputName, ".shape: got ",
-                                                     layout.images, " images, the limit is ",
-                                                     kMaxImages));
+    return Invalid(absl::StrCat("inputs.", kInputName, ".shape: got ", layout.images,
+                                " images, the limit is ", kMaxImages));
   }
   std::string converted;
   TERN_ASSIGN_OR_RETURN(const std::vector<absl::string_view> images,

@@ -45,7 +45,7 @@ struct InferPlan {
   serving::Wishes wishes;
 };
 
-// INVALID_ARGUMENT saying what, got and wanted; RESOURCE_EXHAUSTED for more than kMaxImages images.
+// INVALID_ARGUMENT saying what, got and wanted; UNIMPLEMENTED for tensors in shared memory.
 absl::StatusOr<InferPlan> ParseInfer(const inference::ModelInferRequest& request,
                                      const repository::LoadedModel& model);
 

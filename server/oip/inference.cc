@@ -17,11 +17,20 @@ using repository::State;
 using repository::VersionInfo;
 
 constexpr char kPlatform[] = "tern";
+// Room in a message for what is not images.
+constexpr uint64_t kOtherBytes = 64 << 10;
 
 // Only what is true: tools choose their calls by it.
 constexpr const char* kExtensions[] = {"binary_tensor_data",  "classification",
                                        "model_configuration", "parameters",
                                        "schedule_policy",     "statistics"};
+
+int MaxImages(const serving::ModelRunner& runner, uint64_t max_message_bytes) {
+  const uint64_t image = runner.model().plan->input_shape().elements() * sizeof(float);
+  const uint64_t room = max_message_bytes - std::min(max_message_bytes, kOtherBytes);
+  const int fit = static_cast<int>(std::clamp<uint64_t>(room / image, 1, kMaxImages));
+  return std::min(fit, runner.batching().max_queue);
+}
 
 const char* NameOf(State state) {
   switch (state) {
@@ -122,7 +131,7 @@ absl::StatusOr<inference::ModelConfig> Inference::ModelConfig(const std::string&
   config.set_name(name);
   config.set_platform(kPlatform);
   config.set_backend(kPlatform);
-  config.set_max_batch_size(kMaxImages);
+  config.set_max_batch_size(MaxImages(runner, max_message_bytes_));
   inference::ModelInput* input = config.add_input();
   input->set_name(kInputName);
   input->set_data_type(inference::TYPE_FP32);
@@ -152,16 +161,21 @@ absl::StatusOr<inference::ModelStatisticsResponse> Inference::ModelStatistics(
   TERN_ASSIGN_OR_RETURN(const uint64_t number, ParseVersion(version));
   if (!name.empty()) TERN_RETURN_IF_ERROR(repository_->Info(name, number).status());
   inference::ModelStatisticsResponse response;
+  absl::Status not_ready;
   for (const VersionInfo& info : repository_->List(name)) {
     if (number != 0 && info.version != number) continue;
     const absl::StatusOr<std::shared_ptr<repository::Servable>> servable =
         repository_->Acquire(info.model, info.version);
-    if (!servable.ok()) continue;
+    if (!servable.ok()) {
+      not_ready = servable.status();
+      continue;
+    }
     inference::ModelStatistics* stats = response.add_model_stats();
     stats->set_name(info.model);
     stats->set_version(absl::StrCat(info.version));
     Set(static_cast<serving::ModelRunner&>(**servable).statistics().Snapshot(), stats);
   }
+  if (!name.empty() && response.model_stats().empty() && !not_ready.ok()) return not_ready;
   return response;
 }
 

@@ -2,8 +2,11 @@
 #ifndef TERN_SERVER_OIP_INFERENCE_H_
 #define TERN_SERVER_OIP_INFERENCE_H_
 
+#include <algorithm>
 #include <atomic>
+#include <cstdint>
 #include <functional>
+#include <limits>
 #include <string>
 
 #include "absl/status/statusor.h"
@@ -36,6 +39,11 @@ class Inference {
         classifier_(classifier),
         server_version_(std::move(server_version)) {}
 
+  // A transport takes no messages of more bytes. For the start of one at a time.
+  void LimitMessageBytes(uint64_t bytes) {
+    max_message_bytes_ = std::min(max_message_bytes_.load(), bytes);
+  }
+
   // False once SetDraining() was called.
   bool ServerReady() const { return !draining_; }
   void SetDraining() { draining_ = true; }
@@ -45,10 +53,12 @@ class Inference {
   absl::StatusOr<bool> ModelReady(const std::string& name, const std::string& version) const;
   absl::StatusOr<inference::ModelMetadataResponse> ModelMetadata(const std::string& name,
                                                                  const std::string& version) const;
+  // max_batch_size is kMaxImages, or less: what the version's queue takes, and what one message can
+  // hold of FP32 images.
   absl::StatusOr<inference::ModelConfig> ModelConfig(const std::string& name,
                                                      const std::string& version) const;
   // Here name "" means every model, and version "" every version; those that are not ready are left
-  // out.
+  // out, unless nothing of a model is.
   absl::StatusOr<inference::ModelStatisticsResponse> ModelStatistics(
       const std::string& name, const std::string& version) const;
   inference::RepositoryIndexResponse RepositoryIndex(bool only_ready) const;
@@ -62,6 +72,7 @@ class Inference {
   repository::Repository* const repository_;
   serving::Classifier* const classifier_;
   const std::string server_version_;
+  std::atomic<uint64_t> max_message_bytes_ = std::numeric_limits<uint64_t>::max();
   std::atomic<bool> draining_{false};
 };
 

@@ -95,7 +95,12 @@ class CallInterceptor final : public grpc::experimental::Interceptor {
         info_(info),
         audit_(audit && ours),
         ours_(ours),
-        start_(Clock::Real()->Now()) {}
+        start_(Clock::Real()->Now()) {
+    if (ours_) ++counts_->running;
+  }
+  ~CallInterceptor() override {
+    if (ours_) --counts_->running;
+  }
 
   void Intercept(InterceptorBatchMethods* methods) override {
     if (methods->QueryInterceptionHookPoint(InterceptionHookPoints::POST_RECV_INITIAL_METADATA)) {
@@ -127,6 +132,11 @@ class CallInterceptor final : public grpc::experimental::Interceptor {
     const auto trace = Values(*metadata, kTraceHeader);
     if (trace.size() == 1 && !TraceIdOf(trace[0]).empty()) traceparent_ = std::string(trace[0]);
     request_id_ = ValidRequestId(*metadata);
+    // Now: a call that is cancelled forgets its peer.
+    if (ours_) {
+      caller_ = CallerOf(*info_->server_context()).ToString();
+      peer_ = info_->server_context()->peer();
+    }
   }
 
   void OnMessage(const void* message) {
@@ -171,10 +181,7 @@ class CallInterceptor final : public grpc::experimental::Interceptor {
     const auto level = fault ? spdlog::level::err : spdlog::level::debug;
     const bool log = spdlog::should_log(level) && (fault || !audit_);
     if (!audit_ && !log) return;
-    const grpc::ServerContextBase& context = *info_->server_context();
-    LogFields fields = {{"caller", CallerOf(context).ToString()},
-                        {"peer", context.peer()},
-                        {"method", info_->method()}};
+    LogFields fields = {{"caller", caller_}, {"peer", peer_}, {"method", info_->method()}};
     if (audit_) fields.emplace_back("request", what_);
     fields.emplace_back("result", CodeName(status));
     fields.emplace_back(
@@ -192,6 +199,7 @@ class CallInterceptor final : public grpc::experimental::Interceptor {
   const bool audit_, ours_;
   const absl::Time start_;
   std::string token_name_;  // the context's metadata points to it
+  std::string caller_, peer_;
   std::string traceparent_, request_id_;
   std::string what_;
   bool described_ = false;

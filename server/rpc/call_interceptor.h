@@ -45,6 +45,7 @@ struct CallCounts {
   std::atomic<uint64_t> answered{0};
   std::atomic<uint64_t> given_up{0};  // ended after `closing` was set
   std::atomic<bool> closing{false};   // running calls are being cancelled
+  std::atomic<int64_t> running{0};    // until the answer was written
 };
 
 // For ServerBuilder::experimental().SetInterceptorCreators. The methods of a port with `audit` take

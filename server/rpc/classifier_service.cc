@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "server/base/limit_message.h"
 #include "server/base/retry_after.h"
 #include "server/rpc/call_interceptor.h"
 #include "server/rpc/deadline.h"
@@ -103,7 +104,7 @@ v1::ClassifyStreamResponse ToStreamResponse(const std::string& id,
     ToResponse(*output, id, response.mutable_response());
   } else {
     response.mutable_error()->set_code(static_cast<int>(output.status().code()));
-    response.mutable_error()->set_message(std::string(output.status().message()));
+    response.mutable_error()->set_message(LimitMessage(output.status().message()));
     if (const auto after = RetryAfterOf(output.status()); after.has_value()) {
       response.mutable_error()->set_retry_after_us(Micros(*after));
     }
@@ -136,20 +137,22 @@ grpc::ServerUnaryReactor* ClassifierService::Classify(grpc::CallbackServerContex
 grpc::ServerBidiReactor<v1::ClassifyRequest, v1::ClassifyStreamResponse>*
 ClassifierService::ClassifyStream(grpc::CallbackServerContext* context) {
   using Stream = OrderedStream<v1::ClassifyRequest, v1::ClassifyStreamResponse>;
-  return new Stream(
-      metrics_, "ClassifyStream",
+  return Stream::Open(
+      context, streams_, metrics_, "ClassifyStream",
       [classifier = classifier_, client = CallerOf(*context).ToString(),
        deadline = Deadline(*context)](const v1::ClassifyRequest& request,
                                       std::shared_ptr<const std::atomic<bool>> cancelled,
                                       Stream::Answer answer) {
         absl::StatusOr<serving::ClassifyInput> input = ToInput(request, client, deadline);
-        if (!input.ok()) return answer(ToStreamResponse(request.request_id(), input.status()));
+        if (!input.ok()) {
+          return answer(input.status(), ToStreamResponse(request.request_id(), input.status()));
+        }
         input->cancelled = [cancelled = std::move(cancelled)] { return cancelled->load(); };
         const std::string id = input->request_id;
         classifier->Classify(request.model(), request.version(), *std::move(input),
                              [id, answer = std::move(answer)](
                                  const absl::StatusOr<serving::ClassifyOutput>& output) {
-                               answer(ToStreamResponse(id, output));
+                               answer(output.status(), ToStreamResponse(id, output));
                              });
       });
 }

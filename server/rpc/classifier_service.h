@@ -4,6 +4,7 @@
 
 #include "server/metrics/metrics.h"
 #include "server/monitoring/label_join.h"
+#include "server/rpc/open_streams.h"
 #include "server/serving/classify.h"
 #include "tern/v1/classifier.grpc.pb.h"
 
@@ -13,8 +14,8 @@ namespace tern::rpc {
 class ClassifierService final : public v1::ImageClassifier::CallbackService {
  public:
   ClassifierService(serving::Classifier* classifier, monitoring::LabelJoin* labels,
-                    metrics::Metrics* metrics)
-      : classifier_(classifier), labels_(labels), metrics_(metrics) {}
+                    OpenStreams* streams, metrics::Metrics* metrics)
+      : classifier_(classifier), labels_(labels), streams_(streams), metrics_(metrics) {}
 
   grpc::ServerUnaryReactor* Classify(grpc::CallbackServerContext* context,
                                      const v1::ClassifyRequest* request,
@@ -28,6 +29,7 @@ class ClassifierService final : public v1::ImageClassifier::CallbackService {
  private:
   serving::Classifier* const classifier_;
   monitoring::LabelJoin* const labels_;
+  OpenStreams* const streams_;
   metrics::Metrics* const metrics_;
 };
 

@@ -3,13 +3,14 @@
 #include "absl/time/time.h"
 #include "google/rpc/error_details.pb.h"
 #include "google/rpc/status.pb.h"
+#include "server/base/limit_message.h"
 #include "server/base/retry_after.h"
 
 namespace tern::rpc {
 
 grpc::Status ToGrpc(const absl::Status& status) {
   const auto code = static_cast<grpc::StatusCode>(status.code());
-  const std::string message(status.message());
+  const std::string message = LimitMessage(status.message());
   const std::optional<absl::Duration> retry_after = RetryAfterOf(status);
   if (!retry_after.has_value()) return grpc::Status(code, message);
   google::rpc::RetryInfo info;

@@ -1,5 +1,6 @@
 // absl::Status -> grpc::Status: both use the canonical codes, so the conversion is a cast. A
-// RetryAfter hint becomes a google.rpc.RetryInfo in the status details.
+// RetryAfter hint becomes a google.rpc.RetryInfo in the status details. A message that is too long
+// for the headers it travels in is cut (limit_message.h).
 #ifndef TERN_SERVER_RPC_GRPC_STATUS_H_
 #define TERN_SERVER_RPC_GRPC_STATUS_H_
 

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "server/base/limit_message.h"
 #include "server/base/status_macros.h"
 #include "server/rpc/deadline.h"
 #include "server/rpc/identity.h"
@@ -40,7 +41,7 @@ inference::ModelStreamInferResponse ToStreamResponse(
     *response.mutable_infer_response() = *std::move(answer);
   } else {
     response.set_error_message(absl::StrCat("[", absl::StatusCodeToString(answer.status().code()),
-                                            "] ", answer.status().message()));
+                                            "] ", LimitMessage(answer.status().message())));
     response.mutable_infer_response()->set_id(id);
   }
   // One answer per request: each is the last of its own.
@@ -109,8 +110,8 @@ grpc::ServerUnaryReactor* InferenceService::ModelInfer(Context* context,
 grpc::ServerBidiReactor<inference::ModelInferRequest, inference::ModelStreamInferResponse>*
 InferenceService::ModelStreamInfer(Context* context) {
   using Stream = OrderedStream<inference::ModelInferRequest, inference::ModelStreamInferResponse>;
-  return new Stream(
-      metrics_, "ModelStreamInfer",
+  return Stream::Open(
+      context, streams_, metrics_, "ModelStreamInfer",
       [inference = inference_, client = CallerOf(*context).ToString(),
        deadline = Deadline(*context)](const inference::ModelInferRequest& request,
                                       std::shared_ptr<const std::atomic<bool>> cancelled,
@@ -120,7 +121,8 @@ InferenceService::ModelStreamInfer(Context* context) {
             {deadline, [cancelled = std::move(cancelled)] { return cancelled->load(); }, client},
             [id = request.id(),
              answer = std::move(answer)](absl::StatusOr<inference::ModelInferResponse> response) {
-              answer(ToStreamResponse(id, std::move(response)));
+              const absl::Status status = response.status();
+              answer(status, ToStreamResponse(id, std::move(response)));
             });
       });
 }
@@ -164,6 +166,39 @@ grpc::ServerUnaryReactor* InferenceService::RepositoryModelUnload(
   RequestTimer timer(metrics_, "RepositoryModelUnload");
   return Reply(context, timer,
                absl::PermissionDeniedError("models are unloaded through the admin port"));
+}
+
+grpc::Status InferenceAdminService::ServerLive(grpc::ServerContext* context,
+                                               const inference::ServerLiveRequest* request,
+                                               inference::ServerLiveResponse* response) {
+  RequestTimer timer(metrics_, "ServerLive");
+  response->set_live(true);
+  return timer.Finish(absl::OkStatus());
+}
+
+grpc::Status InferenceAdminService::ServerReady(grpc::ServerContext* context,
+                                                const inference::ServerReadyRequest* request,
+                                                inference::ServerReadyResponse* response) {
+  RequestTimer timer(metrics_, "ServerReady");
+  response->set_ready(inference_->ServerReady());
+  return timer.Finish(absl::OkStatus());
+}
+
+grpc::Status InferenceAdminService::ModelReady(grpc::ServerContext* context,
+                                               const inference::ModelReadyRequest* request,
+                                               inference::ModelReadyResponse* response) {
+  RequestTimer timer(metrics_, "ModelReady");
+  const absl::StatusOr<bool> ready = inference_->ModelReady(request->name(), request->version());
+  if (ready.ok()) response->set_ready(*ready);
+  return timer.Finish(ready.status());
+}
+
+grpc::Status InferenceAdminService::ServerMetadata(grpc::ServerContext* context,
+                                                   const inference::ServerMetadataRequest* request,
+                                                   inference::ServerMetadataResponse* response) {
+  RequestTimer timer(metrics_, "ServerMetadata");
+  *response = inference_->ServerMetadata();
+  return timer.Finish(absl::OkStatus());
 }
 
 grpc::Status InferenceAdminService::RepositoryIndex(

@@ -10,14 +10,15 @@
 #include "server/metrics/metrics.h"
 #include "server/oip/inference.h"
 #include "server/repository/repository.h"
+#include "server/rpc/open_streams.h"
 
 namespace tern::rpc {
 
 // Thread safe. Nothing is owned.
 class InferenceService final : public inference::GRPCInferenceService::CallbackService {
  public:
-  InferenceService(const oip::Inference* inference, metrics::Metrics* metrics)
-      : inference_(inference), metrics_(metrics) {}
+  InferenceService(const oip::Inference* inference, OpenStreams* streams, metrics::Metrics* metrics)
+      : inference_(inference), streams_(streams), metrics_(metrics) {}
 
   using Context = grpc::CallbackServerContext;
   using Reactor = grpc::ServerUnaryReactor;
@@ -51,10 +52,12 @@ class InferenceService final : public inference::GRPCInferenceService::CallbackS
 
  private:
   const oip::Inference* const inference_;
+  OpenStreams* const streams_;
   metrics::Metrics* const metrics_;
 };
 
-// Index, load and unload; the rest is UNIMPLEMENTED here. Thread safe. Nothing is owned.
+// Health, server metadata, index, load and unload; the rest is UNIMPLEMENTED here. Thread safe.
+// Nothing is owned.
 class InferenceAdminService final : public inference::GRPCInferenceService::Service {
  public:
   // `changed` is called after every call that may have changed a version's state.
@@ -65,6 +68,16 @@ class InferenceAdminService final : public inference::GRPCInferenceService::Serv
         metrics_(metrics),
         changed_(std::move(changed)) {}
 
+  grpc::Status ServerLive(grpc::ServerContext* context, const inference::ServerLiveRequest* request,
+                          inference::ServerLiveResponse* response) override;
+  grpc::Status ServerReady(grpc::ServerContext* context,
+                           const inference::ServerReadyRequest* request,
+                           inference::ServerReadyResponse* response) override;
+  grpc::Status ModelReady(grpc::ServerContext* context, const inference::ModelReadyRequest* request,
+                          inference::ModelReadyResponse* response) override;
+  grpc::Status ServerMetadata(grpc::ServerContext* context,
+                              const inference::ServerMetadataRequest* request,
+                              inference::ServerMetadataResponse* response) override;
   grpc::Status RepositoryIndex(grpc::ServerContext* context,
                                const inference::RepositoryIndexRequest* request,
                                inference::RepositoryIndexResponse* response) override;

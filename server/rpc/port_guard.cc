@@ -4,6 +4,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 #include "server/base/clock.h"
 #include "server/base/log_fields.h"
 
@@ -12,6 +13,12 @@ namespace {
 
 bool IsHealthCheck(absl::string_view method) {
   return absl::StartsWith(method, "/grpc.health.v1.Health/");
+}
+
+// The Open Inference Protocol's health checks.
+bool IsProbe(absl::string_view method) {
+  return absl::ConsumePrefix(&method, "/inference.GRPCInferenceService/") &&
+         (method == "ServerLive" || method == "ServerReady" || method == "ModelReady");
 }
 
 }  // namespace
@@ -23,7 +30,7 @@ absl::Status PortGuard::Check(absl::string_view method,
     return Refuse(method, "health_only",
                   absl::UnimplementedError("this port answers grpc.health.v1 only"));
   }
-  if (!rules_.token_required) return absl::OkStatus();
+  if (!rules_.token_required || IsProbe(method)) return absl::OkStatus();
   if (authorization.empty()) {
     return Refuse(method, "missing",
                   absl::UnauthenticatedError("authorization: is absent, want \"Bearer <token>\""));

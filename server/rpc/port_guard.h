@@ -20,7 +20,7 @@ namespace tern::rpc {
 
 struct PortRules {
   std::string port;                                // data, admin or health: names it in metrics
-  bool token_required = false;                     // grpc.health.v1 is open even so
+  bool token_required = false;                     // health checks are open even so
   std::vector<std::shared_ptr<TokenFile>> known;   // tokens that are let in
   std::vector<std::shared_ptr<TokenFile>> others;  // known tokens that are not let in here
   bool health_only = false;                        // nothing but grpc.health.v1

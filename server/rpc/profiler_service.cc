@@ -66,12 +66,13 @@ grpc::Status ProfilerService::Profile(grpc::ServerContext* context,
                                       v1::ProfileResponse* response) {
   RequestTimer timer(metrics_, "Profile");
   if (busy_.exchange(true)) return timer.Finish(Busy());
-  const absl::Status status = DoProfile(*request, response);
+  const absl::Status status = DoProfile(context, *request, response);
   busy_ = false;
   return timer.Finish(status);
 }
 
-absl::Status ProfilerService::DoProfile(const v1::ProfileRequest& request,
+absl::Status ProfilerService::DoProfile(grpc::ServerContext* context,
+                                        const v1::ProfileRequest& request,
                                         v1::ProfileResponse* response) {
   if (request.runs() > kMaxRuns) {
     return absl::InvalidArgumentError(
@@ -86,7 +87,8 @@ absl::Status ProfilerService::DoProfile(const v1::ProfileRequest& request,
                           : static_cast<int>(std::min<uint32_t>(request.threads(), 1 << 20));
   const int runs = request.runs() == 0 ? 20 : static_cast<int>(request.runs());
   TERN_ASSIGN_OR_RETURN(const engine::RunTimes times,
-                        serving::ProfileRuns(model->plan, batch, threads, runs));
+                        serving::ProfileRuns(model->plan, batch, threads, runs,
+                                             [context] { return context->IsCancelled(); }));
   const double total = absl::ToDoubleSeconds(times.total);
   const auto share = [&](double seconds) { return total > 0 ? seconds / total : 0; };
   std::map<std::string, double> work;  // seconds by kind

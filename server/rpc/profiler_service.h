@@ -24,7 +24,8 @@ class ProfilerService final : public v1::Profiler::Service {
  private:
   absl::Status DoBenchmark(grpc::ServerContext* context, const v1::BenchmarkRequest& request,
                            v1::BenchmarkResponse* response);
-  absl::Status DoProfile(const v1::ProfileRequest& request, v1::ProfileResponse* response);
+  absl::Status DoProfile(grpc::ServerContext* context, const v1::ProfileRequest& request,
+                         v1::ProfileResponse* response);
 
   repository::Repository* const repository_;
   metrics::Metrics* const metrics_;

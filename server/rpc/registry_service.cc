@@ -52,12 +52,13 @@ grpc::Status RegistryService::Import(grpc::ServerContext* context,
                                      grpc::ServerReader<v1::ImportRequest>* reader,
                                      v1::ImportResponse* response) {
   RequestTimer timer(metrics_, "Import");
-  const absl::Status status = DoImport(reader, response);
+  const absl::Status status = DoImport(context, reader, response);
   changed_();
   return timer.Finish(status);
 }
 
-absl::Status RegistryService::DoImport(grpc::ServerReader<v1::ImportRequest>* reader,
+absl::Status RegistryService::DoImport(grpc::ServerContext* context,
+                                       grpc::ServerReader<v1::ImportRequest>* reader,
                                        v1::ImportResponse* response) {
   v1::ImportRequest request;
   if (!reader->Read(&request) || !request.has_start()) {
@@ -79,6 +80,10 @@ absl::Status RegistryService::DoImport(grpc::ServerReader<v1::ImportRequest>* re
           absl::StrCat(kind, ": more than ", max_onnx_bytes_, " bytes"));
     }
     file += request.chunk();
+  }
+  if (context->IsCancelled()) {
+    return absl::CancelledError(
+        absl::StrCat("cancelled after ", file.size(), " bytes of the ", kind));
   }
   if (file.empty())
     return absl::InvalidArgumentError(absl::StrCat("no bytes of the ", kind, " were sent"));

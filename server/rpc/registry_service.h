@@ -40,7 +40,7 @@ class RegistryService final : public v1::ModelRegistry::Service {
                       grpc::ServerWriter<v1::ExportResponse>* writer) override;
 
  private:
-  absl::Status DoImport(grpc::ServerReader<v1::ImportRequest>* reader,
+  absl::Status DoImport(grpc::ServerContext* context, grpc::ServerReader<v1::ImportRequest>* reader,
                         v1::ImportResponse* response);
   absl::Status DoExport(const v1::ExportRequest& request,
                         grpc::ServerWriter<v1::ExportResponse>* writer);

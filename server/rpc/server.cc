@@ -9,6 +9,8 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "grpc/grpc.h"
+#include "grpc/health/v1/health.pb.h"
 #include "grpcpp/ext/proto_server_reflection_plugin.h"
 #include "grpcpp/generic/async_generic_service.h"
 #include "grpcpp/grpcpp.h"
@@ -20,6 +22,7 @@
 #include "server/rpc/classifier_service.h"
 #include "server/rpc/identity.h"
 #include "server/rpc/inference_service.h"
+#include "server/rpc/open_streams.h"
 #include "server/rpc/port_credentials.h"
 #include "server/rpc/port_guard.h"
 #include "server/rpc/profiler_service.h"
@@ -33,6 +36,11 @@ namespace {
 
 // Room for the other fields of a request beside the image.
 constexpr int kMessageOverhead = 64 << 10;
+// How long a stop waits for streams before it refuses new calls: some milliseconds are enough
+// unless a client does not read.
+constexpr absl::Duration kStreamsEnd = absl::Seconds(1);
+// How long clients have to take the last answers.
+constexpr absl::Duration kLastAnswers = absl::Milliseconds(200);
 // Pollers and handlers of the admin port.
 constexpr int kAdminThreads = 16;
 
@@ -124,6 +132,10 @@ void SetCommon(grpc::ServerBuilder* builder, const image::Limits& limits) {
   // Clients may ping every 30 s also without calls.
   builder->AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 10000);
   builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+  // Images and weights are compressed as they are. gRPC 1.51 inflates a message to its end before it
+  // looks at its size, and before any token is asked for: 400 kB of gzip became 400 MB.
+  builder->AddChannelArgument(GRPC_COMPRESSION_CHANNEL_ENABLED_ALGORITHMS_BITSET,
+                              1 << GRPC_COMPRESS_NONE);
 }
 
 }  // namespace
@@ -131,6 +143,7 @@ void SetCommon(grpc::ServerBuilder* builder, const image::Limits& limits) {
 struct Server::Impl {
   repository::Repository* repository = nullptr;
   oip::Inference* oip = nullptr;
+  OpenStreams streams;
   std::unique_ptr<ClassifierService> classifier;
   std::unique_ptr<InferenceService> inference;
   std::unique_ptr<InferenceAdminService> inference_admin;
@@ -204,7 +217,11 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
                         OpenTls(options, options.admin_tls_client_ca, "admin", access, metrics));
   grpc::EnableDefaultHealthCheckService(true);
   static std::once_flag reflection;
-  std::call_once(reflection, [] { grpc::reflection::InitProtoReflectionServerBuilderPlugin(); });
+  std::call_once(reflection, [] {
+    grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+    // gRPC's health service comes without its description.
+    google::protobuf::LinkMessageReflection<grpc::health::v1::HealthCheckRequest>();
+  });
 
   std::unique_ptr<Server> server(new Server(std::make_unique<Impl>()));
   Impl& impl = *server->impl_;
@@ -212,9 +229,10 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
   impl.data_guard = guards.data;
   impl.data_wants_certificates = !options.tls_client_ca.empty();
   const auto changed = [raw = server.get()] { raw->UpdateHealth(); };
-  impl.classifier = std::make_unique<ClassifierService>(classifier, labels, metrics);
+  impl.classifier = std::make_unique<ClassifierService>(classifier, labels, &impl.streams, metrics);
   impl.oip = inference;
-  impl.inference = std::make_unique<InferenceService>(inference, metrics);
+  inference->LimitMessageBytes(largest);
+  impl.inference = std::make_unique<InferenceService>(inference, &impl.streams, metrics);
   impl.inference_admin =
       std::make_unique<InferenceAdminService>(inference, repository, metrics, changed);
   impl.registry =
@@ -230,6 +248,11 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
   {
     grpc::ServerBuilder builder;
     SetCommon(&builder, options.limits);
+    if (options.max_connection_age > absl::ZeroDuration()) {
+      builder.AddChannelArgument(
+          GRPC_ARG_MAX_CONNECTION_AGE_MS,
+          static_cast<int>(absl::ToInt64Milliseconds(options.max_connection_age)));
+    }
     grpc::ResourceQuota quota("tern-data");
     quota.Resize(options.max_receive_bytes);
     builder.SetResourceQuota(quota);
@@ -295,7 +318,10 @@ void Server::UpdateHealth() {
   for (grpc::Server* server : impl_->servers()) {
     grpc::HealthCheckServiceInterface* health = server->GetHealthCheckService();
     if (health == nullptr) continue;
-    health->SetServingStatus("", true);
+    for (const char* name : {"", v1::ImageClassifier::service_full_name(),
+                             inference::GRPCInferenceService::service_full_name()}) {
+      health->SetServingStatus(name, true);
+    }
     for (const std::string& name : known) health->SetServingStatus(name, ready.count(name) > 0);
     // The interface cannot remove a name; a deleted model is not serving.
     for (const std::string& name : impl_->health_names) {
@@ -329,18 +355,32 @@ void Server::Shutdown(absl::Duration grace) {
   const gpr_timespec deadline =
       gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC),
                    gpr_time_from_nanos(absl::ToInt64Nanoseconds(grace), GPR_TIMESPAN));
+  // First: gRPC closes a connection with its last call, and the system drops what a client has not
+  // read by then if it is still sending. So it has a moment to hear that its stream has ended.
+  if (impl_->streams.Stop(std::min(grace, kStreamsEnd))) {
+    std::this_thread::sleep_for(absl::ToChronoNanoseconds(std::min(grace, kLastAnswers)));
+  }
   // Side by side: an idle connection may make each take its whole grace.
   std::vector<std::thread> closing;
   for (grpc::Server* server : impl_->servers()) {
     closing.emplace_back([server, deadline] { server->Shutdown(deadline); });
   }
-  // From the deadline on gRPC cancels what still runs, and so a call that ends then is no answer.
   std::mutex mutex;
   std::condition_variable closed;
   bool done = false;
   std::thread watch([&] {
     std::unique_lock<std::mutex> lock(mutex);
-    if (!closed.wait_until(lock, steady, [&] { return done; })) impl_->counts->closing = true;
+    for (int quiet = 0; quiet < 2; quiet = impl_->counts->running == 0 ? quiet + 1 : 0) {
+      const auto next = std::chrono::steady_clock::now() + absl::ToChronoNanoseconds(kLastAnswers);
+      if (closed.wait_until(lock, std::min(steady, next), [&] { return done; })) return;
+      if (std::chrono::steady_clock::now() >= steady) {
+        // gRPC cancels what still runs now, and so a call that ends from here on is no answer.
+        impl_->counts->closing = true;
+        return;
+      }
+    }
+    // What is left has no end of its own: Watch calls, and connections whose client is stuck.
+    for (grpc::Server* server : impl_->servers()) grpc_server_cancel_all_calls(server->c_server());
   });
   for (std::thread& thread : closing) thread.join();
   {

@@ -41,6 +41,9 @@ struct ServerOptions {
   // What gRPC may hold of requests that have not arrived completely, for each of the two ports; at
   // least one message of the largest size.
   uint64_t max_receive_bytes = 256ull << 20;
+  // A connection of the data port gets GOAWAY after this, give or take a tenth, and ends with its
+  // last call: its client looks the name up again, and finds replicas that came since. 0: never.
+  absl::Duration max_connection_age = absl::Minutes(2);
   engine::PlanOptions plan;
   uint64_t max_onnx_bytes = 1ull << 30;
 };
@@ -71,13 +74,15 @@ class Server {
   absl::StatusOr<std::string> CheckDataCall(
       absl::string_view method, absl::Span<const absl::string_view> authorization) const;
 
-  // grpc.health.v1: the name "" and every model with a ready default version are SERVING, until
+  // grpc.health.v1: the names "", those of the data port's services and every model with a ready default version are SERVING, until
   // SetDraining().
   void UpdateHealth();
   void SetDraining();
 
-  // Stops accepting, waits up to `grace` for running calls, then cancels them. Logs how many calls
-  // were answered since the start and how many were given up.
+  // Stops accepting, waits up to `grace` for running calls, then cancels them. Streams take no more
+  // requests, and end with UNAVAILABLE once those that they have are answered; calls of other
+  // services (health, reflection) are not waited for. Logs how many calls were answered since the
+  // start and how many were given up.
   void Shutdown(absl::Duration grace);
 
  private:

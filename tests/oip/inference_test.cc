@@ -236,8 +236,7 @@ TEST_F(InferenceTest, RefusesShapesTypesAndNamesSayingWhatIsWanted) {
   ExpectRefused(RawRequest("BYTES", {-1}, image), bad, "want dimensions of 1");
   ExpectRefused(RawRequest("FP32", {std::numeric_limits<int64_t>::max(), 3, 8, 8}, ""), bad,
                 "want dimensions of 1");
-  ExpectRefused(RawRequest("BYTES", {65}, image), StatusCode::kResourceExhausted,
-                "65 images, the limit is 64");
+  ExpectRefused(RawRequest("BYTES", {65}, image), bad, "65 images, the limit is 64");
   ModelInferRequest request = RawRequest("BYTES", {1}, image);
   request.mutable_inputs(0)->set_name("picture");
   ExpectRefused(request, bad, "inputs: got [picture], want exactly 'image'");
@@ -254,6 +253,41 @@ TEST_F(InferenceTest, RefusesShapesTypesAndNamesSayingWhatIsWanted) {
   AskFor(request, "logits", 1);
   (*request.mutable_outputs(0)->mutable_parameters())["classification"].set_string_param("3");
   ExpectRefused(request, bad, "want an int64_param");
+}
+
+TEST_F(InferenceTest, WhatIsQuotedIsCutAndWhatIsWantedStaysToBeRead) {
+  const std::string image = Element(tern::testing::SolidBmp(8, 8, 0, 0, 0));
+  const std::string long_name(1 << 20, 'x');
+  const auto expect_refused = [&](const ModelInferRequest& request, const std::string& words) {
+    const absl::Status status = Infer(request).status();
+    EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
+    EXPECT_THAT(std::string(status.message()), HasSubstr(words));
+    EXPECT_LT(status.message().size(), 300u);
+  };
+  expect_refused(RawRequest(long_name, {1}, image), "want FP32");
+  expect_refused(RawRequest("BYTES", std::vector<int64_t>(100000, 7), image), "want [N]");
+  ModelInferRequest request = RawRequest("BYTES", {1}, image);
+  request.set_model_version(long_name);
+  expect_refused(request, "want a positive number");
+  request = RawRequest("BYTES", {1}, image);
+  request.mutable_inputs(0)->set_name(long_name);
+  expect_refused(request, "want exactly 'image'");
+  request = RawRequest("BYTES", {1}, image);
+  for (int i = 0; i < 100000; ++i) request.add_inputs()->set_name("image");
+  expect_refused(request, "want exactly 'image'");
+  request = RawRequest("BYTES", {1}, image);
+  AskFor(request, long_name);
+  expect_refused(request, "want probabilities");
+  request = RawRequest("BYTES", {1}, image);
+  AskFor(request, "logits", 1);
+  (*request.mutable_outputs(0)->mutable_parameters())["classification"].set_string_param(long_name);
+  expect_refused(request, "want an int64_param");
+  for (const char* parameter : {"timeout", "priority", "max_latency_us", "min_accuracy"}) {
+    request = RawRequest("BYTES", {1}, image);
+    (*request.mutable_parameters())[parameter].set_string_param(long_name);
+    expect_refused(request, absl::StrCat("parameters.", parameter, ": got {string_param: \"xx"));
+    expect_refused(request, ", want a ");
+  }
 }
 
 TEST_F(InferenceTest, RefusesContentsThatAreNotWhatTheShapeSays) {
@@ -416,6 +450,61 @@ TEST_F(InferenceTest, MetadataAndConfigDescribeTheTensors) {
   EXPECT_EQ(config->output(0).label_filename(), "labels.txt");
   EXPECT_EQ(config->dynamic_batching().max_queue_delay_microseconds(), 200u);
   EXPECT_EQ(inference_->ServerMetadata().version(), "1.2.3");
+}
+
+TEST_F(InferenceTest, MaxBatchSizeIsWhatAMessageAndTheQueueTake) {
+  const auto max_batch_size = [this] {
+    return inference_->ModelConfig("tiny", "")->max_batch_size();
+  };
+  constexpr uint64_t kImage = 3 * kPixels * sizeof(float), kOthers = 64 << 10;
+  inference_->LimitMessageBytes(kOthers + 65 * kImage);
+  EXPECT_EQ(max_batch_size(), kMaxImages);
+  inference_->LimitMessageBytes(kOthers + 20 * kImage - 1);
+  EXPECT_EQ(max_batch_size(), 19);
+  inference_->LimitMessageBytes(1 << 30);  // of the other transport
+  EXPECT_EQ(max_batch_size(), 19);
+  std::ofstream(root_ + "/tiny/config.textproto", std::ios::app) << "batching { max_queue: 7 }\n";
+  ASSERT_TRUE(repository_->Load("tiny", 1).ok());
+  EXPECT_EQ(max_batch_size(), 7);
+  inference_->LimitMessageBytes(1);
+  EXPECT_EQ(max_batch_size(), 1);  // encoded it may fit
+}
+
+TEST_F(InferenceTest, SharedMemoryIsRefused) {
+  const std::string image = Element(tern::testing::SolidBmp(8, 8, 0, 0, 0));
+  ModelInferRequest request = RawRequest("BYTES", {1}, image);
+  AskFor(request, "logits");
+  (*request.mutable_outputs(0)->mutable_parameters())["shared_memory_region"].set_string_param("r");
+  ExpectRefused(request, StatusCode::kUnimplemented, "shared memory is not supported");
+  request = Request("BYTES", {1});
+  (*request.mutable_inputs(0)->mutable_parameters())["shared_memory_region"].set_string_param("r");
+  ExpectRefused(request, StatusCode::kUnimplemented, "shared memory is not supported");
+}
+
+TEST_F(InferenceTest, MinAccuracyMayBeAWholeNumber) {
+  ModelInferRequest request =
+      RawRequest("BYTES", {1}, Element(tern::testing::SolidBmp(8, 8, 255, 0, 0)));
+  auto& wanted = (*request.mutable_parameters())["min_accuracy"];
+  const auto parsed = [&] {
+    const auto plan = ParseInfer(request, **repository_->Find("tiny", 0));
+    EXPECT_TRUE(plan.ok()) << plan.status();
+    return plan.ok() ? plan->wishes.min_accuracy : std::nullopt;
+  };
+  wanted.set_double_param(0.75);
+  EXPECT_EQ(parsed(), 0.75);
+  wanted.set_int64_param(1);
+  EXPECT_EQ(parsed(), 1.0);
+  wanted.set_uint64_param(1);
+  EXPECT_EQ(parsed(), 1.0);
+}
+
+TEST_F(InferenceTest, StatisticsOfAVersionThatIsNotLoadedAreRefused) {
+  ASSERT_TRUE(repository_->UnloadAll("tiny").ok());
+  EXPECT_EQ(inference_->ModelStatistics("tiny", "1").status().code(), StatusCode::kUnavailable);
+  EXPECT_EQ(inference_->ModelStatistics("tiny", "").status().code(), StatusCode::kUnavailable);
+  const auto all = inference_->ModelStatistics("", "");
+  ASSERT_TRUE(all.ok()) << all.status();
+  EXPECT_EQ(all->model_stats_size(), 0);
 }
 
 TEST_F(InferenceTest, StatisticsCountRequestsImagesAndExecutions) {

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/strings/str_split.h"
+#include "absl/time/clock.h"
 #include "server/base/log_fields.h"
 #include "tests/rpc/access_fixture.h"
 
@@ -102,6 +103,12 @@ TEST_F(AccessTest, HealthStaysOpenAndReflectionDoesNot) {
   Start(true, true);
   for (const auto& channel : {data_, admin_}) {
     EXPECT_TRUE(Raw(channel, "/grpc.health.v1.Health/Check").ok());
+    EXPECT_TRUE(Raw(channel, "/inference.GRPCInferenceService/ServerLive").ok());
+    EXPECT_TRUE(Raw(channel, "/inference.GRPCInferenceService/ServerReady").ok());
+    EXPECT_EQ(Raw(channel, "/inference.GRPCInferenceService/ModelReady").error_code(),
+              StatusCode::INVALID_ARGUMENT);  // it got there, without a name
+    EXPECT_EQ(Raw(channel, "/inference.GRPCInferenceService/ServerMetadata").error_code(),
+              StatusCode::UNAUTHENTICATED);
     EXPECT_EQ(
         Raw(channel, "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo").error_code(),
         StatusCode::UNAUTHENTICATED);
@@ -187,6 +194,32 @@ TEST_F(AccessTest, TraceAndRequestIdComeBackAndAreLogged) {
   EXPECT_THAT(text,
               HasSubstr(R"("request_id":"mine","trace_id":"4bf92f3577b34da6a3ce929d0e0e4736"})"));
   EXPECT_THAT(text, HasSubstr("4 calls answered, 0 given up"));
+}
+
+TEST_F(AccessTest, AStreamThatIsCancelledIsLoggedWithItsCaller) {
+  ::testing::internal::CaptureStderr();
+  ASSERT_TRUE(InitLog("debug", LogFormat::kJson).ok());
+  Start(false, false);
+  {
+    grpc::ClientContext context;
+    const auto stub = v1::ImageClassifier::NewStub(data_);
+    const auto stream = stub->ClassifyStream(&context);
+    v1::ClassifyRequest request;
+    request.set_image(std::string(5 << 20, 'x'));  // over gRPC's limit: gRPC cancels
+    stream->Write(request);
+    v1::ClassifyStreamResponse response;
+    EXPECT_FALSE(stream->Read(&response));
+    EXPECT_EQ(stream->Finish().error_code(), StatusCode::RESOURCE_EXHAUSTED);
+    const auto ended = [this] {
+      return Measured(R"(tern_requests_total{code="RESOURCE_EXHAUSTED",method="ClassifyStream"})",
+                      "1");
+    };
+    for (int i = 0; i < 10'000 && !ended(); ++i) absl::SleepFor(absl::Milliseconds(1));
+  }
+  server_->Shutdown(absl::Seconds(5));
+  const std::string text = ::testing::internal::GetCapturedStderr();
+  ASSERT_TRUE(InitLog("info").ok());
+  EXPECT_THAT(text, HasSubstr(R"("caller":"address:ipv4:127.0.0.1","peer":"ipv4:127.0.0.1:)"));
 }
 
 TEST_F(AccessTest, ClientsAreToldNotToRetryAnImageThatIsTooLarge) {

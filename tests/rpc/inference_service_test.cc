@@ -156,6 +156,60 @@ TEST_F(InferenceServiceTest, AStreamKeepsItsOrderAndGoesOnAfterARefusedRequest) 
   writer.join();
   EXPECT_EQ(i, kRequests);
   EXPECT_TRUE(stream->Finish().ok());
+  const std::string metrics = metrics_.Render();
+  for (const auto& [code, count] : {std::pair("OK", 75), std::pair("INVALID_ARGUMENT", 25)}) {
+    EXPECT_TRUE(
+        absl::StrContains(metrics, absl::StrCat("tern_stream_requests_total{code=\"", code,
+                                                "\",method=\"ModelStreamInfer\"} ", count, "\n")));
+  }
+}
+
+TEST_F(InferenceServiceTest, AnErrorThatQuotesALongRequestFitsIntoTheHeaders) {
+  inference::RepositoryModelLoadRequest load;
+  load.set_model_name("tiny");
+  std::string name;
+  for (int i = 0; i < 50'000; ++i) name += "\u00fc";  // sent as %C3%BC
+  (*load.mutable_parameters())[name].set_string_param("");
+  inference::RepositoryModelLoadResponse loaded;
+  const grpc::Status status = Unary(admin_.get(), &Stub::RepositoryModelLoad, load, &loaded);
+  EXPECT_EQ(status.error_code(), StatusCode::INVALID_ARGUMENT) << status.error_message();
+  EXPECT_TRUE(absl::EndsWith(status.error_message(), "\u00fc...")) << status.error_message();
+}
+
+TEST_F(InferenceServiceTest, ATensorThatOverflowsTheNetworkIsItsCallersFaultEvenAsLogits) {
+  inference::ModelInferRequest request;
+  request.set_model_name("tiny");
+  auto* input = request.add_inputs();
+  input->set_name("image");
+  input->set_datatype("FP32");
+  for (const int64_t dim : {1, 3, 8, 8}) input->add_shape(dim);
+  // The mean of 64 such numbers is beyond the largest float.
+  const std::vector<float> planes(3 * 8 * 8, 3e38f);
+  request.add_raw_input_contents(planes.data(), planes.size() * sizeof(float));
+  request.add_outputs()->set_name("logits");
+  inference::ModelInferResponse response;
+  const grpc::Status status = Unary(data_.get(), &Stub::ModelInfer, request, &response);
+  EXPECT_EQ(status.error_code(), StatusCode::INVALID_ARGUMENT);
+  EXPECT_TRUE(absl::StrContains(status.error_message(),
+                                "these inputs overflow the network: the network's output is not"))
+      << status.error_message();
+}
+
+TEST_F(InferenceServiceTest, TheAdminPortSaysWhetherServerAndModelAreReady) {
+  inference::ServerLiveResponse live;
+  ASSERT_TRUE(Unary(admin_.get(), &Stub::ServerLive, {}, &live).ok());
+  EXPECT_TRUE(live.live());
+  inference::ServerReadyResponse ready;
+  ASSERT_TRUE(Unary(admin_.get(), &Stub::ServerReady, {}, &ready).ok());
+  EXPECT_TRUE(ready.ready());
+  inference::ModelReadyRequest request;
+  request.set_name("tiny");
+  inference::ModelReadyResponse model;
+  ASSERT_TRUE(Unary(admin_.get(), &Stub::ModelReady, request, &model).ok());
+  EXPECT_TRUE(model.ready());
+  inference::ServerMetadataResponse metadata;
+  ASSERT_TRUE(Unary(admin_.get(), &Stub::ServerMetadata, {}, &metadata).ok());
+  EXPECT_EQ(metadata.name(), "tern");
 }
 
 TEST_F(InferenceServiceTest, ModelsAreLoadedAndUnloadedOnTheAdminPortOnly) {

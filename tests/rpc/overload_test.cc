@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cmath>
 #include <condition_variable>
+#include <future>
 #include <mutex>
 #include <string>
 #include <thread>
@@ -49,6 +50,24 @@ class OverloadTest : public testing::PipelineTest {
                                   grpc::InsecureChannelCredentials(), arguments));
   }
 
+  // Keeps the only thread that decodes busy, in the answer to an image that is none, until the
+  // promise is kept.
+  void BlockDecoding(std::promise<void>& release) {
+    std::promise<void> blocked;
+    serving::ClassifyInput junk;
+    junk.image = "junk";
+    classifier_->Classify("tiny", 0, std::move(junk),
+                          [&](const absl::StatusOr<serving::ClassifyOutput>&) {
+                            std::future<void> released = release.get_future();
+                            blocked.set_value();
+                            released.wait();
+                          });
+    blocked.get_future().wait();
+  }
+  bool Shows(const std::string& series) {
+    return metrics_.Render().find("\n" + series + "\n") != std::string::npos;
+  }
+
   std::unique_ptr<oip::Inference> inference_;
   std::unique_ptr<Server> server_;
 };
@@ -76,9 +95,16 @@ int NumberOf(const v1::ClassifyResponse& response) {
 }
 
 TEST_F(OverloadTest, ARefusalForWantOfRoomSaysWhenToTryAgain) {
-  classifier_options_.admission.max_bytes = 1;
+  // An image is 246 bytes, and its copy, and 768 as the network's input: there is room for one.
+  classifier_options_.admission.max_bytes = 2000;
   ASSERT_NO_FATAL_FAILURE(Start());
   const auto stub = Stub();
+  std::promise<void> release;
+  BlockDecoding(release);
+  grpc::ClientContext waiting_context;
+  auto waiting = stub->ClassifyStream(&waiting_context);
+  waiting->Write(Request(1, 2, 3));
+  while (!Shows("tern_waiting_images 1")) std::this_thread::yield();
   grpc::ClientContext context;
   v1::ClassifyResponse response;
   const grpc::Status status = stub->Classify(&context, Request(1, 2, 3), &response);
@@ -103,8 +129,91 @@ TEST_F(OverloadTest, ARefusalForWantOfRoomSaysWhenToTryAgain) {
   EXPECT_EQ(answer.error().code(), 8);
   EXPECT_EQ(answer.error().retry_after_us(), 100'000u);
   EXPECT_TRUE(stream->Finish().ok());
+  release.set_value();
+  ASSERT_TRUE(waiting->Read(&answer));
+  EXPECT_TRUE(answer.has_response());
+  waiting->WritesDone();
+  EXPECT_TRUE(waiting->Finish().ok());
   EXPECT_NE(metrics_.Render().find("tern_rejected_total{reason=\"waiting_bytes\"} 2"),
             std::string::npos);
+}
+
+TEST_F(OverloadTest, WhoAsksForMoreThanThereIsAltogetherIsNotToTryAgain) {
+  classifier_options_.admission.max_bytes = 1000;
+  ASSERT_NO_FATAL_FAILURE(Start());
+  grpc::ClientContext context;
+  v1::ClassifyResponse response;
+  const grpc::Status status = Stub()->Classify(&context, Request(1, 2, 3), &response);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_NE(status.error_message().find("--max_waiting_bytes"), std::string::npos);
+  EXPECT_EQ(status.error_details(), "");
+  const auto& trailers = context.GetServerTrailingMetadata();
+  const auto pushback = trailers.find("grpc-retry-pushback-ms");
+  ASSERT_NE(pushback, trailers.end());
+  EXPECT_EQ(pushback->second, "-1");
+}
+
+TEST_F(OverloadTest, RequestsThatEndWithTheirStreamAreCountedOnce) {
+  ASSERT_NO_FATAL_FAILURE(Start());
+  const auto stub = Stub();
+  std::promise<void> release;
+  BlockDecoding(release);
+  {
+    grpc::ClientContext context;
+    auto stream = stub->ClassifyStream(&context);
+    for (int i = 0; i < 3; ++i) stream->Write(Request(1, 2, 3));
+    while (!Shows("tern_waiting_images 3")) std::this_thread::yield();
+    context.TryCancel();
+    EXPECT_EQ(stream->Finish().error_code(), grpc::StatusCode::CANCELLED);
+  }
+  release.set_value();
+  while (!Shows("tern_inflight_requests{method=\"ClassifyStream\"} 0")) std::this_thread::yield();
+  // The server may hear of the cancellation after it has answered some.
+  const std::string text = metrics_.Render();
+  int counted = 0;
+  for (const std::string code : {"OK", "CANCELLED"}) {
+    const std::string series =
+        "tern_stream_requests_total{code=\"" + code + "\",method=\"ClassifyStream\"} ";
+    if (const size_t at = text.find(series); at != std::string::npos) {
+      counted += std::stoi(text.substr(at + series.size()));
+    }
+  }
+  EXPECT_EQ(counted, 3);
+}
+
+TEST_F(OverloadTest, ImagesThatWaitForDecodingGiveTheirPlacesToMoreUrgentOnes) {
+  runner_.default_max_queue = 4;
+  ASSERT_NO_FATAL_FAILURE(Start());
+  const auto stub = Stub();
+  std::promise<void> release;
+  BlockDecoding(release);
+  grpc::ClientContext low_context, high_context;
+  const auto send = [&](grpc::ClientContext& context, int priority, int images) {
+    auto stream = stub->ClassifyStream(&context);
+    v1::ClassifyRequest request = Request(1, 2, 3);
+    request.set_priority(priority);
+    for (int i = 0; i < images; ++i) stream->Write(request);
+    stream->WritesDone();
+    return stream;
+  };
+  auto low = send(low_context, 3, 4);
+  while (!Shows("tern_waiting_images 4")) std::this_thread::yield();
+  auto high = send(high_context, 1, 5);
+  while (!Shows("tern_waiting_images 8")) std::this_thread::yield();
+  release.set_value();
+  const auto answers = [](auto& stream) {
+    int ok = 0, refused = 0;
+    v1::ClassifyStreamResponse answer;
+    while (stream->Read(&answer)) {
+      ok += answer.has_response();
+      refused += answer.error().code() == grpc::StatusCode::RESOURCE_EXHAUSTED;
+    }
+    EXPECT_TRUE(stream->Finish().ok());
+    return std::pair(ok, refused);
+  };
+  EXPECT_EQ(answers(high), std::pair(4, 1)) << "as many as there are places";
+  const auto [ok, refused] = answers(low);
+  EXPECT_EQ(ok + refused, 4);
 }
 
 TEST_F(OverloadTest, AnUnknownPriorityIsRefused) {

@@ -2,10 +2,12 @@
 
 #include <grpcpp/grpcpp.h>
 
+#include <functional>
 #include <set>
 #include <string>
 #include <thread>
 
+#include "absl/strings/match.h"
 #include "tern/v1/classifier.grpc.pb.h"
 #include "tern/v1/profiler.grpc.pb.h"
 #include "tern/v1/quantizer.grpc.pb.h"
@@ -108,6 +110,18 @@ class ServerTest : public testing::PipelineTest {
     return writer->Finish();
   }
 
+  // Whether /metrics shows this series with this value.
+  bool Shows(const std::string& series) {
+    return absl::StrContains(metrics_.Render(), "\n" + series + "\n");
+  }
+  static bool Becomes(const std::function<bool()>& condition) {
+    for (int i = 0; i < 10'000; ++i) {
+      if (condition()) return true;
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    return false;
+  }
+
   std::unique_ptr<oip::Inference> inference_;
   std::unique_ptr<Server> server_;
   std::shared_ptr<grpc::Channel> data_, admin_;
@@ -183,6 +197,9 @@ TEST_F(ServerTest, AStreamKeepsItsOrderAndGoesOnAfterABadImage) {
   writer.join();
   EXPECT_EQ(i, kImages);
   EXPECT_TRUE(stream->Finish().ok());
+  EXPECT_TRUE(Shows(R"(tern_stream_requests_total{code="OK",method="ClassifyStream"} 196)"));
+  EXPECT_TRUE(
+      Shows(R"(tern_stream_requests_total{code="INVALID_ARGUMENT",method="ClassifyStream"} 4)"));
 }
 
 TEST_F(ServerTest, AStreamThatIsCancelledEndsAndTheServerGoesOn) {
@@ -195,6 +212,52 @@ TEST_F(ServerTest, AStreamThatIsCancelledEndsAndTheServerGoesOn) {
   }
   v1::ClassifyResponse response;
   EXPECT_TRUE(Classify(Request(255, 0, 0), &response).ok());
+}
+
+TEST_F(ServerTest, AStreamIsCountedWithTheCodeThatItsClientGot) {
+  const auto counted = [this](const std::string& code) {
+    const std::string series =
+        "tern_requests_total{code=\"" + code + "\",method=\"ClassifyStream\"} 1";
+    return Becomes([&] { return Shows(series); });
+  };
+  v1::ClassifyStreamResponse response;
+  {
+    grpc::ClientContext context;
+    auto stream = classify_->ClassifyStream(&context);
+    stream->Write(Request(255, 0, 0));
+    stream->WritesDone();
+    while (stream->Read(&response)) {
+    }
+    EXPECT_TRUE(stream->Finish().ok());
+    EXPECT_TRUE(counted("OK"));
+  }
+  {
+    grpc::ClientContext context;
+    auto stream = classify_->ClassifyStream(&context);
+    stream->Write(Request(255, 0, 0));
+    EXPECT_TRUE(stream->Read(&response));
+    context.TryCancel();
+    EXPECT_EQ(stream->Finish().error_code(), StatusCode::CANCELLED);
+    EXPECT_TRUE(counted("CANCELLED"));
+  }
+  {
+    grpc::ClientContext context;
+    context.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(200));
+    auto stream = classify_->ClassifyStream(&context);
+    EXPECT_FALSE(stream->Read(&response));
+    EXPECT_EQ(stream->Finish().error_code(), StatusCode::DEADLINE_EXCEEDED);
+    EXPECT_TRUE(counted("DEADLINE_EXCEEDED"));
+  }
+  {
+    grpc::ClientContext context;
+    auto stream = classify_->ClassifyStream(&context);
+    v1::ClassifyRequest request = Request(0, 0, 0);
+    request.set_image(std::string(5 << 20, 'x'));
+    stream->Write(request);
+    EXPECT_FALSE(stream->Read(&response));
+    EXPECT_EQ(stream->Finish().error_code(), StatusCode::RESOURCE_EXHAUSTED);
+    EXPECT_TRUE(counted("RESOURCE_EXHAUSTED"));
+  }
 }
 
 TEST_F(ServerTest, ReportedLabelsAreJoinedOnce) {
@@ -283,6 +346,26 @@ TEST_F(ServerTest, ImportRefusesBadNamesBytesAndOversize) {
   writer->WritesDone();
   EXPECT_EQ(writer->Finish().error_code(), StatusCode::INVALID_ARGUMENT);
   EXPECT_EQ(repository_->List("").size(), 1u);
+}
+
+TEST_F(ServerTest, AnImportWhoseClientGoesAwayPublishesNothing) {
+  for (int i = 0; i < 10; ++i) {
+    grpc::ClientContext context;
+    v1::ImportResponse response;
+    auto writer = registry_->Import(&context, &response);
+    v1::ImportRequest request;
+    request.mutable_start()->set_name("partial");
+    request.mutable_start()->set_set_default(true);
+    *request.mutable_start()->mutable_preprocessing() = testing::TinyPreprocessing();
+    ASSERT_TRUE(writer->Write(request));
+    request.set_chunk(testing::TinyOnnx());  // complete, but the client does not say so
+    ASSERT_TRUE(writer->Write(request));
+    ASSERT_TRUE(Becomes([&] { return Shows(R"(tern_inflight_requests{method="Import"} 1)"); }));
+    context.TryCancel();
+    EXPECT_EQ(writer->Finish().error_code(), StatusCode::CANCELLED);
+    ASSERT_TRUE(Becomes([&] { return Shows(R"(tern_inflight_requests{method="Import"} 0)"); }));
+  }
+  EXPECT_TRUE(repository_->List("partial").empty());
 }
 
 TEST_F(ServerTest, ExportSendsTheStoredBytes) {
@@ -472,6 +555,28 @@ TEST_F(ServerTest, BenchmarkAndProfileAnswer) {
   EXPECT_NEAR(shares, 1, 1e-6);
   EXPECT_NEAR(layers.outside_share(), 1 - weighted, 1e-6);
   EXPECT_EQ(kinds.count("between steps"), 1u);
+}
+
+TEST_F(ServerTest, AProfileEndsWhenItsClientGoes) {
+  v1::ProfileRequest request;
+  request.set_model("tiny");
+  request.set_batch((*repository_->Find("tiny", 0))->plan->max_batch());
+  request.set_runs(1000);
+  const auto cancelled = [&] {
+    return absl::StrContains(metrics_.Render(),
+                             R"(tern_requests_total{code="CANCELLED",method="Profile"})");
+  };
+  // The tiny model's runs may be over before the server hears of it.
+  for (int i = 0; i < 50 && !cancelled(); ++i) {
+    grpc::ClientContext context;
+    v1::ProfileResponse response;
+    std::thread client([&] { profiler_->Profile(&context, request, &response); });
+    Becomes([&] { return Shows(R"(tern_inflight_requests{method="Profile"} 1)"); });
+    context.TryCancel();
+    client.join();
+    Becomes([&] { return Shows(R"(tern_inflight_requests{method="Profile"} 0)"); });
+  }
+  EXPECT_TRUE(cancelled());
 }
 
 TEST_F(ServerTest, ATakenPortIsToldByNumber) {

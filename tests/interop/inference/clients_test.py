@@ -245,8 +245,10 @@ class Clients(unittest.TestCase):
             pool = DescriptorPool(ProtoReflectionDescriptorDatabase(channel))
             service = pool.FindServiceByName("inference.GRPCInferenceService")
             self.assertIn("ModelInfer", [method.name for method in service.methods])
+            service = pool.FindServiceByName("grpc.health.v1.Health")
+            self.assertEqual([method.name for method in service.methods], ["Check", "Watch"])
             health = health_pb2_grpc.HealthStub(channel)
-            for name in ("", "demo"):
+            for name in ("", "demo", "inference.GRPCInferenceService", "tern.v1.ImageClassifier"):
                 answer = health.Check(health_pb2.HealthCheckRequest(service=name), timeout=10)
                 self.assertEqual(answer.status, health_pb2.HealthCheckResponse.SERVING)
             watch = health.Watch(health_pb2.HealthCheckRequest(service="demo"), timeout=10)
