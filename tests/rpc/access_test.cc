@@ -205,7 +205,7 @@ TEST_F(AccessTest, AStreamThatIsCancelledIsLoggedWithItsCaller) {
     const auto stub = v1::ImageClassifier::NewStub(data_);
     const auto stream = stub->ClassifyStream(&context);
     v1::ClassifyRequest request;
-    request.set_image(std::string(5 << 20, 'x'));  // over gRPC's limit: gRPC cancels
+    request.set_image(std::string(options_.limits.max_bytes + (1 << 20), 'x'));  // gRPC cancels
     stream->Write(request);
     v1::ClassifyStreamResponse response;
     EXPECT_FALSE(stream->Read(&response));
