@@ -21,6 +21,7 @@
 #include "server/finetune/network.h"
 #include "server/graph/passes.h"
 #include "server/onnx/classifier.h"
+#include "server/quant/measure.h"
 #include "server/quant/self_test.h"
 #include "statistics/statistics.h"
 
@@ -160,17 +161,13 @@ absl::Status MeasureLayers(const graph::Graph& source, const graph::Graph& graph
     }
     add(wanted[graph.output], got[graph.output], logits);
   }
-  const auto decibels = [](const Sums& s) {
-    if (s.noise <= 0) return 200.0;
-    return std::clamp(10 * std::log10(std::max(s.signal, 1e-30) / s.noise), -200.0, 200.0);
-  };
   for (v1::LayerReport& layer : *report.mutable_layers()) {
     const auto it = layers.find(layer.name());
     if (it == layers.end()) continue;
-    layer.set_output_sqnr_db(decibels(it->second));
+    layer.set_output_sqnr_db(quant::Decibels(it->second.signal, it->second.noise));
     layer.set_output_clipped(it->second.count > 0 ? it->second.clipped / it->second.count : 0);
   }
-  report.set_sqnr_db(decibels(logits));
+  report.set_sqnr_db(quant::Decibels(logits.signal, logits.noise));
   return absl::OkStatus();
 }
 
