@@ -847,6 +847,17 @@ void Metrics::ModelLoaded(const ModelLabels& model, absl::string_view isa, uint6
   layers(impl_->sqnr, report.layer_sqnr_db);
   layers(impl_->clipped, report.layer_clipped);
   layers(impl_->at_limit, report.layer_at_limit);
+  // Counters of known labels start at 0, as in the constructor: the labels of a whole day may come
+  // within one scrape interval.
+  const auto present = [](Counter&) {};
+  impl_->images.With({model.model, version, model.scheme}, present);
+  impl_->version_requests.With({model.model, version, "OK"}, present);
+  for (const char* result : {"top1", "top5", "miss"}) {
+    impl_->labelled.With({model.model, version, model.scheme, result}, present);
+  }
+  for (const char* result : {"agree", "disagree"}) {
+    impl_->shadow.With({model.model, version, model.scheme, result}, present);
+  }
 }
 
 void Metrics::ModelUnavailable(const ModelLabels& model) {

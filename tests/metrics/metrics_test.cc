@@ -298,6 +298,24 @@ TEST(MetricsTest, KnownReasonsArePresentBeforeTheFirstEvent) {
   EXPECT_EQ(scrape.Value(R"(tern_quantize_jobs_total{outcome="cancelled"})"), 0);
 }
 
+TEST(MetricsTest, CountersOfALoadedVersionStartAtZeroAndReloadingKeepsThem) {
+  Metrics metrics;
+  metrics.ModelLoaded(kModel, "avx2", 1, true, Report());
+  const std::vector<std::string> series = {
+      R"(tern_images_total{model="demo",scheme="int8",version="3"})",
+      R"(tern_version_requests_total{code="OK",model="demo",version="3"})",
+      R"(tern_labelled_predictions_total{model="demo",result="top1",scheme="int8",version="3"})",
+      R"(tern_labelled_predictions_total{model="demo",result="top5",scheme="int8",version="3"})",
+      R"(tern_labelled_predictions_total{model="demo",result="miss",scheme="int8",version="3"})",
+      R"(tern_shadow_comparisons_total{model="demo",result="agree",scheme="int8",version="3"})",
+      R"(tern_shadow_comparisons_total{model="demo",result="disagree",scheme="int8",version="3"})"};
+  const Scrape loaded(metrics.Render());
+  for (const std::string& name : series) EXPECT_EQ(loaded.Value(name), 0) << name;
+  metrics.Labelled(kModel, true, true);
+  metrics.ModelLoaded(kModel, "avx2", 1, true, Report());
+  EXPECT_EQ(Scrape(metrics.Render()).Value(series[2]), 1);
+}
+
 TEST(MetricsTest, LoadedModelShowsItsIdentityAndReport) {
   Metrics metrics;
   metrics.ModelLoaded(kModel, "avx2", 4096, true, Report());
