@@ -218,7 +218,6 @@ Json ToJson(const v1::QuantizationReport& report) {
   json["seconds"] = report.seconds();
   json["float_nodes"] =
       std::vector<std::string>(report.float_nodes().begin(), report.float_nodes().end());
-  json["float_macs_share"] = report.float_macs_share();
   json["warnings"] = std::vector<std::string>(report.warnings().begin(), report.warnings().end());
   json["distillation"] = report.has_distillation() ? ToJson(report.distillation()) : Json();
   json["sensitivity"] = Json::array();

@@ -198,7 +198,7 @@ void PrintReport(const v1::QuantizationReport& report, std::ostream& out) {
   whole.Print(out);
 
   if (report.float_nodes_size() > 0) {
-    out << "\nin float (" << Percent(report.float_macs_share()) << " of the multiply-adds):";
+    out << "\nin float:";
     for (const std::string& node : report.float_nodes()) out << " " << Printable(node);
     out << "\n";
   }

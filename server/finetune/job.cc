@@ -98,6 +98,8 @@ class Judge {
       TERN_ASSIGN_OR_RETURN(const absl::Span<const float> logits, session.Run(count));
       for (int i = 0; i < count; ++i) {
         const auto row = logits.subspan(i * plan->classes(), plan->classes());
+        TERN_RETURN_IF_ERROR(
+            Annotate(classify::CheckFinite(row), absl::StrCat("held-out image ", first + i)));
         const int label = static_cast<int>(batch.labels[i]);
         const int answer = classify::TopK(row, 1)[0].index;
         counts.top1 += answer == label;

@@ -340,6 +340,8 @@ absl::Status ReadInput(const json& input, Elements& elements, absl::string_view*
   TERN_ASSIGN_OR_RETURN(*tensor->mutable_datatype(), StringOf(input, "datatype", ""));
   TERN_RETURN_IF_ERROR(ReadShape(input, tensor->mutable_shape()));
   TERN_RETURN_IF_ERROR(ReadParameters(input, "", tensor->mutable_parameters()));
+  // Its contents are elsewhere; the server, which has no shared memory, says so as it does for gRPC.
+  if (tensor->parameters().contains("shared_memory_region")) return absl::OkStatus();
   const auto size = tensor->parameters().find("binary_data_size");
   const auto data = input.find("data");
   if (size == tensor->parameters().end()) {

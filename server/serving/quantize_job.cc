@@ -73,7 +73,7 @@ QuantizeJob::~QuantizeJob() = default;
 
 absl::Status QuantizeJob::AddImage(Sample sample, bool calibration, bool evaluation) {
   const Shape& shape = source_model_->plan->input_shape();
-  if (sample.label.has_value() && *sample.label >= source_model_->plan->classes()) {
+  if (evaluation && sample.label.has_value() && *sample.label >= source_model_->plan->classes()) {
     return absl::InvalidArgumentError(absl::StrCat("image ", sample.name, ": label ", *sample.label,
                                                    ", the model has ",
                                                    source_model_->plan->classes(), " classes"));

@@ -59,7 +59,8 @@ class QuantizeJob {
                                                              QuantizeJobOptions options);
   ~QuantizeJob();
 
-  // INVALID_ARGUMENT bad image or label; RESOURCE_EXHAUSTED over a limit.
+  // Labels are those of evaluation: an image for calibration alone may have any. INVALID_ARGUMENT bad
+  // image or label; RESOURCE_EXHAUSTED over a limit.
   absl::Status AddImage(Sample sample, bool calibration, bool evaluation);
 
   // Runs everything. FAILED_PRECONDITION if there are no calibration images, or the accuracy gate

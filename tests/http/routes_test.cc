@@ -239,6 +239,18 @@ TEST_F(RoutesTest, RefusesBodiesSayingWhatIsWrong) {
     ExpectRefused(absl::StrCat("{\"", field, "\":", deep, "}"), "levels of JSON");
 }
 
+TEST_F(RoutesTest, InputsAndOutputsInSharedMemoryAreNotImplemented) {
+  const char* const input =
+      R"({"inputs":[{"name":"image","datatype":"FP32","shape":[3,8,8],"parameters":{"shared_memory_region":"r","shared_memory_byte_size":768}}]})";
+  const char* const output =
+      R"({"inputs":[{"name":"image","datatype":"BYTES","shape":[1],"data":["aGVsbG8="]}],"outputs":[{"name":"logits","parameters":{"shared_memory_region":"r"}}]})";
+  for (const char* body : {input, output}) {
+    const Response answer = Ask("POST", kInfer, body);
+    EXPECT_EQ(answer.status, 501) << answer.body;
+    EXPECT_THAT(answer.body, HasSubstr("shared memory is not supported"));
+  }
+}
+
 TEST_F(RoutesTest, PathsAnswerWithTheirStatus) {
   EXPECT_EQ(Get("/v2")["version"], "1.2.3");
   EXPECT_EQ(Get("/v2/models/tiny")["inputs"][0]["shape"], json({-1, 3, 8, 8}));

@@ -132,6 +132,17 @@ TEST_F(QuantizeJobTest, AGateWithoutLabelledImagesIsRefused) {
   EXPECT_EQ(repository_->List("tiny").size(), 1u);
 }
 
+TEST_F(QuantizeJobTest, OnlyEvaluationImagesNeedALabelOfTheModel) {
+  auto job = Make(v1::INT8);
+  ASSERT_TRUE(job.ok());
+  const Sample unknown{testing::SolidBmp(8, 8, 1, 250, 2), 1000, "unknown"};
+  EXPECT_TRUE((*job)->AddImage(unknown, true, false).ok());
+  for (const bool calibration : {false, true}) {
+    EXPECT_EQ((*job)->AddImage(unknown, calibration, true).code(),
+              absl::StatusCode::kInvalidArgument);
+  }
+}
+
 TEST_F(QuantizeJobTest, CancellingPublishesNothing) {
   auto job = Make(v1::TERNARY_CLUSTER);
   ASSERT_TRUE(job.ok());
