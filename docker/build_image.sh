@@ -36,7 +36,7 @@ if [ -n "$programs" ]; then
   "$source/docker/rootfs.sh" "$work" "$programs/ternd" "$programs/ternctl"
   build+=(--build-context "build=$work")
 elif ! buildah inspect --type image "$base" >/dev/null 2>&1; then
-  mirror=${DEBIAN_MIRROR:-$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | head -1)}
+  mirror=${DEBIAN_MIRROR:-$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | sed -n 1p)}
   echo "making $base with debootstrap"
   debootstrap --variant=minbase bookworm "$work/root" "$mirror" >"$work/debootstrap.log" \
     || { tail -20 "$work/debootstrap.log" >&2; exit 1; }
