@@ -181,7 +181,7 @@ TEST_F(QuantizeJobTest, RefusesWhatItCannotUse) {
   ASSERT_TRUE(job.ok());
   EXPECT_EQ((*job)->AddImage({"junk", std::nullopt, "x"}, true, false).code(),
             absl::StatusCode::kInvalidArgument);
-  EXPECT_EQ((*job)->AddImage({testing::SolidBmp(8, 8, 0, 0, 0), 3, "x"}, true, false).code(),
+  EXPECT_EQ((*job)->AddImage({testing::SolidBmp(8, 8, 0, 0, 0), 3, "x"}, false, true).code(),
             absl::StatusCode::kInvalidArgument);
   EXPECT_EQ((*job)->Run([](const JobProgress&) {}, nullptr).status().code(),
             absl::StatusCode::kFailedPrecondition);
