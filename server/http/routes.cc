@@ -293,8 +293,7 @@ void Routes::Handle(Request request, Respond respond) const {
         415,
         absl::StrCat("Content-Encoding: got '", encoding->second.substr(0, 32), "', want none")));
   }
-  if (request.waits) return respond(std::move(go_on));
-  auto call = std::make_shared<Call>(metrics_, target.name, std::move(respond));
+  const auto begin = [&] { return std::make_shared<Call>(metrics_, target.name, respond); };
   const absl::string_view name = target.name;
   const bool health = name == "ServerLive" || name == "ServerReady" || name == "ModelReady";
   std::string caller;
@@ -303,9 +302,11 @@ void Routes::Handle(Request request, Respond respond) const {
     absl::StatusOr<std::string> allowed =
         authorize_(absl::StrCat("/inference.GRPCInferenceService/", name),
                    header == request.headers.end() ? nullptr : &header->second);
-    if (!allowed.ok()) return call->Finish(allowed.status());
+    if (!allowed.ok()) return begin()->Finish(allowed.status());
     caller = *std::move(allowed);
   }
+  if (request.waits) return respond(std::move(go_on));
+  const std::shared_ptr<Call> call = begin();
   if (name == "ModelInfer") {
     if (caller.empty()) caller = ClientOf(request);
     return Infer(*inference_, target, std::move(request), std::move(caller), call);

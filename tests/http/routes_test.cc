@@ -310,6 +310,14 @@ TEST_F(RoutesTest, ABodyIsAskedForUnlessItIsRefused) {
   EXPECT_EQ(ask("POST", "/v3", {}), 404);
   EXPECT_EQ(ask("PUT", kInfer, {}), 405);
   EXPECT_EQ(ask("POST", kInfer, {{"content-encoding", "gzip"}}), 415);
+  routes_ = std::make_unique<Routes>(
+      inference_.get(), &metrics_,
+      [](absl::string_view, const std::string* authorization) -> absl::StatusOr<std::string> {
+        if (authorization == nullptr) return absl::UnauthenticatedError("no token");
+        return *authorization;
+      });
+  EXPECT_EQ(ask("POST", kInfer, {}), 401);
+  EXPECT_EQ(ask("POST", kInfer, {{"authorization", "Bearer t"}}), 100);
 }
 
 TEST_F(RoutesTest, HealthIsInTheStatusAndInTheBody) {
