@@ -382,9 +382,9 @@ class Packer {
       field[kFlushes] = flushes;
     }
     conv_.weights = AlignedBuffer(stored_.size());
-    std::memcpy(conv_.weights.data(), stored_.data(), stored_.size());
+    std::copy(stored_.begin(), stored_.end(), conv_.weights.as<uint8_t>());
     conv_.scales = AlignedBuffer(scales_.size());
-    std::memcpy(conv_.scales.data(), scales_.data(), scales_.size());
+    std::copy(scales_.begin(), scales_.end(), conv_.scales.as<int8_t>());  // none for int8
   }
 
  private:

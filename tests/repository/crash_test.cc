@@ -110,9 +110,9 @@ class CrashKillTest : public testing::FolderTest {
            ::read(ends[0], &event, sizeof(event)) == sizeof(event)) {
       reported.push_back(event);
     }
-    volatile int work = 0;
+    volatile unsigned work = 0;
     for (int i = 0; i < spin; ++i)
-      work = work + i;  // lands the signal somewhere inside the next change
+      work = work + 1;  // lands the signal somewhere inside the next change
     ::kill(child, SIGKILL);
     while (::read(ends[0], &event, sizeof(event)) == sizeof(event)) reported.push_back(event);
     ::close(ends[0]);
