@@ -1,8 +1,12 @@
 #include "server/app/stop_signals.h"
 
+#include <fcntl.h>
 #include <signal.h>
+#include <unistd.h>
 
+#include <cerrno>
 #include <chrono>
+#include <cstdio>
 #include <cstdlib>
 #include <thread>
 
@@ -32,12 +36,24 @@ sigset_t Signals() {
 
 const char* Name(int signal) { return signal == SIGTERM ? "SIGTERM" : "SIGINT"; }
 
+// From the handler to the thread: a byte for each signal.
+int pipe_ends[2] = {-1, -1};
+
+void HandOn(int signal) {
+  const int saved = errno;
+  const auto byte = static_cast<unsigned char>(signal);
+  // A full pipe has 65,536 of them: one more says nothing new.
+  [[maybe_unused]] const ssize_t written = ::write(pipe_ends[1], &byte, 1);
+  errno = saved;
+}
+
 void Watch() {
   const sigset_t signals = Signals();
+  pthread_sigmask(SIG_UNBLOCK, &signals, nullptr);
   Steady::time_point first;
   while (true) {
-    int signal = 0;
-    sigwait(&signals, &signal);
+    unsigned char signal = 0;
+    if (::read(pipe_ends[0], &signal, 1) != 1) continue;  // interrupted by the signal itself
     absl::MutexLock lock(&mutex);
     if (!serving) {
       TERN_LOG_INFO("{}: ends before it was ready", Name(signal));
@@ -57,8 +73,16 @@ void Watch() {
 }  // namespace
 
 void StopSignals::Block() {
+  if (::pipe2(pipe_ends, O_CLOEXEC) != 0 || ::fcntl(pipe_ends[1], F_SETFL, O_NONBLOCK) != 0) {
+    std::perror("ternd: pipe");
+    std::_Exit(1);
+  }
   const sigset_t signals = Signals();
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  struct sigaction action = {};
+  action.sa_handler = HandOn;
+  action.sa_flags = SA_RESTART;
+  for (const int signal : {SIGTERM, SIGINT}) ::sigaction(signal, &action, nullptr);
 }
 
 void StopSignals::Start() { std::thread(Watch).detach(); }

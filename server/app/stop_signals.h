@@ -3,7 +3,7 @@
 
 namespace tern {
 
-// They are blocked in every thread but one, which waits for them:
+// One thread acts on them:
 // - before Wait() is called, while the models load, the process ends at once with status 0: nothing
 //   is served yet, and what is in the repository survives any end;
 // - in Wait(), it returns;
@@ -14,9 +14,11 @@ class StopSignals {
  public:
   static constexpr int kExitBySecondSignal = 3;
 
-  // In main(), before any thread starts: they inherit it.
+  // In main(), before it starts a thread: those inherit that the signals are blocked, so that no call
+  // of theirs is interrupted. Threads that a library started before main() (OpenBLAS does) may get
+  // them all the same, and hand them on. Ends the process if there is no descriptor for a pipe.
   static void Block();
-  // Once, when the log can be used. The thread ends with the process.
+  // Once, when the log can be used; what came since Block() counts. The thread ends with the process.
   static void Start();
   // Returns the signal.
   static int Wait();

@@ -127,6 +127,19 @@ TEST_F(ShutdownTest, TheSameSignalTwiceInARowIsOneRequest) {
 
 // A client that balances by name finds new replicas only when it looks the name up again, which gRPC
 // does when a connection ends.
+#ifdef EARLY_THREAD_PATH
+TEST_F(ShutdownTest, ALibrarysThreadFromBeforeMainDoesNotTakeItsSignals) {
+  for (const int signal : {SIGTERM, SIGINT}) {
+    ::setenv("LD_PRELOAD", EARLY_THREAD_PATH, 1);
+    server_.Start();
+    ::unsetenv("LD_PRELOAD");
+    server_.Signal(signal);
+    EXPECT_EQ(server_.Wait(), 0) << server_.Log();
+    EXPECT_NE(server_.Log().find("draining"), std::string::npos) << server_.Log();
+  }
+}
+#endif
+
 TEST_F(ShutdownTest, AConnectionEndsWithItsAgeAndTheCallsGoOnOverANewOne) {
   server_.Start({"--max_connection_age=1s"});
   const auto channel = grpc::CreateChannel(server_.address(), grpc::InsecureChannelCredentials());
