@@ -85,7 +85,10 @@ class OrderedStream final : public grpc::ServerBidiReactor<Request, Response>, p
 
   void OnCancel() override { *cancelled_ = true; }
   void OnDone() override {
-    timer_.Finish(Outcome(status_));
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      timer_.Finish(Outcome(status_));
+    }
     open_->Remove(this);
   }
 
