@@ -6,13 +6,12 @@
 
 #include <cerrno>
 #include <chrono>
+#include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
+#include <mutex>
 #include <thread>
 
-#include "absl/base/const_init.h"
-#include "absl/base/thread_annotations.h"
-#include "absl/synchronization/mutex.h"
 #include "server/base/log_fields.h"
 
 namespace tern {
@@ -22,9 +21,18 @@ using Steady = std::chrono::steady_clock;
 
 constexpr std::chrono::milliseconds kSameRequest{200};
 
-absl::Mutex mutex(absl::kConstInit);
-bool serving ABSL_GUARDED_BY(mutex) = false;
-int received ABSL_GUARDED_BY(mutex) = 0;
+struct State {
+  std::mutex mutex;
+  std::condition_variable changed;
+  bool serving = false;
+  int received = 0;
+};
+
+// Never destroyed: the thread may outlive main().
+State& Shared() {
+  static State& state = *new State;
+  return state;
+}
 
 sigset_t Signals() {
   sigset_t signals;
@@ -54,13 +62,15 @@ void Watch() {
   while (true) {
     unsigned char signal = 0;
     if (::read(pipe_ends[0], &signal, 1) != 1) continue;  // interrupted by the signal itself
-    absl::MutexLock lock(&mutex);
-    if (!serving) {
+    State& state = Shared();
+    std::lock_guard<std::mutex> lock(state.mutex);
+    if (!state.serving) {
       TERN_LOG_INFO("{}: ends before it was ready", Name(signal));
       std::_Exit(0);
     }
-    if (received == 0) {
-      received = signal;
+    if (state.received == 0) {
+      state.received = signal;
+      state.changed.notify_all();
       first = Steady::now();
       TERN_LOG_INFO("{}: draining", Name(signal));
     } else if (Steady::now() - first > kSameRequest) {
@@ -88,10 +98,11 @@ void StopSignals::Block() {
 void StopSignals::Start() { std::thread(Watch).detach(); }
 
 int StopSignals::Wait() {
-  absl::MutexLock lock(&mutex);
-  serving = true;
-  mutex.Await(absl::Condition(+[](int* signal) { return *signal != 0; }, &received));
-  return received;
+  State& state = Shared();
+  std::unique_lock<std::mutex> lock(state.mutex);
+  state.serving = true;
+  state.changed.wait(lock, [&] { return state.received != 0; });
+  return state.received;
 }
 
 }  // namespace tern
