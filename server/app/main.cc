@@ -318,6 +318,7 @@ absl::Status Run() {
   server_options.max_receive_bytes = absl::GetFlag(FLAGS_max_receive_bytes);
   server_options.plan = plan_options;
   server_options.max_connection_age = absl::GetFlag(FLAGS_max_connection_age);
+  StopSignals::Serve();
   TERN_ASSIGN_OR_RETURN(std::unique_ptr<rpc::Server> server,
                         rpc::Server::Start(server_options, repository.get(), classifier.get(),
                                            &inference, &labels, &metrics));

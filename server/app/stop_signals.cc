@@ -97,10 +97,15 @@ void StopSignals::Block() {
 
 void StopSignals::Start() { std::thread(Watch).detach(); }
 
+void StopSignals::Serve() {
+  State& state = Shared();
+  std::lock_guard<std::mutex> lock(state.mutex);
+  state.serving = true;
+}
+
 int StopSignals::Wait() {
   State& state = Shared();
   std::unique_lock<std::mutex> lock(state.mutex);
-  state.serving = true;
   state.changed.wait(lock, [&] { return state.received != 0; });
   return state.received;
 }

@@ -4,9 +4,9 @@
 namespace tern {
 
 // One thread acts on them:
-// - before Wait() is called, while the models load, the process ends at once with status 0: nothing
+// - before Serve() is called, while the models load, the process ends at once with status 0: nothing
 //   is served yet, and what is in the repository survives any end;
-// - in Wait(), it returns;
+// - then Wait() returns;
 // - after that, who asks again wants it to end at once: status kExitBySecondSignal. A second one
 //   within 200 ms belongs to the first: timeout(1) and some supervisors signal the process and its
 //   group.
@@ -20,7 +20,9 @@ class StopSignals {
   static void Block();
   // Once, when the log can be used; what came since Block() counts. The thread ends with the process.
   static void Start();
-  // Returns the signal.
+  // Calls may be taken from now on: the first signal has them answered.
+  static void Serve();
+  // Returns the signal, also one that came since Serve().
   static int Wait();
 };
 
