@@ -41,7 +41,7 @@ ELSEWHERE = {
     "for": "models/demo/make_photos.py",
 }
 # Programs whose flags are checked against their help: they take too long, or want data that is not here.
-HELP = {"bench/compare_peers.py", "bench/overload.py", "bench/scale_out.py", "bench/capacity.py", "tests/bench/overhead_bench.py", "tests/soak/soak.py", "tests/fault/fault_test.py",
+HELP = {"bench/accuracy.py", "bench/compare_peers.py", "bench/overload.py", "bench/scale_out.py", "bench/capacity.py", "tests/bench/overhead_bench.py", "tests/soak/soak.py", "tests/fault/fault_test.py",
         "startup_bench", "engine_bench", "train.py", "export.py", "./make_photos.py"}
 # Flags that a library defines and does not list.
 LIBRARY_FLAGS = {"--benchmark_min_time"}
