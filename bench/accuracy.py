@@ -18,6 +18,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import shlex
 import subprocess
 import sys
@@ -32,8 +33,14 @@ IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 def labelled(folder):
     """[(file, class index)] of a folder with labels.txt or of one with a sub-folder per class, by the names' order."""
     if (folder / "labels.txt").exists():
-        lines = [line.rsplit(None, 1) for line in (folder / "labels.txt").read_text().splitlines() if line.strip()]
-        return [(folder / name, int(index)) for name, index in lines]
+        images = []
+        for number, line in enumerate((folder / "labels.txt").read_text().splitlines(), 1):
+            match = re.fullmatch(r"\s*(\S.*?)\s+(\d+)\s*", line)
+            if match:
+                images.append((folder / match[1], int(match[2])))
+            elif line.strip():
+                sys.exit(f"{folder / 'labels.txt'}:{number}: got {line!r}, want `file index`")
+        return images
     classes = sorted(path for path in folder.iterdir() if path.is_dir())
     return [(path, index) for index, of in enumerate(classes) for path in sorted(of.iterdir()) if path.suffix.lower() in IMAGES]
 
@@ -106,6 +113,8 @@ class Server:
         made = ["--model", "network", "--version", report["version"]]
         result = self.ctl("evaluate", *made, "--reference-version", 1, "--data", evaluation, *offset)
         self.ctl("delete", *made)
+        if not result["comparison"]:
+            sys.exit(f"{evaluation}: no labelled images to compare with float on")
         return report, result
 
 
@@ -127,6 +136,10 @@ def main():
         parser.error("want either --images or both --calibration and --evaluation")
     if args.images and args.folds < 2:
         parser.error(f"--folds: got {args.folds}, want 2 or more")
+
+    for path in (args.bin / "ternd", args.bin / "ternctl", args.onnx, args.images, args.calibration, args.evaluation):
+        if path is not None and not path.exists():
+            parser.error(f"{path}: there is no such file or folder")
 
     rows = []
     with tempfile.TemporaryDirectory(prefix="tern-accuracy-") as folder:
