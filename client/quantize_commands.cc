@@ -270,11 +270,11 @@ void AddQuantizeCommands(CLI::App& app, Cli& cli) {
                         "point); negative: always publish");
     command
         ->add_option("--target-bits", args->target_bits,
-                     "Mixed: at most so many bits per weight, scales included (2..8)")
+                     "Mixed: at most so many bits per weight, scales included (1.6..8)")
         ->check([](const std::string& text) {
           double bits = 0;
-          const bool ok = absl::SimpleAtod(text, &bits) && bits >= 2 && bits <= 8;
-          return ok ? "" : "got '" + text + "', want 2..8";
+          const bool ok = absl::SimpleAtod(text, &bits) && bits >= 1.6 && bits <= 8;
+          return ok ? "" : "got '" + text + "', want 1.6..8";
         });
     command
         ->add_option("--target-ms", args->target_ms,

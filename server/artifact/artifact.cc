@@ -25,7 +25,7 @@ using graph::OpType;
 
 // FORMAT.md describes every field.
 constexpr absl::string_view kMagic("TERN", 4);
-constexpr uint32_t kVersion = 1;
+constexpr uint32_t kVersion = 2;
 constexpr uint64_t kPreamble = 32;
 constexpr uint64_t kAlignment = 64;
 // Structure, names, labels and the report; the largest networks stay below 1 MiB. Bounds what
@@ -56,9 +56,12 @@ uint64_t GetLittle(absl::string_view bytes, size_t at, int size) {
 // Collects sections in the order in which tensors are put.
 class Writer {
  public:
+  // `bits` is StoredForm's.
   void Put(const Tensor& tensor, int bits, v1::ArtifactTensor* out) {
     std::string content;
-    if (bits < 8) {
+    if (bits == 0) {
+      content = PackTernary(tensor.data<int8_t>());
+    } else if (bits < 8) {
       content = Pack(tensor.data<int8_t>(), bits);
     } else if (tensor.size_bytes() > 0) {
       content.assign(static_cast<const char*>(tensor.raw()), tensor.size_bytes());
@@ -86,17 +89,6 @@ class Writer {
 
   std::vector<std::string> sections_;
 };
-
-int StoredCodeBits(const QuantizedWeights& weights) {
-  const int bits = CodeBits(weights.scheme);
-  if (bits == 8) return 8;
-  // Codes that do not fit are kept as they are, so that Parse can name them instead of seeing them
-  // changed.
-  for (int8_t code : weights.codes.data<int8_t>()) {
-    if (std::abs(static_cast<int>(code)) > MaxCode(bits)) return 8;
-  }
-  return bits;
-}
 
 void PutNode(const Node& node, Writer& writer, v1::ArtifactNode* out) {
   out->set_name(node.name);
@@ -140,9 +132,10 @@ void PutNode(const Node& node, Writer& writer, v1::ArtifactNode* out) {
     v1::ArtifactWeights* to = out->mutable_quantized();
     to->set_scheme(static_cast<uint32_t>(weights.scheme));
     to->set_cluster_size(static_cast<uint32_t>(weights.cluster_size));
-    writer.Put(weights.codes, StoredCodeBits(weights), to->mutable_codes());
+    const StoredForm form = FormOf(weights);
+    writer.Put(weights.codes, form.code_bits, to->mutable_codes());
     if (!weights.cluster_scales.empty())
-      writer.Put(weights.cluster_scales, to->mutable_cluster_scales());
+      writer.Put(weights.cluster_scales, form.scale_bits, to->mutable_cluster_scales());
     writer.Put(weights.steps, to->mutable_steps());
   }
 }
@@ -171,22 +164,78 @@ absl::Status Invalid(const Parts&... parts) {
 
 // Hands out the sections of a file whose checksums were verified. Every section belongs to exactly
 // one tensor, in the order of the header, so what a file makes us allocate is bounded by its size
-// (times 4 for 2-bit codes).
+// (times 8 for 1-bit scales).
 class Reader {
  public:
   // Hands out the sections from `next` on.
   Reader(absl::string_view file, const v1::ArtifactHeader& header, uint32_t next = 0)
       : file_(file), header_(&header), next_(next) {}
 
-  // `bits` lists what the caller accepts; the dtype must be `dtype`.
-  absl::StatusOr<Tensor> Get(const v1::ArtifactTensor& tensor, DType dtype,
-                             std::initializer_list<uint32_t> bits) {
+  // s8 codes: `bits` lists what their scheme may take.
+  absl::StatusOr<Tensor> GetCodes(const v1::ArtifactTensor& tensor,
+                                  std::initializer_list<uint32_t> bits) {
+    if (std::find(bits.begin(), bits.end(), tensor.bits()) == bits.end())
+      return Invalid(tensor.bits(), " bits per element");
+    TERN_ASSIGN_OR_RETURN(Packed packed, Get(tensor, DType::kS8));
+    const auto codes = packed.tensor.data<int8_t>();
+    bool valid = true;
+    if (tensor.bits() == 0) {
+      valid = UnpackTernary(packed.content, codes);
+    } else if (tensor.bits() < 8) {
+      valid = UnpackCodes(packed.content, static_cast<int>(tensor.bits()), codes);
+    } else {
+      std::memcpy(codes.data(), packed.content.data(), codes.size());
+    }
+    if (!valid) {
+      return Invalid("a ", tensor.bits() == 0 ? "ternary" : absl::StrCat(tensor.bits(), "-bit"),
+                     " code is out of range");
+    }
+    return std::move(packed.tensor);
+  }
+  // s8 cluster scales.
+  absl::StatusOr<Tensor> GetScales(const v1::ArtifactTensor& tensor) {
+    if (tensor.bits() < 1 || tensor.bits() > 8) return Invalid(tensor.bits(), " bits per scale");
+    TERN_ASSIGN_OR_RETURN(Packed packed, Get(tensor, DType::kS8));
+    const auto scales = packed.tensor.data<int8_t>();
+    if (tensor.bits() == 8) {
+      std::memcpy(scales.data(), packed.content.data(), scales.size());
+    } else if (!UnpackScales(packed.content, static_cast<int>(tensor.bits()), scales)) {
+      return Invalid("a ", tensor.bits(), "-bit scale is out of range");
+    }
+    return std::move(packed.tensor);
+  }
+  absl::StatusOr<Tensor> GetFloats(const v1::ArtifactTensor& tensor) {
+    if (tensor.bits() != 32) return Invalid(tensor.bits(), " bits per element");
+    TERN_ASSIGN_OR_RETURN(Packed packed, Get(tensor, DType::kF32));
+    const auto values = packed.tensor.data<float>();
+    std::memcpy(values.data(), packed.content.data(), packed.content.size());
+    for (float value : values) {
+      if (!std::isfinite(value)) return Invalid("a stored number is not finite");
+    }
+    return std::move(packed.tensor);
+  }
+
+  uint32_t next() const { return next_; }
+
+  absl::Status Finish() const {
+    if (next_ != static_cast<uint32_t>(header_->sections_size())) {
+      return Invalid(header_->sections_size(), " sections, ", next_, " are used");
+    }
+    return absl::OkStatus();
+  }
+
+ private:
+  // A tensor of the stored shape, not filled yet, and the section that fills it.
+  struct Packed {
+    Tensor tensor;
+    absl::string_view content;
+  };
+
+  // The dtype must be `dtype`; the caller knows `bits`.
+  absl::StatusOr<Packed> Get(const v1::ArtifactTensor& tensor, DType dtype) {
     if (tensor.dtype() != static_cast<uint32_t>(dtype)) {
       return Invalid("dtype ", tensor.dtype(), ", want ", static_cast<int>(dtype), " (",
                      Name(dtype), ")");
-    }
-    if (std::find(bits.begin(), bits.end(), tensor.bits()) == bits.end()) {
-      return Invalid(tensor.bits(), " bits per element");
     }
     if (tensor.section() != next_ ||
         tensor.section() >= static_cast<uint32_t>(header_->sections_size())) {
@@ -204,40 +253,18 @@ class Reader {
       }
       elements *= static_cast<uint64_t>(dim);
     }
-    const uint64_t bytes = PackedBytes(elements, static_cast<int>(tensor.bits()));
+    const uint64_t bytes = tensor.bits() == 0
+                               ? PackedTernaryBytes(elements)
+                               : PackedBytes(elements, static_cast<int>(tensor.bits()));
     if (bytes != section.bytes()) {
       return Invalid("section of ", section.bytes(), " bytes for ", elements, " elements of ",
                      tensor.bits(), " bits, want ", bytes);
     }
-    const absl::string_view content = file_.substr(section.offset(), section.bytes());
-    Tensor result(dtype, Shape(std::vector<int64_t>(tensor.shape().begin(), tensor.shape().end())));
-    if (tensor.bits() < 8) {
-      if (!Unpack(content, static_cast<int>(tensor.bits()), result.data<int8_t>())) {
-        return Invalid("a ", tensor.bits(), "-bit code is out of range");
-      }
-    } else {
-      std::memcpy(result.raw(), content.data(), content.size());
-    }
-    return result;
-  }
-  absl::StatusOr<Tensor> GetFloats(const v1::ArtifactTensor& tensor) {
-    TERN_ASSIGN_OR_RETURN(Tensor result, Get(tensor, DType::kF32, {32}));
-    for (float value : result.data<float>()) {
-      if (!std::isfinite(value)) return Invalid("a stored number is not finite");
-    }
-    return result;
+    return Packed{
+        Tensor(dtype, Shape(std::vector<int64_t>(tensor.shape().begin(), tensor.shape().end()))),
+        file_.substr(section.offset(), section.bytes())};
   }
 
-  uint32_t next() const { return next_; }
-
-  absl::Status Finish() const {
-    if (next_ != static_cast<uint32_t>(header_->sections_size())) {
-      return Invalid(header_->sections_size(), " sections, ", next_, " are used");
-    }
-    return absl::OkStatus();
-  }
-
- private:
   absl::string_view file_;
   const v1::ArtifactHeader* header_;
   uint32_t next_;
@@ -253,7 +280,7 @@ absl::StatusOr<graph::Value> GetValue(const v1::ArtifactValue& from, Reader& rea
     return Invalid("rank ", from.shape_size(), ", at most ", kMaxRank);
   value.shape = Shape(std::vector<int64_t>(from.shape().begin(), from.shape().end()));
   if (from.has_constant()) {
-    TERN_ASSIGN_OR_RETURN(value.constant, (reader.Get(from.constant(), DType::kF32, {32})));
+    TERN_ASSIGN_OR_RETURN(value.constant, reader.GetFloats(from.constant()));
   }
   if (from.has_quant()) value.quant = QuantParams{from.quant().scale(), from.quant().zero_point()};
   return value;
@@ -271,10 +298,14 @@ absl::StatusOr<QuantizedWeights> GetWeights(const v1::ArtifactWeights& from, Rea
     return Invalid("cluster size ", from.cluster_size());
   }
   weights.cluster_size = static_cast<int>(from.cluster_size());
-  TERN_ASSIGN_OR_RETURN(weights.codes, (reader.Get(from.codes(), DType::kS8, {bits})));
+  // 2-bit ternary codes and 8-bit scales are what version 1 wrote.
+  TERN_ASSIGN_OR_RETURN(weights.codes, weights.scheme == WeightScheme::kTernaryCluster
+                                           ? reader.GetCodes(from.codes(), {0, bits})
+                                       : weights.scheme == WeightScheme::kInt8
+                                           ? reader.GetCodes(from.codes(), {7, bits})
+                                           : reader.GetCodes(from.codes(), {bits}));
   if (from.has_cluster_scales()) {
-    TERN_ASSIGN_OR_RETURN(weights.cluster_scales,
-                          (reader.Get(from.cluster_scales(), DType::kS8, {8})));
+    TERN_ASSIGN_OR_RETURN(weights.cluster_scales, reader.GetScales(from.cluster_scales()));
   }
   TERN_ASSIGN_OR_RETURN(const Tensor steps, reader.GetFloats(from.steps()));
   const auto values = steps.data<float>();

@@ -26,7 +26,7 @@ struct Artifact {
   Tensor self_test_logits;
 };
 
-// The file's bytes. Ternary codes take 2 bits, 4-bit codes 4, int8 codes and scales 8.
+// The file's bytes; StoredBits (server/tensor/quantized_weights.h) counts those of weights.
 // Deterministic: equal artifacts give equal bytes.
 std::string Serialize(const Artifact& artifact);
 

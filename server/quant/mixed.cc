@@ -25,7 +25,7 @@ using graph::Node;
 using graph::OpType;
 using graph::ValueId;
 
-// What every layer may become besides int8. Ternary N = 4 costs four bits in 1x1 layers but 2.2 in
+// What every layer may become besides int8. Ternary N = 4 costs 3.4 bits in 1x1 layers but 1.8 in
 // 3x3 ones; N = 64 is the smallest and fastest.
 constexpr std::pair<v1::WeightType, uint32_t> kOffers[] = {
     {v1::INT4_CLUSTER, 16},    {v1::INT4_CLUSTER, 64},   {v1::INT3_CLUSTER, 16},

@@ -90,9 +90,9 @@ absl::Status CheckBudget(const v1::Recipe& recipe) {
         absl::StrCat("recipe.", recipe.has_target_bits() ? "target_bits" : "target_ms",
                      " is set for weights ", NameOf(recipe.weights()), "; it is for MIXED only"));
   }
-  if (recipe.has_target_bits() && !(recipe.target_bits() >= 2 && recipe.target_bits() <= 8)) {
+  if (recipe.has_target_bits() && !(recipe.target_bits() >= 1.6 && recipe.target_bits() <= 8)) {
     return absl::InvalidArgumentError(absl::StrCat("recipe.target_bits is ", recipe.target_bits(),
-                                                   "; wanted 2..8 bits per weight"));
+                                                   "; wanted 1.6..8 bits per weight"));
   }
   if (recipe.has_target_ms() && !(recipe.target_ms() > 0 && recipe.target_ms() <= 1e6)) {
     return absl::InvalidArgumentError(absl::StrCat("recipe.target_ms is ", recipe.target_ms(),

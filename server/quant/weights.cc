@@ -234,12 +234,6 @@ void RescaleClusters(absl::Span<const double> factor, bool power_of_two_step,
   std::copy(coded.scales.begin(), coded.scales.end(), scales.begin());
 }
 
-int64_t StoredBits(const QuantizedWeights& weights) {
-  const int bits = CodeBits(weights.scheme);
-  const int64_t scales = weights.cluster_scales.empty() ? 0 : weights.cluster_scales.elements();
-  return bits * weights.codes.elements() + 8 * scales;
-}
-
 double MultiplicationsRemoved(const QuantizedWeights& weights) {
   if (weights.scheme != WeightScheme::kTernaryCluster) return 0;
   const double columns = static_cast<double>(weights.codes.elements()) / weights.codes.shape()[0];

@@ -117,10 +117,6 @@ QuantizedWeights NearestInt8(const Tensor& weight, bool fixed_point);
 void RescaleClusters(absl::Span<const double> factor, bool power_of_two_step,
                      QuantizedWeights& weights);
 
-// Bits that one layer's codes and cluster scales take in an artifact: 8, 4 or 2 per weight and 8
-// per cluster scale. Steps and biases (one float each per output channel) are not counted.
-int64_t StoredBits(const QuantizedWeights& weights);
-
 // Share of the layer's multiplications that became additions: 1 - G / columns for ternary layers
 // (one multiplication per cluster instead of one per weight), 0 for the others.
 double MultiplicationsRemoved(const QuantizedWeights& weights);

@@ -22,39 +22,40 @@ constexpr int64_t kReloadMacs = 1'000'000'000;
 // Marks the errors for IsFailedSelfTest.
 constexpr char kSelfTestPayload[] = "tern.self_test";
 
-// How the weights of a graph are stored.
+// The scheme with the fewest bits, and its cluster size.
 struct WeightSummary {
-  std::string scheme = "fp32";  // the one with the fewest bits
+  std::string scheme = "fp32";
   uint32_t cluster_size = 0;
-  double bits_per_weight = 32;
 };
 
 WeightSummary Summarize(const graph::Graph& graph) {
   WeightSummary summary;
   int least_bits = 32;
+  for (const graph::Node& node : graph.nodes) {
+    if (!node.quantized.has_value()) continue;
+    const int bits = CodeBits(node.quantized->scheme);
+    if (bits < least_bits) {
+      least_bits = bits;
+      summary.scheme = Name(node.quantized->scheme);
+      summary.cluster_size = node.quantized->cluster_size;
+    }
+  }
+  return summary;
+}
+
+// As an artifact would store the weights; float ones take 32.
+double BitsPerWeight(const graph::Graph& graph) {
   double bits = 0, weights = 0;
   for (const graph::Node& node : graph.nodes) {
-    if (!node.quantized.has_value()) {
-      if (node.op == graph::OpType::kConv || node.op == graph::OpType::kFullyConnected) {
-        bits += 32.0 * node.weight.elements();
-        weights += node.weight.elements();
-      }
-      continue;
+    if (node.quantized.has_value()) {
+      bits += static_cast<double>(StoredBits(*node.quantized));
+      weights += node.quantized->codes.elements();
+    } else if (node.op == graph::OpType::kConv || node.op == graph::OpType::kFullyConnected) {
+      bits += 32.0 * node.weight.elements();
+      weights += node.weight.elements();
     }
-    const QuantizedWeights& quantized = *node.quantized;
-    const int code_bits = CodeBits(quantized.scheme);
-    if (code_bits < least_bits) {
-      least_bits = code_bits;
-      summary.scheme = Name(quantized.scheme);
-      summary.cluster_size = quantized.cluster_size;
-    }
-    const double scales =
-        quantized.cluster_scales.empty() ? 0 : quantized.cluster_scales.elements();
-    bits += code_bits * static_cast<double>(quantized.codes.elements()) + 8 * scales;
-    weights += quantized.codes.elements();
   }
-  if (weights > 0) summary.bits_per_weight = bits / weights;
-  return summary;
+  return weights > 0 ? bits / weights : 32;
 }
 
 void Describe(const graph::Graph& graph, LoadedModel& loaded) {
@@ -62,13 +63,13 @@ void Describe(const graph::Graph& graph, LoadedModel& loaded) {
   VersionInfo& info = loaded.info;
   info.scheme = summary.scheme;
   info.cluster_size = summary.cluster_size;
-  info.bits_per_weight = summary.bits_per_weight;
   // Codes between float weights are no float network either: it cannot be a source of Quantize.
   if (info.scheme == "fp32" && IsQuantized(graph)) info.scheme = Name(WeightScheme::kInt8);
   if (loaded.report.recipe().weights() != v1::WEIGHT_TYPE_UNSPECIFIED) {
     info.cluster_size = loaded.report.recipe().cluster_size();  // as asked for; 0 = all channels
   }
-  if (loaded.report.bits_per_weight() > 0) info.bits_per_weight = loaded.report.bits_per_weight();
+  const double reported = loaded.report.bits_per_weight();
+  info.bits_per_weight = reported > 0 ? reported : BitsPerWeight(graph);
   info.classes = graph.classes();
   info.input_shape = graph.shape(graph.input);
 }

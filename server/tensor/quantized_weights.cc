@@ -1,5 +1,8 @@
 #include "server/tensor/quantized_weights.h"
 
+#include <algorithm>
+#include <bit>
+
 #include "server/tensor/cluster.h"
 
 namespace tern {
@@ -13,6 +16,30 @@ int LargestMagnitude(absl::Span<const int8_t> codes) {
     most = shifted > most ? shifted : most;
   }
   return std::max(128 - least, most - 128);
+}
+
+StoredForm FormOf(const QuantizedWeights& weights) {
+  StoredForm form;
+  const int largest = LargestMagnitude(weights.codes.data<int8_t>());
+  if (weights.scheme == WeightScheme::kInt8) {
+    form.code_bits = largest < 64 ? 7 : 8;
+  } else if (largest <= LargestCode(weights.scheme)) {
+    form.code_bits = weights.scheme == WeightScheme::kTernaryCluster ? 0 : CodeBits(weights.scheme);
+  }
+  if (!weights.cluster_scales.empty()) {
+    const auto scales = weights.cluster_scales.data<int8_t>();
+    const auto [least, most] = std::minmax_element(scales.begin(), scales.end());
+    form.scale_bits = *least < 1 ? 8 : std::bit_width(static_cast<uint8_t>(*most));
+  }
+  return form;
+}
+
+int64_t StoredBits(const QuantizedWeights& weights) {
+  const StoredForm form = FormOf(weights);
+  const int64_t codes = weights.codes.elements();
+  const int64_t scales = weights.cluster_scales.empty() ? 0 : weights.cluster_scales.elements();
+  return (form.code_bits == 0 ? 8 * ((codes + 4) / 5) : form.code_bits * codes) +
+         form.scale_bits * scales;
 }
 
 Tensor Dequantize(const QuantizedWeights& weights) {

@@ -19,7 +19,7 @@ enum class WeightScheme : uint8_t {
 // Cluster schemes have scales per cluster of input channels.
 constexpr bool IsClustered(WeightScheme scheme) { return scheme != WeightScheme::kInt8; }
 
-// Stored bits of a code.
+// Bits of a code in two's complement.
 constexpr int CodeBits(WeightScheme scheme) {
   switch (scheme) {
     case WeightScheme::kInt8:
@@ -62,8 +62,8 @@ constexpr const char* Name(WeightScheme scheme) {
 //   s16), and a layer with larger codes runs on our own exact kernels there.
 // cluster schemes: cluster_scales is s8 [o][G], 1..127, with g(c) from ClusterMap(c, n); the
 //   product scale * ternary code fits s8, so the same weights run exactly as int8 on VNNI. So do
-//   3-bit ones with scales up to 42 and 4-bit ones up to 18, which is as far as Tern's own quantiser
-//   goes (4-bit weights in fixed point: up to 127).
+//   3-bit ones with scales up to 42 and 4-bit ones up to 18, which is as far as Tern's own
+//   quantiser goes (4-bit weights in fixed point: up to 127).
 // In every case 255 * sum over j of |cluster_scale * code| < 2^31 for each o: s32 sums are
 // exact. Grouped convolutions are int8 only.
 struct QuantizedWeights {
@@ -76,6 +76,19 @@ struct QuantizedWeights {
 
 // The largest |code|.
 int LargestMagnitude(absl::Span<const int8_t> codes);
+
+// How codes and cluster scales lie in an artifact (server/artifact/FORMAT.md).
+struct StoredForm {
+  int code_bits = 8;   // two's complement; 0: ternary codes, five to a byte
+  int scale_bits = 0;  // unsigned, as many as the largest scale takes; 0 without scales
+};
+// int8 codes within -63..63 take 7 bits. Codes and scales outside their scheme's range take 8, as
+// they are in memory.
+StoredForm FormOf(const QuantizedWeights& weights);
+
+// Bits that a layer's codes and cluster scales take in an artifact. Steps and biases (one float
+// each per output channel) are not counted.
+int64_t StoredBits(const QuantizedWeights& weights);
 
 // The real weights, f32, in the shape of `codes`.
 Tensor Dequantize(const QuantizedWeights& weights);

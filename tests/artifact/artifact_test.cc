@@ -343,28 +343,98 @@ TEST(ArtifactTest, EqualArtifactsGiveEqualBytes) {
   EXPECT_NE(bytes, Serialize(EveryOperator(4)));
 }
 
-TEST(ArtifactTest, CodesTakeTheBitsTheyNeed) {
-  for (auto [scheme, bits] : {std::pair{WeightScheme::kTernaryCluster, 2},
-                              {WeightScheme::kInt4Cluster, 4},
-                              {WeightScheme::kInt3Cluster, 3},
-                              {WeightScheme::kInt8, 8}}) {
-    Builder b(1);
-    b.Add(OpType::kFullyConnected, {b.Input({64})}, [&](Node& node) {
-      node.quantized = b.Quantized({32, 64}, scheme, 8);
-      node.bias = b.Floats({32});
-    });
-    Artifact artifact;
-    artifact.graph = std::move(b.graph);
-    const Pieces pieces = *TakeApart(Serialize(artifact));
-    const auto& weights = pieces.header.graph().nodes(0).quantized();
-    EXPECT_EQ(weights.codes().bits(), static_cast<uint32_t>(bits));
-    EXPECT_EQ(pieces.sections[weights.codes().section()].size(), 32u * 64 * bits / 8);
+// One fully connected layer of 32 x 64 codes, eight clusters.
+Artifact OneLayer(WeightScheme scheme, int8_t most_scale = 127) {
+  Builder b(1);
+  b.Add(OpType::kFullyConnected, {b.Input({64})}, [&](Node& node) {
+    node.quantized = b.Quantized({32, 64}, scheme, 8);
+    for (int8_t& scale : node.quantized->cluster_scales.data<int8_t>())
+      scale = static_cast<int8_t>(1 + scale % most_scale);
+    if (scheme != WeightScheme::kInt8)
+      node.quantized->cluster_scales.data<int8_t>()[3] = most_scale;
+    node.bias = b.Floats({32});
+  });
+  Artifact artifact;
+  artifact.graph = std::move(b.graph);
+  return artifact;
+}
+
+TEST(ArtifactTest, CodesAndScalesTakeTheBitsTheyNeed) {
+  const struct {
+    WeightScheme scheme;
+    uint32_t bits;
+    size_t bytes;
+  } cases[] = {{WeightScheme::kTernaryCluster, 0, (32 * 64 + 4) / 5},
+               {WeightScheme::kInt4Cluster, 4, 32 * 64 / 2},
+               {WeightScheme::kInt3Cluster, 3, 32 * 64 * 3 / 8},
+               {WeightScheme::kInt8, 7, 32 * 64 * 7 / 8}};
+  for (const auto& [scheme, bits, bytes] : cases) {
+    for (auto [most, scale_bits] :
+         {std::pair<int, uint32_t>{127, 7}, {64, 7}, {63, 6}, {18, 5}, {1, 1}}) {
+      const Artifact artifact = OneLayer(scheme, static_cast<int8_t>(most));
+      const std::string file = Serialize(artifact);
+      const auto back = Parse(file, "file");
+      ASSERT_TRUE(back.ok()) << back.status();
+      ExpectSame(artifact, *back);
+      const Pieces pieces = *TakeApart(file);
+      const auto& weights = pieces.header.graph().nodes(0).quantized();
+      EXPECT_EQ(weights.codes().bits(), bits);
+      EXPECT_EQ(pieces.sections[weights.codes().section()].size(), bytes);
+      size_t stored = bytes;
+      if (scheme != WeightScheme::kInt8) {
+        EXPECT_EQ(weights.cluster_scales().bits(), scale_bits);
+        EXPECT_EQ(pieces.sections[weights.cluster_scales().section()].size(), 32 * scale_bits);
+        stored += 32 * scale_bits;
+      }
+      EXPECT_EQ(StoredBits(*artifact.graph.nodes[0].quantized), static_cast<int64_t>(8 * stored));
+    }
+  }
+}
+
+TEST(ArtifactTest, AllEightBitsOfInt8CodesAreKept) {
+  for (int8_t code : {int8_t{-128}, int8_t{-64}, int8_t{64}, int8_t{127}}) {
+    Artifact artifact = OneLayer(WeightScheme::kInt8);
+    artifact.graph.nodes[0].quantized->codes.data<int8_t>()[9] = code;
+    const auto back = Parse(Serialize(artifact), "file");
+    ASSERT_TRUE(back.ok()) << back.status();
+    ExpectSame(artifact, *back);
+    EXPECT_EQ(StoredBits(*artifact.graph.nodes[0].quantized), 8 * 32 * 64);
+  }
+}
+
+// Version 1 had two bits for a ternary code and eight for an int8 code and a scale.
+TEST(ArtifactTest, FilesOfVersion1AreRead) {
+  for (WeightScheme scheme : kSchemes) {
+    const Artifact artifact = OneLayer(scheme);
+    const QuantizedWeights& stored = *artifact.graph.nodes[0].quantized;
+    Pieces pieces = *TakeApart(Serialize(artifact));
+    v1::ArtifactWeights& weights =
+        *pieces.header.mutable_graph()->mutable_nodes(0)->mutable_quantized();
+    const auto codes = stored.codes.data<int8_t>();
+    std::string& section = pieces.sections[weights.codes().section()];
+    if (scheme == WeightScheme::kInt8) {
+      section.assign(codes.begin(), codes.end());
+      weights.mutable_codes()->set_bits(8);
+    } else if (scheme == WeightScheme::kTernaryCluster) {
+      section.assign(codes.size() / 4, '\0');
+      for (size_t i = 0; i < codes.size(); ++i)
+        section[i / 4] = static_cast<char>(section[i / 4] | (codes[i] & 3) << (2 * (i % 4)));
+      weights.mutable_codes()->set_bits(2);
+    }
+    if (scheme != WeightScheme::kInt8) {
+      const auto scales = stored.cluster_scales.data<int8_t>();
+      pieces.sections[weights.cluster_scales().section()].assign(scales.begin(), scales.end());
+      weights.mutable_cluster_scales()->set_bits(8);
+    }
+    const auto back = Parse(PutTogether(pieces, nullptr, 1), "file");
+    ASSERT_TRUE(back.ok()) << back.status();
+    ExpectSame(artifact, *back);
   }
 }
 
 TEST(ArtifactTest, TheFileFollowsTheFormat) {
   const std::string file = Serialize(Small());
-  EXPECT_EQ(file.substr(0, 8), std::string("TERN\1\0\0\0", 8));
+  EXPECT_EQ(file.substr(0, 8), std::string("TERN\2\0\0\0", 8));
   const Pieces pieces = *TakeApart(file);
   EXPECT_EQ(PutTogether(pieces), file);
   EXPECT_EQ(pieces.sections.size(), 11u);
@@ -405,7 +475,7 @@ TEST(ArtifactTest, AMissingOrAddedByteIsFound) {
 }
 
 TEST(ArtifactTest, ANewerVersionIsToldFromDamage) {
-  for (uint32_t version : {2u, 1000u, 0xffffffffu}) {
+  for (uint32_t version : {3u, 1000u, 0xffffffffu}) {
     const auto result = Parse(Seal("whatever comes", "", version), "file");
     EXPECT_EQ(result.status().code(), StatusCode::kUnimplemented) << result.status();
     EXPECT_NE(result.status().message().find("version"), std::string::npos);
@@ -459,7 +529,14 @@ TEST(ArtifactTest, HostileHeadersAreRefused) {
       {"no cluster scales",
        [&](Header& h) { node(h, 0)->mutable_quantized()->clear_cluster_scales(); }},
       {"codes of other bits", [&](Header& h) { codes(h)->set_bits(8); }},
-      {"codes of 0 bits", [&](Header& h) { codes(h)->set_bits(0); }},
+      {"codes of 1 bit", [&](Header& h) { codes(h)->set_bits(1); }},
+      {"codes of 2^32 - 1 bits", [&](Header& h) { codes(h)->set_bits(0xffffffffu); }},
+      {"4-bit codes of 0 bits",
+       [&](Header& h) { node(h, 1)->mutable_quantized()->mutable_codes()->set_bits(0); }},
+      {"scales of 0 bits",
+       [&](Header& h) { node(h, 0)->mutable_quantized()->mutable_cluster_scales()->set_bits(0); }},
+      {"scales of 9 bits",
+       [&](Header& h) { node(h, 0)->mutable_quantized()->mutable_cluster_scales()->set_bits(9); }},
       {"codes of f32", [&](Header& h) { codes(h)->set_dtype(0); }},
       {"codes without shape", [&](Header& h) { codes(h)->clear_shape(); }},
       {"codes with extent 0", [&](Header& h) { codes(h)->set_shape(0, 0); }},
@@ -540,16 +617,25 @@ TEST(ArtifactTest, CodesAndScalesOutOfRangeAreRefused) {
     return p.sections[tensor.section()];
   };
   const auto weights = [](Pieces& p, int node) { return p.header.graph().nodes(node).quantized(); };
-  EXPECT_NE(
-      refused([&](Pieces& p) { section(p, weights(p, 0).codes())[0] = 2; }).find("2-bit code"),
-      std::string::npos);
+  EXPECT_NE(refused([&](Pieces& p) {
+              section(p, weights(p, 0).codes())[0] = static_cast<char>(243);
+            }).find("ternary code"),
+            std::string::npos);
   EXPECT_NE(
       refused([&](Pieces& p) { section(p, weights(p, 1).codes())[0] = 8; }).find("4-bit code"),
       std::string::npos);
-  // 15 codes of 2 bits leave 2 bits of the last byte unused.
-  refused([&](Pieces& p) { section(p, weights(p, 0).codes())[3] |= 0x40; });
-  refused([&](Pieces& p) { section(p, weights(p, 0).cluster_scales())[0] = 0; });
-  refused([&](Pieces& p) { section(p, weights(p, 0).cluster_scales())[0] = -5; });
+  EXPECT_NE(refused([&](Pieces& p) {
+              section(p, weights(p, 0).cluster_scales())[0] = 0;
+            }).find("scale is out of range"),
+            std::string::npos);
+  refused([&](Pieces& p) {
+    v1::ArtifactTensor& scales =
+        *p.header.mutable_graph()->mutable_nodes(0)->mutable_quantized()->mutable_cluster_scales();
+    std::string& bytes = section(p, scales);
+    bytes.assign(bytes.size() * 8 / scales.bits(), 5);
+    bytes[0] = -5;
+    scales.set_bits(8);
+  });
   const float bad[] = {0.0f, -1.0f, INFINITY, NAN};
   for (float value : bad) {
     refused([&](Pieces& p) { std::memcpy(section(p, weights(p, 0).steps()).data(), &value, 4); });
@@ -659,25 +745,101 @@ TEST_F(ArtifactFileTest, WhatCouldNotBeLoadedIsNotWritten) {
 
 TEST(PackingTest, EveryCodeAndLengthComesBack) {
   std::mt19937 random(2);
-  for (int bits : {2, 4}) {
-    const int limit = MaxCode(bits);
+  for (int bits = 2; bits <= 7; ++bits) {
+    const int limit = (1 << (bits - 1)) - 1;
     for (size_t size = 0; size < 40; ++size) {
       std::vector<int8_t> codes(size), back(size);
       for (int8_t& code : codes)
         code = static_cast<int8_t>(static_cast<int>(random() % (2 * limit + 1)) - limit);
       const std::string packed = Pack(codes, bits);
       EXPECT_EQ(packed.size(), (size * bits + 7) / 8);
-      EXPECT_TRUE(Unpack(packed, bits, absl::MakeSpan(back)));
+      EXPECT_TRUE(UnpackCodes(packed, bits, absl::MakeSpan(back)));
       EXPECT_EQ(codes, back);
     }
   }
 }
 
-TEST(PackingTest, TheFirstCodeIsInTheLowestBits) {
+TEST(PackingTest, EveryScaleAndLengthComesBack) {
+  std::mt19937 random(3);
+  for (int bits = 1; bits <= 7; ++bits) {
+    for (size_t size = 0; size < 40; ++size) {
+      std::vector<int8_t> scales(size), back(size);
+      for (int8_t& scale : scales) scale = static_cast<int8_t>(1 + random() % ((1 << bits) - 1));
+      const std::string packed = Pack(scales, bits);
+      EXPECT_EQ(packed.size(), (size * bits + 7) / 8);
+      EXPECT_TRUE(UnpackScales(packed, bits, absl::MakeSpan(back)));
+      EXPECT_EQ(scales, back);
+    }
+  }
+}
+
+TEST(PackingTest, EveryTernaryCodeAndLengthComesBack) {
+  std::mt19937 random(4);
+  for (size_t size = 0; size < 40; ++size) {
+    std::vector<int8_t> codes(size), back(size);
+    for (int8_t& code : codes) code = static_cast<int8_t>(static_cast<int>(random() % 3) - 1);
+    const std::string packed = PackTernary(codes);
+    EXPECT_EQ(packed.size(), (size + 4) / 5);
+    EXPECT_TRUE(UnpackTernary(packed, absl::MakeSpan(back)));
+    EXPECT_EQ(codes, back);
+  }
+}
+
+TEST(PackingTest, WhatNoValueStandsForIsRefused) {
+  for (int bits = 2; bits <= 7; ++bits) {
+    // Each of eleven codes in turn, behind a whole group too, is the most negative number.
+    for (size_t at = 0; at < 11; ++at) {
+      std::vector<int8_t> codes(11, 1);
+      codes[at] = static_cast<int8_t>(-(1 << (bits - 1)));
+      EXPECT_FALSE(UnpackCodes(Pack(codes, bits), bits, absl::MakeSpan(codes)))
+          << bits << " " << at;
+    }
+  }
+  for (int bits = 1; bits <= 7; ++bits) {
+    for (size_t at = 0; at < 11; ++at) {
+      std::vector<int8_t> scales(11, 1);
+      scales[at] = 0;
+      EXPECT_FALSE(UnpackScales(Pack(scales, bits), bits, absl::MakeSpan(scales)))
+          << bits << " " << at;
+    }
+    // 11 numbers leave bits of the last byte unused, unless they take 8.
+    std::vector<int8_t> values(11, 1);
+    std::string packed = Pack(values, bits);
+    packed.back() = static_cast<char>(packed.back() | 0x80);
+    EXPECT_FALSE(UnpackScales(packed, bits, absl::MakeSpan(values))) << bits;
+    if (bits > 1) {
+      EXPECT_FALSE(UnpackCodes(packed, bits, absl::MakeSpan(values))) << bits;
+    }
+  }
+  std::vector<int8_t> codes(20);
+  for (int byte = 243; byte < 256; ++byte) {
+    for (size_t at = 0; at < 4; ++at) {
+      std::string packed(4, '\0');
+      packed[at] = static_cast<char>(byte);
+      EXPECT_FALSE(UnpackTernary(packed, absl::MakeSpan(codes))) << byte << " " << at;
+    }
+  }
+  // Of the last byte only as many digits as there are codes left.
+  for (auto [left, values] : {std::pair<size_t, int>{1, 3}, {2, 9}, {3, 27}, {4, 81}, {5, 243}}) {
+    const auto some = absl::MakeSpan(codes).subspan(0, 10 + left);
+    const auto unpack = [&](int last) {
+      return UnpackTernary(std::string("\0\0", 2) + static_cast<char>(last), some);
+    };
+    EXPECT_TRUE(unpack(values - 1));
+    EXPECT_FALSE(unpack(values));
+  }
+}
+
+TEST(PackingTest, TheFirstValueIsInTheLowestBitsOrDigits) {
   const std::vector<int8_t> ternary = {1, -1, 0, 1, -1};
   EXPECT_EQ(Pack(ternary, 2), std::string("\x4d\x03", 2));
+  // 2 + 0 * 3 + 1 * 9 + 2 * 27 + 0 * 81
+  EXPECT_EQ(PackTernary(ternary), std::string("\x41", 1));
   const std::vector<int8_t> four = {7, -7, -1};
   EXPECT_EQ(Pack(four, 4), std::string("\x97\x0f", 2));
+  // 0010010 then 1111111: bits 0..6 and 7..13.
+  const std::vector<int8_t> seven = {18, 127};
+  EXPECT_EQ(Pack(seven, 7), std::string("\x92\x3f", 2));
 }
 
 }  // namespace

@@ -43,7 +43,7 @@ inline std::optional<Pieces> TakeApart(const std::string& file) {
 }
 
 // Preamble and checksums for any header bytes, followed by `rest`.
-inline std::string Seal(const std::string& header, const std::string& rest, uint32_t version = 1) {
+inline std::string Seal(const std::string& header, const std::string& rest, uint32_t version = 2) {
   std::string preamble =
       absl::StrCat("TERN", Little(version, 4), Little(header.size(), 8),
                    Little(32 + header.size() + rest.size(), 8), Little(Crc32c(header), 4));
@@ -54,7 +54,8 @@ inline std::string Seal(const std::string& header, const std::string& rest, uint
 // A file whose checksums are right, whatever the header says. Section entries are renewed; `touch`
 // then changes the header once more.
 inline std::string PutTogether(Pieces pieces,
-                               const std::function<void(v1::ArtifactHeader&)>& touch = nullptr) {
+                               const std::function<void(v1::ArtifactHeader&)>& touch = nullptr,
+                               uint32_t version = 2) {
   std::string header;
   for (int round = 0; round < 5; ++round) {
     uint64_t end = 32 + header.size();
@@ -74,7 +75,7 @@ inline std::string PutTogether(Pieces pieces,
     rest.resize((32 + header.size() + rest.size() + 63) / 64 * 64 - 32 - header.size());
     rest += section;
   }
-  return Seal(header, rest);
+  return Seal(header, rest, version);
 }
 
 }  // namespace tern::artifact

@@ -511,8 +511,8 @@ TEST(ValidateRecipeTest, MixedNeedsOneBudgetAndNothingElseTakesOne) {
               HasSubstr("no budget"));
   EXPECT_THAT(refused(v1::MIXED, [](v1::Recipe& r) { r.set_target_bits(3), r.set_target_ms(1); }),
               HasSubstr("two budgets"));
-  EXPECT_THAT(refused(v1::MIXED, [](v1::Recipe& r) { r.set_target_bits(1.9); }),
-              HasSubstr("target_bits is 1.9; wanted 2..8"));
+  EXPECT_THAT(refused(v1::MIXED, [](v1::Recipe& r) { r.set_target_bits(1.5); }),
+              HasSubstr("target_bits is 1.5; wanted 1.6..8"));
   EXPECT_THAT(refused(v1::MIXED, [](v1::Recipe& r) { r.set_target_bits(std::nan("")); }),
               HasSubstr("target_bits"));
   EXPECT_THAT(refused(v1::MIXED, [](v1::Recipe& r) { r.set_target_ms(0); }),
