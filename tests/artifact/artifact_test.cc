@@ -663,10 +663,15 @@ TEST(ArtifactTest, SumsThatCouldOverflowAreRefused) {
   }
 }
 
-TEST(ArtifactTest, ACodeThatDoesNotFitItsBitsIsNotChangedSilently) {
+TEST(ArtifactTest, WhatDoesNotFitItsBitsIsNotChangedSilently) {
   Artifact artifact = Small();
   artifact.graph.nodes[0].quantized->codes.data<int8_t>()[0] = 2;
   EXPECT_EQ(Parse(Serialize(artifact), "file").status().code(), StatusCode::kInvalidArgument);
+  for (int8_t scale : {int8_t{0}, int8_t{-5}, int8_t{-128}}) {
+    artifact = Small();
+    artifact.graph.nodes[0].quantized->cluster_scales.data<int8_t>()[0] = scale;
+    EXPECT_EQ(Parse(Serialize(artifact), "file").status().code(), StatusCode::kInvalidArgument);
+  }
 }
 
 TEST(ArtifactTest, RandomHeadersNeverCrash) {
