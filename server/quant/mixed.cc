@@ -28,9 +28,9 @@ using graph::ValueId;
 // What every layer may become besides int8. Ternary N = 4 costs 3.4 bits in 1x1 layers but 1.8 in
 // 3x3 ones; N = 64 is the smallest and fastest.
 constexpr std::pair<v1::WeightType, uint32_t> kOffers[] = {
-    {v1::INT4_CLUSTER, 16},    {v1::INT4_CLUSTER, 64},   {v1::INT3_CLUSTER, 16},
-    {v1::INT3_CLUSTER, 64},    {v1::TERNARY_CLUSTER, 4}, {v1::TERNARY_CLUSTER, 16},
-    {v1::TERNARY_CLUSTER, 64},
+    {v1::INT4_CLUSTER, 4},    {v1::INT4_CLUSTER, 16},    {v1::INT4_CLUSTER, 64},
+    {v1::INT3_CLUSTER, 4},    {v1::INT3_CLUSTER, 16},    {v1::INT3_CLUSTER, 64},
+    {v1::TERNARY_CLUSTER, 4}, {v1::TERNARY_CLUSTER, 16}, {v1::TERNARY_CLUSTER, 64},
 };
 // Values of the images that are measured at a time may take this much memory.
 constexpr int64_t kMemoryLimit = int64_t{512} << 20;
