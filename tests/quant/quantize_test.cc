@@ -288,7 +288,7 @@ TEST(QuantizeTest, ReportAddsUp) {
     if (layer.name() == "block.conv1") {
       EXPECT_EQ(layer.cluster_size(), 4u);
       // Ten channels make three clusters: {0,1,4,5}, {2,3,6,7}, {8,9}.
-      EXPECT_DOUBLE_EQ(layer.bits_per_weight(), 2 + 8.0 * 3 / 90);
+      EXPECT_DOUBLE_EQ(layer.bits_per_weight(), 1.6 + 7.0 * 3 / 90);
       EXPECT_DOUBLE_EQ(layer.multiplications_removed(), 1 - 3.0 / 90);
       EXPECT_EQ(layer.macs(), 144u * 90 * 10);
       EXPECT_GT(layer.output_scale(), 0);

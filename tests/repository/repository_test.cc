@@ -209,8 +209,8 @@ TEST_F(RepositoryTest, QuantisedVersionsSayHowTheirWeightsAreStored) {
   ASSERT_TRUE(ternary.ok()) << ternary.status();
   EXPECT_EQ(ternary->scheme, "ternary-cluster");
   EXPECT_EQ(ternary->cluster_size, 4u);
-  // 216 ternary codes with 8 scales of 8 bits, 32 int8 codes.
-  EXPECT_DOUBLE_EQ(ternary->bits_per_weight, (216 * 2 + 8 * 8 + 32 * 8) / 248.0);
+  // 216 ternary codes, five to a byte, with 8 scales of 7 bits; 32 int8 codes of 7 bits.
+  EXPECT_DOUBLE_EQ(ternary->bits_per_weight, (44 * 8 + 8 * 7 + 32 * 7) / 248.0);
 }
 
 TEST_F(RepositoryTest, ASecondProcessCannotOpenTheSameFolder) {
