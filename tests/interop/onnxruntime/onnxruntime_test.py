@@ -236,8 +236,9 @@ class NetworkTest(unittest.TestCase):
         for weights, cluster, activations in recipes:
             name = f"{model} {weights} N={cluster} {activations}"
             with self.subTest(name):
-                # Nearest codes do where they answer sensibly: a file's meaning does not depend on how its codes were found.
-                method = "compensated" if weights == "ternary" else "direct"
+                # Nearest codes do where they answer sensibly: a file's meaning does not depend on how its codes were found. Ternary
+                # ones do not, nor do MobileNet's, which lose two points with int8 already: more answers are near a tie.
+                method = "compensated" if weights == "ternary" or model == "mobilenet" else "direct"
                 version = self.server.json("quantize", "--distill", "off", "--model", model, "--from", 1, "--weights", weights, "--cluster",
                                            cluster, "--activations", activations, "--calibration", calibration,
                                            "--method", method, "--seed", 0)["version"]
